@@ -1,0 +1,13 @@
+"""SA-Net: shuffle attention for deep convolutional networks.
+
+Importing this package loads PyTorch and nothing more; ``shuffle_attention.models`` registers the
+networks with timm.
+"""
+
+from importlib.metadata import version
+
+from .checkpoints import load_checkpoint
+from .layers import ShuffleAttention
+
+__all__ = ["ShuffleAttention", "load_checkpoint"]
+__version__ = version("shuffle-attention")

@@ -1,0 +1,113 @@
+r"""Shuffle attention in plain PyTorch: the definition that every kernel is measured against.
+
+With :math:`n` = ``cweight.numel()``, a map of :math:`C` channels has :math:`G = C / 2n` groups.
+Channel :math:`c` has the index :math:`r = c \bmod 2n` inside its group. With :math:`\mu_c` and
+:math:`\sigma_c^2` the mean and the biased variance of one plane of one sample,
+
+.. math::
+    y_c = x_c \cdot \sigma(\text{cweight}_r\,\mu_c + \text{cbias}_r)
+        \qquad r < n \text{ (channel branch)}
+
+    y_c = x_c \cdot \sigma(\text{sweight}_j\,(\text{gn.weight}_j\,\hat x_c + \text{gn.bias}_j) + \text{sbias}_j),
+        \quad \hat x_c = \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}},\ j = r - n
+        \qquad r \ge n \text{ (spatial branch)}
+
+and the shuffle sends channel :math:`c` to :math:`2\,(c \bmod C/2) + \lfloor c / (C/2) \rfloor`.
+
+Source: Zhang & Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks",
+ICASSP 2021, arXiv:2102.00240, section 3 (equations 1 to 5).
+"""
+
+import torch
+from torch import Tensor
+
+
+def shuffle_attention(
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    eps: float,
+    shuffle: bool,
+) -> Tensor:
+    """Returns the attended map, contiguous, of the shape and type of ``x``."""
+    channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    mean = channel.mean(-1, keepdim=True)
+    xhat, _ = _standardise(spatial, eps)
+    y = torch.stack(
+        [channel * torch.sigmoid(cw * mean + cb), spatial * torch.sigmoid(sw * (gw * xhat + gb) + sb)], dim=2
+    )
+    y = y.reshape(x.shape[0], 2, x.shape[1] // 2, channel.shape[-1])
+    if shuffle:
+        y = y.transpose(1, 2)
+    return y.reshape(x.shape).to(x.dtype)
+
+
+def shuffle_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    eps: float,
+    shuffle: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients of ``x`` and of the six parameters, given that of the output.
+
+    The gates are recomputed from ``x``, so that nothing else has to be kept.
+    """
+    channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    if shuffle:
+        grad = grad.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+    grad_channel, grad_spatial, *_ = _split(grad, cweight)
+
+    mean = channel.mean(-1, keepdim=True)
+    gate = torch.sigmoid(cw * mean + cb)
+    at_gate = gate * (1 - gate) * (grad_channel * channel).sum(-1, keepdim=True)
+    dx_channel = gate * grad_channel + cw * at_gate / channel.shape[-1]
+
+    xhat, rstd = _standardise(spatial, eps)
+    gate = torch.sigmoid(sw * (gw * xhat + gb) + sb)
+    at_plane = gate * (1 - gate) * grad_spatial * spatial
+    dxhat = sw * gw * at_plane
+    through_mean = dxhat.mean(-1, keepdim=True)
+    through_variance = xhat * (dxhat * xhat).mean(-1, keepdim=True)
+    dx_spatial = gate * grad_spatial + rstd * (dxhat - through_mean - through_variance)
+
+    shift = at_plane.sum((0, 1, 3)).view_as(sb)
+    scale = (at_plane * xhat).sum((0, 1, 3)).view_as(sb)
+    return (
+        torch.stack([dx_channel, dx_spatial], dim=2).reshape(x.shape).to(x.dtype),
+        _like(cweight, (at_gate * mean).sum((0, 1))),
+        _like(cbias, at_gate.sum((0, 1))),
+        _like(sweight, gw * scale + gb * shift),
+        _like(sbias, shift),
+        _like(gn_weight, sw * scale),
+        _like(gn_bias, sw * shift),
+    )
+
+
+def _split(x: Tensor, *params: Tensor) -> list[Tensor]:
+    """The two branches of ``x``, each (B, groups, n, plane), and the parameters as (n, 1), in the type of the sums."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    n = params[0].numel()
+    groups, plane = x.shape[1] // (2 * n), x.shape[2:].numel()
+    branches = x.to(dtype).reshape(x.shape[0], groups, 2, n, plane).unbind(2)
+    return [*branches, *(p.to(dtype).reshape(n, 1) for p in params)]
+
+
+def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x`` with zero mean and unit variance over each plane, and the reciprocal of its standard deviation."""
+    centred = x - x.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return centred * rstd, rstd
+
+
+def _like(parameter: Tensor, grad: Tensor) -> Tensor:
+    return grad.reshape(parameter.shape).to(parameter.dtype)
