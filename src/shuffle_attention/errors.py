@@ -1,4 +1,4 @@
-"""The one kind of error that a person can mend: what came in is not what can be used."""
+"""Errors that a person can mend: what came in is not what can be used."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message of this error alone, without a traceback, and exits with 2.
     """
+
+
+class DataError(InputError):
+    """Images or labels that cannot be trained or evaluated on."""

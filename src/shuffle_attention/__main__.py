@@ -1,0 +1,8 @@
+"""``python -m shuffle_attention``: the command ``sanet``, in the form that torchrun starts."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

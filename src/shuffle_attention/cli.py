@@ -1,0 +1,118 @@
+"""The command ``sanet``: one subcommand a job, each of which imports what it needs when it is asked for."""
+
+import argparse
+import logging
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import Any
+
+import yaml
+
+from .errors import InputError
+from .recipe import Recipe, recipe_names
+
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 2 for input that cannot be used, 128 + n for signal n."""
+    options = _parser().parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    try:
+        return options.run(options)
+    except (InputError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sanet", description="SA-Net: train and evaluate image classifiers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a network",
+        description="Train a network on images. Any field of the recipe can be given here as well.",
+        allow_abbrev=False,
+    )
+    train.set_defaults(run=_train)
+    run = train.add_argument_group("run")
+    run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names())}, or a YAML file")
+    run.add_argument("--output", metavar="DIR", help="folder of the run; runs/MODEL-TIME by default")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
+    )
+    _add_fields(train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("checkpoint", help="checkpoint of sanet train, a published one, or bare weights")
+    evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
+    evaluate.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (128)")
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
+    _add_fields(evaluate, only=_EVALUATION_FIELDS)
+    return parser
+
+
+_EVALUATION_FIELDS = (
+    "data data_dir val_split workers check_images skip_bad_images img_size mean std interpolation crop_pct "
+    "model device precision channels_last"
+).split()
+
+
+def _add_fields(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
+    """An option for each field of a recipe; those that are given stand in ``vars(options)``, no others."""
+    hints = typing.get_type_hints(Recipe)
+    groups: dict[str, Any] = {}
+    for field in fields(Recipe):
+        if only is not None and field.name not in only:
+            continue
+        name = field.metadata["group"]
+        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else None)
+        flag = "--" + field.name.replace("_", "-")
+        hint = hints[field.name]
+        common = {"dest": f"recipe_{field.name}", "default": argparse.SUPPRESS, "help": field.metadata["help"]}
+        if hint is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+            continue
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
+        is_list = typing.get_origin(kinds[0]) is list
+        metavar = "X" if is_list else {int: "N", float: "X", str: "NAME"}.get(kinds[0], "VALUE")
+        is_text = str in (*kinds, *typing.get_args(kinds[0])) and not typing.get_origin(kinds[0]) is dict
+        read = str if is_text and not _is_union(hint) else _value
+        group.add_argument(flag, type=read, metavar=metavar, **common, **({"nargs": "*"} if is_list else {}))
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) is UnionType
+
+
+def _value(text: str) -> Any:
+    return None if text.lower() == "none" else yaml.safe_load(text)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    return {name.removeprefix("recipe_"): v for name, v in vars(options).items() if name.startswith("recipe_")}
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .launch import train_command
+
+    return train_command(options.recipe, _overrides(options), options.output, options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .launch import evaluate_command
+
+    overrides = _overrides(options)
+    return evaluate_command(options.checkpoint, overrides, options.batch_size, ema=options.ema, json_file=options.json)

@@ -1,0 +1,191 @@
+"""What the commands do around the jobs: processes, devices, folders, and the figures that they print."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from timm.utils.distributed import init_distributed_device_so
+from torch import distributed
+
+from .checkpoints import read_checkpoint
+from .datasets import open_split
+from .errors import DataError, InputError
+from .evaluation import evaluate
+from .loading import Place, evaluation_batches
+from .network import restore_network
+from .progress import console
+from .recipe import Recipe, load_recipe
+from .reporting import RunFiles, versions, write_text
+from .training import Interrupted, train
+
+
+def train_command(name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None) -> int:
+    """Runs ``sanet train`` and returns its exit code."""
+    if resume not in (None, "", "auto"):
+        if output is not None and output != resume:
+            raise InputError(f"--resume {resume} and --output {output} name two folders; give one")
+        output = resume
+    if resume == "" and output is None:
+        raise InputError("--resume needs the folder of a run: --resume DIR")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
+    recipe = continued = None
+    if output is not None and resume is not None or restarted:
+        continued = RunFiles(Path(output or ""))
+        if continued.last.exists():
+            recipe = Recipe().replaced(**read_checkpoint(continued.last)["recipe"]).replaced(**overrides)
+        elif resume == "auto" or restarted:
+            continued = None
+        else:
+            raise InputError(f"no run to continue in {output}: there is no {continued.last}")
+    if recipe is None:
+        recipe = _named_recipe(name, overrides)
+    with _place(recipe.device) as place:
+        folder = _shared(output or f"runs/{recipe.model}-{time.strftime('%Y%m%d-%H%M%S')}", place)
+        if place.rank == 0:
+            verb = "continuing" if continued else "training"
+            console.print(f"{verb} {recipe.model} on {recipe.data}, {recipe.epochs} epochs, {_where(place)}, in {folder}")
+        try:
+            outcome = train(recipe, folder, place, resume=continued is not None)
+        except Interrupted as interrupted:
+            if place.rank == 0:
+                console.print(str(interrupted))
+            return interrupted.exit_code
+        if place.rank == 0:
+            _print_outcome(outcome.best, outcome.files)
+    return 0
+
+
+def evaluate_command(
+    checkpoint: str, overrides: dict[str, Any], batch_size: int, *, ema: bool | None, json_file: str | None
+) -> int:
+    """Runs ``sanet eval`` and returns its exit code."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    restored = restore_network(checkpoint, model=overrides.get("model"), ema=ema)
+    recipe = restored.recipe.replaced(**{"device": "auto", "workers": 2, **overrides})
+    with _place(recipe.device) as place:
+        data = open_split(recipe, "val", _classes_for(recipe, restored.classes))
+        known = getattr(data, "classes", None)
+        if known is not None and len(known) != restored.num_classes:
+            raise DataError(
+                f"{checkpoint} tells {restored.num_classes} classes apart and {recipe.data} has {len(known)}, and the "
+                f"file does not say what its classes are called"
+            )
+        model = restored.model.to(
+            place.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format
+        )
+        scores = evaluate(
+            model,
+            evaluation_batches(data, recipe, place, batch_size),
+            place,
+            precision=recipe.precision,
+            channels_last=recipe.channels_last,
+        )
+        if place.rank != 0:
+            return 0
+    figures = {
+        "checkpoint": str(checkpoint),
+        "weights": restored.weights,
+        "model": recipe.model,
+        "data": recipe.data,
+        "classes": restored.num_classes,
+        "img_size": recipe.img_size,
+        "crop_pct": recipe.crop_pct,
+        **scores.to_dict(),
+        "batch_size": batch_size,
+        "device": str(place.device),
+        **versions(),
+    }
+    _print_scores(figures)
+    if json_file is not None:
+        write_text(Path(json_file), json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _named_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
+    if name is None and overrides.get("data", "digits") != "digits":
+        raise InputError("name a recipe for these data, such as --recipe imagenet, imagenette or cifar10")
+    return load_recipe(name or "digits").replaced(**overrides)
+
+
+def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
+    """ImageNet's class names serve a folder that is named by them; any other folder of 1000 is taken in its order."""
+    if classes is None or recipe.data.startswith("digits") or not Path(recipe.data).is_dir():
+        return classes
+    from .folders import scan_tree
+
+    if len(classes) == 1000 and not set(scan_tree(recipe.data, "val").classes) & set(classes):
+        return None
+    return classes
+
+
+@contextmanager
+def _place(device: str) -> Iterator[Place]:
+    """This process among those that torchrun or SLURM started, if any did."""
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator.type if accelerator else "cpu"
+    try:
+        torch.device(device)
+        found = init_distributed_device_so(device)
+        place = Place(torch.device(found["device"]), found["global_rank"], found["world_size"])
+        torch.empty(0, device=place.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if place.rank != 0:
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        yield place
+    finally:
+        if place.world > 1:
+            distributed.destroy_process_group()
+
+
+def _shared(value: str, place: Place) -> str:
+    """The first process's value, on all of them."""
+    values = [value]
+    if place.world > 1:
+        distributed.broadcast_object_list(values, src=0, device=place.device)
+    return values[0]
+
+
+def _where(place: Place) -> str:
+    return f"{place.device}" if place.world == 1 else f"{place.world} processes on {place.device.type}"
+
+
+def _print_outcome(best: dict[str, float], files: RunFiles) -> None:
+    table = Table(title=f"best epoch: {best['epoch']:.0f}", title_justify="left", show_header=False)
+    table.add_row("top-1", f"{best['val_top1']:.2f} %")
+    table.add_row("top-5", f"{best['val_top5']:.2f} %")
+    table.add_row("loss", f"{best['val_loss']:.4f}")
+    for name, path in (("checkpoint", files.best), ("curves", files.curves), ("figures", files.metrics)):
+        table.add_row(name, str(path))
+    console.print(table)
+
+
+def _print_scores(figures: dict[str, Any]) -> None:
+    table = Table(title=f"{figures['model']} from {figures['checkpoint']}", title_justify="left")
+    for column in ("top-1 %", "top-5 %", "loss", "images", "images/s", "size", "classes", "weights"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{figures['top1']:.3f}",
+        f"{figures['top5']:.3f}",
+        f"{figures['loss']:.4f}",
+        f"{figures['images']:,}",
+        f"{figures['images_per_second']:,.0f}",
+        str(figures["img_size"]),
+        str(figures["classes"]),
+        figures["weights"] or "state dict",
+    )
+    console.print(table)
+    if figures["unreadable"]:
+        console.print(f"{figures['unreadable']} images could not be read and are not counted")

@@ -1,0 +1,180 @@
+"""Batches: which samples, in what order, from where in an epoch, on which process."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from timm.data import IterableImageDataset, create_loader, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, Sampler
+
+from .datasets import Samples
+from .errors import DataError
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes and which of how many it is."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone, from any batch on.
+
+    The batches of all processes together are those that one process would see: process r takes every
+    world-th sample of each, from the r-th on. The images left over wait for another epoch's order.
+
+    Args:
+        size: Samples in the data set.
+        batch_size: Samples of one batch over all processes.
+        batches: Batches of one epoch.
+        rank: Which process this is.
+        world: How many there are.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, size: int, batch_size: int, batches: int, *, rank: int = 0, world: int = 1, seed: int = 0):
+        self.size, self.batch_size, self.batches = size, batch_size, batches
+        self.rank, self.world, self.seed = rank, world, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        for batch in range(self.start, self.batches):
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in indices[self.rank :: self.world]]
+
+
+class TrainingBatches:
+    """Batches of one epoch after the other, images normalised and on the device.
+
+    Args:
+        dataset: Data opened for training.
+        recipe: Augmentation, batch size, workers.
+        place: Where the batches go.
+
+    Raises:
+        DataError: If the batch size cannot be divided among the processes, or exceeds the data.
+    """
+
+    def __init__(self, dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place):
+        share = place.world * recipe.grad_accum
+        if recipe.batch_size % share:
+            raise DataError(
+                f"batch_size must be a multiple of processes x grad_accum = {place.world} x {recipe.grad_accum}, "
+                f"got {recipe.batch_size}"
+            )
+        if (recipe.mixup or recipe.cutmix) and recipe.batch_size // share % 2:
+            raise DataError(f"mixup and cutmix need an even batch on each process, got {recipe.batch_size // share}")
+        if len(dataset) < recipe.batch_size:
+            raise DataError(f"batch_size {recipe.batch_size} exceeds the {len(dataset)} training images")
+        self.steps = len(dataset) // recipe.batch_size
+        self.per_step = recipe.grad_accum
+        self.dataset = dataset
+        self.sampler = None
+        if isinstance(dataset, IterableImageDataset):
+            self.loader = create_loader(
+                dataset,
+                batch_size=recipe.batch_size // share,
+                is_training=True,
+                num_workers=recipe.workers,
+                device=place.device,
+                use_prefetcher=_prefetches(place),
+                distributed=place.world > 1,
+                **_training_images(recipe),
+            )
+            return
+        # timm's create_loader makes a sampler of its own, which can neither start in the middle of an epoch nor
+        # deal the batch of one process out to several; its other parts serve.
+        self.sampler = EpochSampler(
+            len(dataset),
+            recipe.batch_size // recipe.grad_accum,
+            self.steps * self.per_step,
+            rank=place.rank,
+            world=place.world,
+            seed=recipe.seed,
+        )
+        dataset.transform = create_transform(
+            is_training=True, use_prefetcher=_prefetches(place), **_training_images(recipe)
+        )
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            num_workers=recipe.workers,
+            collate_fn=fast_collate if _prefetches(place) else None,
+            pin_memory=place.device.type == "cuda",
+            persistent_workers=recipe.workers > 0,
+            worker_init_fn=_ignore_interrupts,
+            # Its seeds are not used, and drawing them must not move the generators of the run.
+            generator=torch.Generator(),
+        )
+        if _prefetches(place):
+            self.loader = PrefetchLoader(
+                self.loader, device=place.device, re_prob=recipe.random_erasing, **_normalisation(recipe)
+            )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields the batches of an epoch from step ``start`` on, ``grad_accum`` for each step."""
+        if self.sampler is None:
+            self.dataset.set_epoch(epoch)
+            for index, batch in enumerate(self.loader):
+                if start * self.per_step <= index < self.steps * self.per_step:
+                    yield batch
+            return
+        self.sampler.epoch, self.sampler.start = epoch, start * self.per_step
+        yield from self.loader
+
+
+def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place, batch_size: int):
+    """Returns a loader over the whole of a data set in order, dealt out among the processes."""
+    return create_loader(
+        dataset,
+        input_size=(recipe.in_chans, recipe.img_size, recipe.img_size),
+        batch_size=batch_size,
+        is_training=False,
+        interpolation=recipe.interpolation,
+        crop_pct=recipe.crop_pct,
+        num_workers=recipe.workers,
+        distributed=place.world > 1,
+        device=place.device,
+        use_prefetcher=_prefetches(place),
+        persistent_workers=recipe.workers > 0,
+        **_normalisation(recipe),
+    )
+
+
+def _training_images(recipe: Recipe) -> dict:
+    return {
+        "input_size": (recipe.in_chans, recipe.img_size, recipe.img_size),
+        "scale": recipe.scale,
+        "ratio": recipe.ratio,
+        "hflip": recipe.hflip,
+        "color_jitter": recipe.color_jitter or None,
+        "auto_augment": recipe.auto_augment,
+        "interpolation": recipe.interpolation,
+        "re_prob": recipe.random_erasing,
+        **_normalisation(recipe),
+    }
+
+
+def _normalisation(recipe: Recipe) -> dict:
+    return {"mean": recipe.mean, "std": recipe.std}
+
+
+def _prefetches(place: Place) -> bool:
+    """Whether images travel to the device as bytes, and are normalised there."""
+    return place.device.type == "cuda"
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

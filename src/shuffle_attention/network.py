@@ -1,0 +1,133 @@
+"""The network that a recipe or a checkpoint speaks of."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from . import models
+from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint
+from .errors import InputError
+from .recipe import Recipe
+
+
+def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Returns the network of a recipe, freshly initialised on the CPU.
+
+    Raises:
+        InputError: If there is no such model, or it does not take these arguments.
+    """
+    if not timm.is_model(recipe.model):
+        close = difflib.get_close_matches(recipe.model, timm.list_models(), n=4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them"
+        raise InputError(f"no model {recipe.model!r}; {hint}")
+    optional = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
+    args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}
+    try:
+        model = timm.create_model(recipe.model, **args)
+    except TypeError as error:
+        raise InputError(f"{recipe.model} does not take these arguments, {args}: {error}") from error
+    if recipe.small_stem:
+        models.small_input_stem(model)
+    return model
+
+
+def with_normalisation(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Returns the recipe with the mean and deviation of its pixels, the model's own where it names none."""
+    cfg = model.pretrained_cfg
+    found = {}
+    for name in ("mean", "std"):
+        values = getattr(recipe, name) or list(cfg[name])
+        found[name] = values if len(values) == recipe.in_chans else [sum(values) / len(values)] * recipe.in_chans
+    return recipe.replaced(**found)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A network with its weights, and how it wants its images.
+
+    Attributes:
+        model: The network, on the CPU.
+        recipe: The recipe it was trained with; for a file that holds none, the network's published settings.
+        classes: Names of its classes, where the file or the number of classes tells.
+        num_classes: How many there are.
+        weights: Name under which the file holds the weights that were loaded.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    classes: list[str] | None
+    num_classes: int
+    weights: str
+
+
+def restore_network(path: str | os.PathLike, *, model: str | None = None, ema: bool | None = None) -> Restored:
+    """Returns the network in a checkpoint; the number of classes and the input size come from the file.
+
+    Args:
+        path: A checkpoint of ``sanet train``, a published one, or bare weights.
+        model: Name of the network, for a file that neither says it nor holds a SA-ResNet.
+        ema: Whether to take averaged weights; None takes them where the file has them.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its network is not known and not named.
+    """
+    content = read_checkpoint(path)
+    weights, _ = find_state_dict(content, ema=ema, path=path)
+    if isinstance(content.get("recipe"), dict):
+        recipe = Recipe().replaced(**content["recipe"])
+        if model is not None and model != recipe.model:
+            raise CheckpointError(f"{path} holds a {recipe.model}, not a {model}")
+        num_classes, classes = int(content["num_classes"]), content.get("classes")
+    else:
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+        recipe = _published_recipe(model or identify(weights, path))
+        num_classes, classes = _head_size(weights, path), None
+        if num_classes == 1000:
+            classes = ImageNetInfo().label_names()
+    network = create_network(recipe, num_classes)
+    report = load_checkpoint(network, path, ema=ema)
+    return Restored(network, with_normalisation(recipe, network), classes, num_classes, report.weights)
+
+
+def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> str:
+    """Returns the name of the SA-ResNet that a state dict belongs to.
+
+    Raises:
+        CheckpointError: If it belongs to none.
+    """
+    names = timm.list_models("sa_resnet*")
+    for name in names:
+        expected = timm.create_model(name, device=torch.device("meta")).state_dict()
+        # The head and the first convolution depend on the data, not on the network.
+        if expected.keys() == weights.keys() and all(
+            value.shape == weights[key].shape for key, value in expected.items() if not key.startswith(("fc", "conv1"))
+        ):
+            return name
+    raise CheckpointError(
+        f"{path} does not say which network it holds, and its {len(weights)} entries are those of none of "
+        f"{', '.join(names)}; name it with --model"
+    )
+
+
+def _published_recipe(name: str) -> Recipe:
+    if not timm.is_model(name):
+        return Recipe(model=name)
+    cfg = timm.get_pretrained_cfg(name)
+    return Recipe(
+        model=name, img_size=cfg.input_size[-1], crop_pct=cfg.crop_pct or 0.875, interpolation=cfg.interpolation
+    )
+
+
+def _head_size(weights: dict[str, Tensor], path: str | os.PathLike) -> int:
+    biases = [value for key, value in weights.items() if key.endswith(".bias") and value.dim() == 1]
+    if not biases:
+        raise CheckpointError(f"{path} has no classifier that tells the number of classes")
+    # The classifier is the last layer of every network here.
+    return len(biases[-1])

@@ -1,0 +1,92 @@
+"""What a person sees while a network trains."""
+
+import time
+from collections.abc import Callable
+
+from rich import progress
+from rich.console import Console
+
+from .evaluation import Scores
+from .loading import Place
+from .recipe import Recipe
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """A bar with speed, loss, accuracy and the time left, and a line for each epoch; silent but on the first process.
+
+    Args:
+        recipe: Settings of the run.
+        steps: Optimiser steps of one epoch.
+        place: Where it trains.
+        done: Steps done before, by the run that is continued.
+
+    Attributes:
+        images_per_second: Training speed of the last epoch, loading included.
+    """
+
+    def __init__(self, recipe: Recipe, steps: int, place: Place, done: int = 0):
+        self.recipe, self.steps = recipe, steps
+        self.images_per_second = 0.0
+        self._first = self._done = done
+        self._began = self._epoch_began = time.perf_counter()
+        self._epoch_first = 0
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+            disable=place.rank != 0,
+        )
+        self._quiet = place.rank != 0
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        self._task = self._bar.add_task("", total=self.steps, figures="")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        self._epoch, self._epoch_first = epoch, step
+        self._epoch_began = time.perf_counter()
+        self._bar.reset(self._task, total=self.steps, completed=step, description=f"epoch {epoch + 1}", figures="")
+
+    def step(self, step: int, totals: list[float]) -> None:
+        """Shows where the epoch stands, given the sums of losses, right answers and images."""
+        now = time.perf_counter()
+        self._done = self._epoch * self.steps + step
+        self.images_per_second = (step - self._epoch_first) * self.recipe.batch_size / (now - self._epoch_began)
+        rest = (self.recipe.epochs * self.steps - self._done) * (now - self._began) / max(1, self._done - self._first)
+        loss, right, images = totals
+        images = max(1.0, images)
+        accuracy = "" if self.recipe.mixup or self.recipe.cutmix else f"top-1 {100 * right / images:.1f} %  "
+        figures = f"loss {loss / images:.4f}  {accuracy}{self.images_per_second:,.0f} images/s  {_duration(rest)} left"
+        self._bar.update(self._task, completed=step, figures=figures)
+
+    def evaluate(self, run: Callable[[Callable[[int], None]], Scores], images: int) -> Scores:
+        """Runs an evaluation with the bar counting its images."""
+        self._bar.reset(self._task, total=images, description="evaluating", figures="")
+        return run(lambda count: self._bar.advance(self._task, count))
+
+    def finish_epoch(self, row: dict[str, float], improved: bool) -> None:
+        if self._quiet:
+            return
+        left = self.recipe.epochs * self.steps - self._done
+        rest = left * (time.perf_counter() - self._began) / max(1, self._done - self._first)
+        console.print(
+            f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %  "
+            f"lr {row['lr']:.2g}  {row['images_per_second']:,.0f} images/s  {_duration(rest)} left"
+            + ("  *" if improved else "")
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

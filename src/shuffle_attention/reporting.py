@@ -1,0 +1,148 @@
+"""The files of a run: figures as CSV, TensorBoard and a picture, settings and summary."""
+
+import csv
+import io
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Names of the files in a run's folder."""
+
+    folder: Path
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.csv"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    @cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer where it is installed."""
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.folder))
+
+    def begin(self, recipe: Recipe, history: list[dict[str, float]]) -> None:
+        """Makes the folder and writes the settings; figures beyond the point continued from are dropped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        self._write_metrics(history)
+
+    def add_row(self, row: dict[str, float], history: list[dict[str, float]]) -> None:
+        """Adds the figures of an epoch."""
+        self._write_metrics(history)
+        if self._board is None:
+            return
+        for name, value in row.items():
+            if name != "epoch":
+                self._board.add_scalar(name, value, int(row["epoch"]))
+        self._board.flush()
+
+    def finish(self, recipe: Recipe, best: dict[str, float], history: list[dict[str, float]]) -> None:
+        """Draws the curves and writes the summary."""
+        draw_curves(history, f"{recipe.model} on {Path(recipe.data).name}", self.curves)
+        summary = {"model": recipe.model, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
+        write_text(self.summary, json.dumps({**summary, **versions()}, indent=2) + "\n")
+
+    def _write_metrics(self, history: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        if history:
+            writer = csv.DictWriter(text, history[0].keys())
+            writer.writeheader()
+            writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in history)
+        write_text(self.metrics, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def versions() -> dict[str, Any]:
+    """Returns the software and the machine that figures were measured with."""
+    import timm
+
+    from . import __version__
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "shuffle_attention": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+        "machine": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def draw_curves(history: list[dict[str, float]], title: str, path: Path) -> None:
+    """Draws loss and accuracy over the epochs into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    for axes, figures, unit in (
+        (left, {"train_loss": "training", "val_loss": "validation"}, "cross-entropy"),
+        (right, {"train_top1": "training top-1", "val_top1": "validation top-1", "val_top5": "validation top-5"}, "%"),
+    ):
+        for name, label in figures.items():
+            axes.plot(epochs, [row[name] for row in history], label=label, marker="o" if len(epochs) < 30 else None, ms=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set_title("loss (training includes smoothing and augmentation)", fontsize=9)
+    right.set_title("accuracy", fontsize=9)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    figure.savefig(temporary, format="png", dpi=120)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

@@ -1,0 +1,197 @@
+"""Everything that a training run is made of, so that it can be written down and taken up again to the bit."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask
+from torch import nn
+
+from .checkpoints import CheckpointError
+from .loading import Place
+from .recipe import Recipe
+
+
+@dataclass
+class Position:
+    """Where a run stands: ``step`` optimiser steps into ``epoch``, with what it has seen.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Steps finished in the current epoch.
+        totals: Sum of losses, right answers and images of the current epoch, on this process.
+        history: A row of figures for each finished epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The first of the epochs with the highest validation accuracy."""
+        return max(self.history, key=lambda row: row["val_top1"]) if self.history else None
+
+
+class RunState:
+    """Model, optimiser, schedule, loss scaling, averaged weights and randomness of one run.
+
+    Args:
+        recipe: Settings of the run.
+        model: Network, on the CPU.
+        classes: Names of its classes, if they are known.
+        num_classes: How many there are.
+        steps_per_epoch: Optimiser steps of one epoch.
+        place: Where to train.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        classes: list[str] | None,
+        num_classes: int,
+        steps_per_epoch: int,
+        place: Place,
+    ):
+        self.recipe, self.classes, self.num_classes, self.place = recipe, classes, num_classes, place
+        self.position = Position()
+        self.steps_per_epoch = steps_per_epoch
+        if recipe.sync_bn and place.world > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        memory_format = torch.channels_last if recipe.channels_last else torch.preserve_format
+        model = model.to(place.device, memory_format=memory_format)
+        if recipe.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+        self.model = model
+        mixing = bool(recipe.mixup or recipe.cutmix)
+        criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": mixing}
+        self.task = ClassificationTask(model, criterion_kwargs=criterion, device=place.device, verbose=False)
+        self.optimizer = create_optimizer_v2(
+            model,
+            recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            filter_bias_and_bn=not recipe.decay_norm_and_bias,
+        )
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            recipe.sched,
+            num_epochs=recipe.epochs,
+            decay_epochs=recipe.decay_epochs,
+            decay_rate=recipe.decay_rate,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.warmup_lr,
+            min_lr=recipe.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
+        if recipe.ema_decay is not None:
+            self.task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
+        if recipe.compile:
+            self.task.compile()
+        if place.world > 1:
+            self.task.prepare_distributed(device_ids=[place.device] if place.device.type == "cuda" else None)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the averaged one where there is one."""
+        if self.task.has_ema():
+            return self.task.get_trainable_module(ema=True)
+        return self.task.eval_model if self.recipe.compile else self.model
+
+    @property
+    def steps_done(self) -> int:
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    def weights(self) -> dict[str, Any]:
+        """Returns what an evaluation needs: weights, recipe and classes."""
+        content = {
+            **self.task.get_checkpoint_state(),
+            "recipe": self.recipe.to_dict(),
+            "num_classes": self.num_classes,
+            "classes": self.classes,
+            "epoch": self.position.epoch,
+            "best_acc": self.position.best["val_top1"] if self.position.best else 0.0,
+        }
+        if self.task.has_ema():
+            content |= self.task.get_checkpoint_state(ema=True)
+        return content
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns the content of a checkpoint that :meth:`restore` continues from. All processes call it together."""
+        own = {"random": _randomness(self.place.device), "totals": list(self.position.totals)}
+        processes = [own]
+        if self.place.world > 1:
+            processes = [None] * self.place.world
+            torch.distributed.all_gather_object(processes, own)
+        return {
+            **self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+            "scaler": self.scaler.state_dict(),
+            "step": self.position.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "history": self.position.history,
+            "processes": processes,
+        }
+
+    def restore(self, content: dict[str, Any], path: object) -> None:
+        """Takes a run up where a checkpoint left it.
+
+        Raises:
+            CheckpointError: If the checkpoint is of another network, of another number of processes in the middle
+                of an epoch, or was not written by a training run.
+        """
+        if "processes" not in content:
+            raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
+        step = int(content["step"])
+        same = content["steps_per_epoch"] == self.steps_per_epoch and len(content["processes"]) == self.place.world
+        if step and not same:
+            raise CheckpointError(
+                f"{path} stands in the middle of an epoch of {content['steps_per_epoch']} steps on "
+                f"{len(content['processes'])} processes, and this run has {self.steps_per_epoch} steps on "
+                f"{self.place.world}; continue it with the batch size, the data and the processes it was started with"
+            )
+        try:
+            self.task.load_checkpoint_state(content["state_dict"])
+            if self.task.has_ema():
+                ema = content.get("state_dict_ema") or content["state_dict"]
+                self.evaluated.module.load_state_dict(ema)
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} is of another network or optimiser: {error}") from error
+        if self.scheduler:
+            # The length of the schedule is the recipe's, which may have been changed to train for longer.
+            self.scheduler.step_update(int(content["epoch"]) * self.steps_per_epoch + step)
+        self.scaler.load_state_dict(content["scaler"])
+        self.position = Position(int(content["epoch"]), step, history=list(content["history"]))
+        if len(content["processes"]) == self.place.world:
+            own = content["processes"][self.place.rank]
+            self.position.totals = list(own["totals"])
+            _set_randomness(own["random"], self.place.device)
+
+
+def _randomness(device: torch.device) -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), keys.tolist(), *(float(value) if isinstance(value, float) else int(value) for value in rest)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _set_randomness(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
