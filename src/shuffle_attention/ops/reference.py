@@ -35,7 +35,7 @@ def shuffle_attention(
 ) -> Tensor:
     """Returns the attended map, contiguous, of the shape and type of ``x``."""
     channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
-    mean = channel.mean(-1, keepdim=True)
+    mean = _mean(channel)
     xhat, _ = _standardise(spatial, eps)
     y = torch.stack(
         [channel * torch.sigmoid(cw * mean + cb), spatial * torch.sigmoid(sw * (gw * xhat + gb) + sb)], dim=2
@@ -67,18 +67,16 @@ def shuffle_attention_backward(
         grad = grad.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
     grad_channel, grad_spatial, *_ = _split(grad, cweight)
 
-    mean = channel.mean(-1, keepdim=True)
+    mean = _mean(channel)
     gate = torch.sigmoid(cw * mean + cb)
     at_gate = gate * (1 - gate) * (grad_channel * channel).sum(-1, keepdim=True)
-    dx_channel = gate * grad_channel + cw * at_gate / channel.shape[-1]
+    dx_channel = gate * grad_channel + cw * at_gate / max(channel.shape[-1], 1)
 
     xhat, rstd = _standardise(spatial, eps)
     gate = torch.sigmoid(sw * (gw * xhat + gb) + sb)
     at_plane = gate * (1 - gate) * grad_spatial * spatial
     dxhat = sw * gw * at_plane
-    through_mean = dxhat.mean(-1, keepdim=True)
-    through_variance = xhat * (dxhat * xhat).mean(-1, keepdim=True)
-    dx_spatial = gate * grad_spatial + rstd * (dxhat - through_mean - through_variance)
+    dx_spatial = gate * grad_spatial + rstd * (dxhat - _mean(dxhat) - xhat * _mean(dxhat * xhat))
 
     shift = at_plane.sum((0, 1, 3)).view_as(sb)
     scale = (at_plane * xhat).sum((0, 1, 3)).view_as(sb)
@@ -104,9 +102,14 @@ def _split(x: Tensor, *params: Tensor) -> list[Tensor]:
 
 def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x`` with zero mean and unit variance over each plane, and the reciprocal of its standard deviation."""
-    centred = x - x.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    centred = x - _mean(x)
+    rstd = torch.rsqrt(_mean(centred.square()) + eps)
     return centred * rstd, rstd
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean of each plane; that of a plane without pixels is zero, so that its gradients are too."""
+    return x.sum(-1, keepdim=True) / max(x.shape[-1], 1)
 
 
 def _like(parameter: Tensor, grad: Tensor) -> Tensor:

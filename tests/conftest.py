@@ -1,0 +1,65 @@
+"""What several tests share: real images in ImageNet's layout, and a small network trained on them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from shuffle_attention.datasets import load_digits
+from shuffle_attention.loading import Place
+
+# Small runs: two threads, so that results and times do not depend on the machine.
+os.environ["OMP_NUM_THREADS"] = "2"
+torch.set_num_threads(2)
+
+CPU = Place(torch.device("cpu"))
+# A network and a length of training that a test can afford; what it tests does not depend on them.
+QUICK = (
+    "--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0 "
+    "--device cpu"
+).split()
+
+
+def write_tree(root: Path, per_class: int = 16, classes: int = 4) -> Path:
+    """Writes real digits as ``train/CLASS/n.png`` and ``val/CLASS/n.png``."""
+    for split, count in (("train", per_class), ("val", per_class // 2)):
+        images, _ = load_digits(split)
+        for label in range(classes):
+            folder = root / split / f"digit{label}"
+            folder.mkdir(parents=True)
+            chosen = [image for image, digit in images if digit == label][:count]
+            for number, image in enumerate(chosen):
+                image.convert("RGB").save(folder / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of digits that the test may spoil."""
+    return write_tree(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of digits that no test changes."""
+    return write_tree(tmp_path_factory.mktemp("shared") / "data")
+
+
+def sanet(*arguments: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """Runs the command in a process of its own, as a user does."""
+    command = [sys.executable, "-m", "shuffle_attention", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def run(shared_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short finished run of sa_resnet18."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    sanet("train", *QUICK, "--model", "sa_resnet18", "--data", shared_tree, "--output", folder)
+    return folder

@@ -1,0 +1,186 @@
+"""Reading weights: all of a file or nothing, and never its code."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import shuffle_attention.models  # noqa: F401  (registers the networks)
+from shuffle_attention import load_checkpoint
+from shuffle_attention.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from shuffle_attention.network import identify, restore_network
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, torch.Tensor]:
+    """The state dict of a network whose every entry differs from a fresh one's."""
+    torch.manual_seed(1)
+    model = timm.create_model("sa_resnet50")
+    return {
+        key: value + 1 if not value.is_floating_point() else torch.randn_like(value)
+        for key, value in model.state_dict().items()
+    }
+
+
+def published(state: dict[str, torch.Tensor], prefix: str) -> dict:
+    """What the published training script saves."""
+    return {
+        "epoch": 100,
+        "arch": "sa_resnet50",
+        "state_dict": {prefix + key: value for key, value in state.items()},
+        "best_acc": torch.tensor(77.7),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+
+
+def holds(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before-1.6"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_published_files_load_whole(tmp_path, trained, prefix, legacy):
+    path = tmp_path / "model.pth.tar"
+    torch.save(published(trained, prefix), path, _use_new_zipfile_serialization=not legacy)
+    model = timm.create_model("sa_resnet50")
+    report = load_checkpoint(model, path)
+    assert (report.loaded, report.weights, report.kept, report.unused) == (416, "state_dict", (), ())
+    assert holds(model, trained)
+
+
+def test_bare_and_safetensors_load_whole(tmp_path, trained):
+    torch.save(trained, tmp_path / "bare.pth")
+    safetensors.torch.save_file(trained, tmp_path / "bare.safetensors")
+    for name in ("bare.pth", "bare.safetensors"):
+        model = timm.create_model("sa_resnet50")
+        assert load_checkpoint(model, tmp_path / name).loaded == 416
+        assert holds(model, trained)
+
+
+def test_metrics_as_numpy_scalars_do_not_hinder(tmp_path, trained):
+    content = {"state_dict": trained, "best_acc": np.float64(77.7), "epoch": np.int64(3), "top5": np.float32(93)}
+    torch.save(content, tmp_path / "numpy.pt")
+    assert load_checkpoint(timm.create_model("sa_resnet50"), tmp_path / "numpy.pt").loaded == 416
+
+
+def test_averaged_weights_are_preferred_and_can_be_declined(tmp_path, trained):
+    averaged = {key: value * 2 for key, value in trained.items()}
+    torch.save({"state_dict": trained, "state_dict_ema": averaged}, tmp_path / "ema.pt")
+    model = timm.create_model("sa_resnet50")
+    assert load_checkpoint(model, tmp_path / "ema.pt").weights == "state_dict_ema"
+    assert holds(model, averaged)
+    load_checkpoint(model, tmp_path / "ema.pt", ema=False)
+    assert holds(model, trained)
+    torch.save({"state_dict": trained}, tmp_path / "plain.pt")
+    with pytest.raises(CheckpointError, match="holds no averaged weights"):
+        load_checkpoint(model, tmp_path / "plain.pt", ema=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("layer1.0.sa.cweight"), r"415 of its 416 .* 1 missing: layer1.0.sa.cweight"),
+        (lambda s: s.update(extra=torch.ones(1)), r"416 of its 416 .* 1 unexpected: extra"),
+        (
+            lambda s: s.update({"fc.bias": torch.ones(10)}),
+            r"415 of its 416 .* 1 wrongly shaped: fc.bias \(10,\) for \(1000,\)",
+        ),
+        (
+            lambda s: [s.pop(key) for key in list(s) if ".sa." in key],
+            r"320 of its 416 .* 96 missing: .* and 92 more",
+        ),
+    ],
+    ids=["missing", "unexpected", "reshaped", "plain-resnet"],
+)
+def test_whatever_does_not_fit_is_counted_and_named_and_nothing_loads(tmp_path, trained, spoil, message):
+    state = dict(trained)
+    spoil(state)
+    torch.save({"state_dict": state}, tmp_path / "spoilt.pt")
+    model = timm.create_model("sa_resnet50")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(model, tmp_path / "spoilt.pt")
+    assert holds(model, before)
+
+
+def test_what_may_differ_is_named_by_the_caller_and_reported(tmp_path, trained):
+    torch.save(published(trained, "module."), tmp_path / "model.pth.tar")
+    model = timm.create_model("sa_resnet50", num_classes=10)
+    head = model.fc.weight.clone()
+    report = load_checkpoint(model, tmp_path / "model.pth.tar", may_differ=["fc.*"])
+    assert (report.loaded, report.kept) == (414, ("fc.bias", "fc.weight"))
+    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.layer4[2].sa.sbias, trained["layer4.2.sa.sbias"])
+    # A head that fits is loaded all the same.
+    assert load_checkpoint(timm.create_model("sa_resnet50"), tmp_path / "model.pth.tar", may_differ=["fc.*"]).loaded == 416
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_file_is_not_run(tmp_path, trained, writer):
+    content = {"state_dict": trained, "epoch": Payload(tmp_path / "ran")}
+    path = tmp_path / "evil.pth.tar"
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match="posix.mkdir" if writer == "torch" else "more than tensors"):
+        load_checkpoint(timm.create_model("sa_resnet50"), path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "empty.pt", "text.pt", "text.safetensors"])
+def test_damaged_files_are_refused(tmp_path, trained, name):
+    torch.save(trained, tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1_000_000])
+    (tmp_path / "empty.pt").touch()
+    for text in ("text.pt", "text.safetensors"):
+        (tmp_path / text).write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=f"{name} was not loaded: it is damaged"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_other_contents_are_refused(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        read_checkpoint(tmp_path / "list.pt")
+    torch.save({"epoch": 3}, tmp_path / "no-weights.pt")
+    with pytest.raises(CheckpointError, match="holds no weights: .* found 1 keys: epoch"):
+        load_checkpoint(timm.create_model("sa_resnet18"), tmp_path / "no-weights.pt")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "absent.pt")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "last.pt"
+    write_checkpoint({"epoch": 1}, path)
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        write_checkpoint({"epoch": lambda: None}, path)
+    assert read_checkpoint(path) == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_the_network_is_known_from_its_weights(tmp_path):
+    for name in ("sa_resnet18", "sa_resnet34"):
+        model = timm.create_model(name, num_classes=7, in_chans=1)
+        assert identify(model.state_dict()) == name
+    torch.save({"state_dict": {f"module.{k}": v for k, v in timm.create_model("sa_resnet18").state_dict().items()}}, tmp_path / "a.pth.tar")
+    restored = restore_network(tmp_path / "a.pth.tar")
+    assert (restored.recipe.model, restored.num_classes, restored.recipe.img_size) == ("sa_resnet18", 1000, 224)
+    assert restored.classes[0] == "n01440764"
+    with pytest.raises(CheckpointError, match="none of sa_resnet18.*--model"):
+        identify(timm.create_model("resnet18").state_dict())
