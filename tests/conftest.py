@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shuffle_attention.cli import main
 from shuffle_attention.datasets import load_digits
 from shuffle_attention.loading import Place
 
@@ -57,9 +58,14 @@ def sanet(*arguments: object, cwd: Path | None = None, check: bool = True) -> su
     return done
 
 
+def sanet_here(*arguments: object) -> int:
+    """Runs the command in this process, where nothing depends on its being another: six seconds sooner."""
+    return main([str(argument) for argument in arguments])
+
+
 @pytest.fixture(scope="session")
 def run(shared_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short finished run of sa_resnet18."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    sanet("train", *QUICK, "--model", "sa_resnet18", "--data", shared_tree, "--output", folder)
+    assert sanet_here("train", *QUICK, "--model", "sa_resnet18", "--data", shared_tree, "--output", folder) == 0
     return folder

@@ -20,15 +20,23 @@ BAD_INPUT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 2 for input that cannot be used, 128 + n for signal n."""
     options = _parser().parse_args(arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
+    logger = logging.getLogger(__package__)
+    printer = _Printer()
+    logger.addHandler(printer)
     try:
         return options.run(options)
     except (InputError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    finally:
+        logger.removeHandler(printer)
+
+
+class _Printer(logging.Handler):
+    """Prints what the package logs as a line of the command's own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,8 @@ class Scores:
         loss: Mean cross-entropy.
         images: Images counted.
         unreadable: Images that could not be decoded and are not counted.
-        images_per_second: Speed, loading included.
+        images_per_second: Speed, loading included; without the first batch, for which the loader starts, if
+            there are others.
     """
 
     top1: float
@@ -56,7 +57,9 @@ def evaluate(
     channels_last: bool = False,
     watch: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Returns the scores of a network over the batches of all processes; its mode is as before afterwards.
+    """Returns the scores of a network over the batches of all processes.
+
+    The mode of the network and the generators of randomness are afterwards as they were.
 
     Args:
         model: Network giving (B, classes) logits.
@@ -74,7 +77,9 @@ def evaluate(
     evaluator = ClassificationEvaluator(place.device)
     limit = evaluation_sample_limit(batches)
     seen = unreadable = 0
-    start = time.perf_counter()
+    marks = [(time.perf_counter(), 0)]
+    # A loader draws seeds for its workers when it starts, and how often it starts must not matter.
+    state = torch.get_rng_state()
     try:
         for images, labels in batches:
             images, labels = images.to(place.device), labels.to(place.device)
@@ -93,14 +98,16 @@ def evaluate(
             evaluator.update(logits[readable], labels[readable])
             if watch is not None:
                 watch(counted)
+            marks.append((time.perf_counter(), seen))
     finally:
         model.train(training)
-    seconds = time.perf_counter() - start
+        torch.set_rng_state(state)
     totals = torch.tensor([int(evaluator.counts[0]), unreadable], dtype=torch.int64, device=place.device)
     if place.world > 1:
         torch.distributed.all_reduce(totals)
     images, unreadable = (int(total) for total in totals)
     if images == 0:
         raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
+    (began, first), (ended, last) = marks[1 if len(marks) > 2 else 0], marks[-1]
     found = evaluator.compute(distributed=place.world > 1)
-    return Scores(found["top1"], found["top5"], found["loss"], images, unreadable, images / seconds)
+    return Scores(found["top1"], found["top5"], found["loss"], images, unreadable, place.world * (last - first) / (ended - began))

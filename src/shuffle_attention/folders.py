@@ -87,7 +87,8 @@ def check_images(paths: Sequence[str], mode: str, *, skip_bad: bool = False) -> 
             converted.setdefault(finding.converted, []).append(path)
     for kind, files in sorted(converted.items()):
         verb = "is" if len(files) == 1 else "are"
-        logger.warning("%d of %d images %s %s, read as %s: %s", len(files), len(paths), verb, kind, mode, files[0])
+        first = f"{'it' if len(files) == 1 else 'the first'} is {files[0]}"
+        logger.warning("%d of %d images %s %s, read as %s; %s", len(files), len(paths), verb, kind, mode, first)
     bad = [f"{path} ({finding.fault})" for path, finding in zip(paths, findings, strict=True) if finding.fault]
     kept = [index for index, finding in enumerate(findings) if not finding.fault]
     if bad and not (skip_bad and kept):

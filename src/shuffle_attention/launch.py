@@ -142,7 +142,7 @@ def _place(device: str) -> Iterator[Place]:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if place.rank != 0:
-        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger(__package__).setLevel(logging.ERROR)
     try:
         yield place
     finally:

@@ -10,7 +10,8 @@ from .evaluation import Scores
 from .loading import Place
 from .recipe import Recipe
 
-console = Console(highlight=False, soft_wrap=True)
+# Names of files are printed whole and as they are, whatever the width of the terminal.
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class Progress:

@@ -1,0 +1,258 @@
+"""Training as a user runs it: what a run leaves, how it stops, and that it goes on exactly where it stopped."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from conftest import CPU, QUICK, sanet_here
+from shuffle_attention.checkpoints import read_checkpoint
+from shuffle_attention.datasets import open_split
+from shuffle_attention.evaluation import evaluate
+from shuffle_attention.loading import evaluation_batches
+from shuffle_attention.network import restore_network
+from shuffle_attention.recipe import Recipe
+from shuffle_attention.run_state import ClassificationTask
+from shuffle_attention.training import train
+
+# Everything random that a run can have: augmentation in workers, mixing, stochastic depth, averaged weights.
+EVENTFUL = [
+    *QUICK,
+    *"--model resnet10t --workers 1 --batch-size 8 --epochs 3 --checkpoint-steps 3 --warmup-epochs 1".split(),
+    *"--mixup 0.2 --cutmix 0.5 --drop-rate 0.1 --drop-path-rate 0.1 --ema-decay 0.9 --random-erasing 0.3".split(),
+    *"--auto-augment rand-m5-mstd0.5 --color-jitter 0.2 --opt adamw --lr 1e-3 --hflip 0.5".split(),
+]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Asserts that two runs ended with the same weights, averaged weights and optimiser, to the bit."""
+    a, b = read_checkpoint(one / "last.pt"), read_checkpoint(other / "last.pt")
+    for part in ("state_dict", "state_dict_ema"):
+        assert a[part].keys() == b[part].keys()
+        different = [key for key, value in a[part].items() if not torch.equal(value, b[part][key])]
+        assert not different
+    for index, state in a["optimizer"]["state"].items():
+        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in state.items())
+    for row, other_row in zip(metrics(one), metrics(other), strict=True):
+        for figures in (row, other_row):
+            figures.pop("images_per_second")
+        assert str(row) == str(other_row)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "shuffle_attention", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared_tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert sanet_here("train", *EVENTFUL, "--data", shared_tree, "--output", folder) == 0
+    return folder
+
+
+def test_what_a_run_leaves(run, shared_tree):
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["lr"] > rows[1]["lr"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"] == "sa_resnet18"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["best"]["val_top1"] == pytest.approx(max(row["val_top1"] for row in rows))
+    with Image.open(run / "curves.png") as picture:
+        picture.load()
+        assert picture.width > 800
+    best, last = read_checkpoint(run / "best.pt"), read_checkpoint(run / "last.pt")
+    assert best["classes"] == ["digit0", "digit1", "digit2", "digit3"]
+    assert "optimizer" not in best
+    assert {"optimizer", "scheduler", "scaler", "processes", "history", "step"} <= last.keys()
+    assert not [name for name in os.listdir(run) if name.startswith(".")]
+
+
+def test_the_best_checkpoint_scores_what_was_reported(run, shared_tree):
+    restored = restore_network(run / "best.pt")
+    data = open_split(restored.recipe, "val", restored.classes)
+    scores = evaluate(restored.model, evaluation_batches(data, restored.recipe, CPU, 7), CPU)
+    reported = json.loads((run / "summary.json").read_text())["best"]
+    assert (scores.top1, scores.images) == (pytest.approx(reported["val_top1"]), 32)
+    assert scores.loss == pytest.approx(reported["val_loss"], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_run_with_other_workers(uninterrupted, shared_tree, tmp_path):
+    sanet_here("train", *EVENTFUL, "--workers", 0, "--data", shared_tree, "--output", tmp_path / "run")
+    same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("number", "after"),
+    # The first checkpoint is written in the middle of the first epoch, the best one at its end.
+    [(signal.SIGKILL, "last.pt"), (signal.SIGTERM, "best.pt"), (signal.SIGINT, "last.pt")],
+    ids=["SIGKILL", "SIGTERM-in-the-second-epoch", "SIGINT"],
+)
+def test_interrupted_in_mid_epoch_it_ends_as_if_it_had_not_been(uninterrupted, shared_tree, tmp_path, number, after):
+    folder = tmp_path / "run"
+    process = start(*EVENTFUL, "--data", shared_tree, "--output", folder)
+    wait_for(folder / after, process)
+    if number == signal.SIGINT:  # as a terminal does: to the workers too
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert f"stopped by {number.name} after step" in output
+        assert f"Continue with: sanet train --resume {folder}" in output
+    saved = read_checkpoint(folder / "last.pt")
+    assert (saved["epoch"], len(saved["history"])) < (3, 3)
+    assert sanet_here("train", "--resume", folder) == 0
+    same_run(uninterrupted, folder)
+
+
+def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    slow = ["--model", "resnet50", "--img-size", "128", "--batch-size", "64"]
+    process = start(*EVENTFUL, *slow, "--data", shared_tree, "--output", folder)
+    wait_for(folder / "config.yaml", process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+    assert not (folder / "last.pt").exists()
+
+
+def test_a_run_is_not_overwritten(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert sanet_here("train", *QUICK, "--output", run) == 2
+    assert f"error: {run} holds a run already; continue it with --resume {run}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_resume_without_a_run_and_resume_auto(tmp_path, shared_tree, capsys):
+    folder = tmp_path / "run"
+    assert sanet_here("train", *QUICK, "--data", shared_tree, "--resume", folder) == 2
+    assert "no run to continue in" in capsys.readouterr().err
+    assert not folder.exists()
+    for _ in range(2):
+        assert sanet_here("train", *QUICK, "--data", shared_tree, "--output", folder, "--resume", "auto") == 0
+        assert "best epoch" in capsys.readouterr().out
+    assert len(metrics(folder)) == 2
+    assert sanet_here("train", "--resume", folder, "--epochs", 3) == 0
+    assert "epoch   3/3" in capsys.readouterr().out
+    assert len(metrics(folder)) == 3
+
+
+def test_a_checkpoint_of_another_network_is_not_continued(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "last.pt").write_bytes((run / "last.pt").read_bytes())
+    assert sanet_here("train", "--resume", folder, "--model", "sa_resnet34") == 2
+    assert "last.pt is of another network or optimiser" in capsys.readouterr().err
+    assert (folder / "last.pt").read_bytes() == (run / "last.pt").read_bytes()
+    assert os.listdir(folder) == ["last.pt"]
+
+
+def test_a_broken_image_stops_before_anything_is_written(tree, tmp_path, capsys):
+    path = tree / "train/digit1/003.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    assert sanet_here("train", *QUICK, "--data", tree, "--output", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "1 of 64 images cannot be read" in said
+    assert "003.png" in said
+    assert not (tmp_path / "run").exists()
+    assert sanet_here("train", *QUICK, "--data", tree, "--output", tmp_path / "run", "--skip-bad-images") == 0
+    assert "warning: 1 of 64 images cannot be read and are left out" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(shared_tree, tmp_path, capsys):
+    diverging = ["--lr", "1e30", "--checkpoint-steps", "1", "--sched", "constant"]
+    assert sanet_here("train", *QUICK, *diverging, "--data", shared_tree, "--output", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "the loss became" in said
+    assert "last good state" in said
+    assert math.isfinite(sum(read_checkpoint(tmp_path / "run/last.pt")["processes"][0]["totals"]))
+
+
+def quick(data: Path, **fields) -> Recipe:
+    settings = {"img_size": 32, "batch_size": 16, "workers": 0, "epochs": 1, "device": "cpu", "model": "resnet10t"}
+    return Recipe(**{"data": str(data), "num_classes": 4, "sched": "cosine", "lr": 0.01, **settings, **fields})
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(shared_tree, tmp_path):
+    """With BatchNorm in evaluation mode there is nothing in which four quarters differ from a whole."""
+    ends = {}
+    for parts in (1, 4):
+        recipe = quick(shared_tree, freeze_bn=True, grad_accum=parts, epochs=2)
+        outcome = train(recipe, tmp_path / str(parts), CPU)
+        assert outcome.best["val_top1"] >= 0
+        ends[parts] = metrics(tmp_path / str(parts))
+    for row, other in zip(ends[1], ends[4], strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], abs=1e-5)
+
+
+def test_frozen_batchnorm_keeps_its_statistics(shared_tree, tmp_path):
+    train(quick(shared_tree, freeze_bn=True), tmp_path / "run", CPU)
+    state = read_checkpoint(tmp_path / "run/last.pt")["state_dict"]
+    assert all(value.eq(0).all() for key, value in state.items() if key.endswith("running_mean"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(shared_tree, tmp_path, precision):
+    recipe = quick(shared_tree, precision=precision, channels_last=True, grad_checkpointing=True, clip_grad=1.0)
+    best = train(recipe, tmp_path / "run", CPU).best
+    exact = train(quick(shared_tree, clip_grad=1.0), tmp_path / "exact", CPU).best
+    assert best["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+    scale = read_checkpoint(tmp_path / "run/last.pt")["scaler"]
+    assert (scale.get("scale", 0) > 1) == (precision == "fp16")
+
+
+def test_compiled_it_saves_the_same_names(shared_tree, tmp_path, monkeypatch):
+    """The wiring is what is tested; inductor would take a minute for it."""
+    compiled = ClassificationTask.compile
+    monkeypatch.setattr(ClassificationTask, "compile", lambda task: compiled(task, backend="aot_eager"))
+    train(quick(shared_tree, compile=True, model="sa_resnet18"), tmp_path / "run", CPU)
+    assert restore_network(tmp_path / "run/best.pt").recipe.model == "sa_resnet18"
+
+
+def test_starting_from_a_checkpoint_with_a_new_head(run, shared_tree, tmp_path):
+    recipe = quick(shared_tree, model="sa_resnet18", num_classes=9, initial=str(run / "best.pt"), lr=0.0)
+    with pytest.raises(ValueError, match="2 wrongly shaped: fc.weight"):
+        train(recipe, tmp_path / "refused", CPU)
+    assert not (tmp_path / "refused").exists()
+    train(recipe.replaced(may_differ=["fc.*"]), tmp_path / "run", CPU)
+    started, found = read_checkpoint(run / "best.pt"), read_checkpoint(tmp_path / "run/last.pt")
+    assert torch.equal(found["state_dict"]["layer3.0.conv1.weight"], started["state_dict"]["layer3.0.conv1.weight"])
+    assert found["state_dict"]["fc.weight"].shape == (9, 512)
+
+
+def test_the_step_schedule_divides_by_ten(shared_tree, tmp_path):
+    recipe = quick(shared_tree, sched="step", decay_epochs=1, decay_rate=0.1, epochs=3, lr=0.1, batch_size=64)
+    train(recipe, tmp_path / "run", CPU)
+    # The figure is the rate of the next step.
+    assert [row["lr"] for row in metrics(tmp_path / "run")] == pytest.approx([0.01, 0.001, 0.0001])
