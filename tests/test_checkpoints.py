@@ -117,7 +117,9 @@ def test_what_may_differ_is_named_by_the_caller_and_reported(tmp_path, trained):
     assert torch.equal(model.fc.weight, head)
     assert torch.equal(model.layer4[2].sa.sbias, trained["layer4.2.sa.sbias"])
     # A head that fits is loaded all the same.
-    assert load_checkpoint(timm.create_model("sa_resnet50"), tmp_path / "model.pth.tar", may_differ=["fc.*"]).loaded == 416
+    assert (
+        load_checkpoint(timm.create_model("sa_resnet50"), tmp_path / "model.pth.tar", may_differ=["fc.*"]).loaded == 416
+    )
 
 
 class Payload:
@@ -178,7 +180,10 @@ def test_the_network_is_known_from_its_weights(tmp_path):
     for name in ("sa_resnet18", "sa_resnet34"):
         model = timm.create_model(name, num_classes=7, in_chans=1)
         assert identify(model.state_dict()) == name
-    torch.save({"state_dict": {f"module.{k}": v for k, v in timm.create_model("sa_resnet18").state_dict().items()}}, tmp_path / "a.pth.tar")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in timm.create_model("sa_resnet18").state_dict().items()}},
+        tmp_path / "a.pth.tar",
+    )
     restored = restore_network(tmp_path / "a.pth.tar")
     assert (restored.recipe.model, restored.num_classes, restored.recipe.img_size) == ("sa_resnet18", 1000, 224)
     assert restored.classes[0] == "n01440764"

@@ -170,4 +170,3 @@ def test_small_input_stem_keeps_the_resolution():
     assert math.isclose(float(model.conv1.weight.detach().std()), math.sqrt(2 / (9 * 64)), rel_tol=0.15)
     with pytest.raises(ValueError, match="does not have both"):
         models.small_input_stem(nn.Sequential(nn.Conv2d(3, 8, 3)))
-

@@ -56,7 +56,9 @@ def same_run(one: Path, other: Path) -> None:
 
 def start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "shuffle_attention", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

@@ -96,11 +96,7 @@ def load_checkpoint(
         _fault("unexpected", [key for key in unexpected if not allowed(key)]),
         _fault(
             "wrongly shaped",
-            [
-                f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-                for key in reshaped
-                if not allowed(key)
-            ],
+            [f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}" for key in reshaped if not allowed(key)],
         ),
     ]
     if any(faults):

@@ -96,7 +96,7 @@ def _add_fields(parser: argparse.ArgumentParser, only: Sequence[str] | None = No
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
         is_list = typing.get_origin(kinds[0]) is list
         metavar = "X" if is_list else {int: "N", float: "X", str: "NAME"}.get(kinds[0], "VALUE")
-        is_text = str in (*kinds, *typing.get_args(kinds[0])) and not typing.get_origin(kinds[0]) is dict
+        is_text = str in (*kinds, *typing.get_args(kinds[0])) and typing.get_origin(kinds[0]) is not dict
         read = str if is_text and not _is_union(hint) else _value
         group.add_argument(flag, type=read, metavar=metavar, **common, **({"nargs": "*"} if is_list else {}))
 

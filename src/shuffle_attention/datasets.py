@@ -150,9 +150,7 @@ def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int
     parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     chosen = parts[0] if split == "train" else parts[1]
     grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    images = [
-        (Image.fromarray(grey[i]).resize((size, size), Image.Resampling.BICUBIC), int(labels[i])) for i in chosen
-    ]
+    images = [(Image.fromarray(grey[i]).resize((size, size), Image.Resampling.BICUBIC), int(labels[i])) for i in chosen]
     return images, [f"digit {i}" for i in chosen]
 
 

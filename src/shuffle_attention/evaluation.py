@@ -110,4 +110,6 @@ def evaluate(
         raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
     (began, first), (ended, last) = marks[1 if len(marks) > 2 else 0], marks[-1]
     found = evaluator.compute(distributed=place.world > 1)
-    return Scores(found["top1"], found["top5"], found["loss"], images, unreadable, place.world * (last - first) / (ended - began))
+    return Scores(
+        found["top1"], found["top5"], found["loss"], images, unreadable, place.world * (last - first) / (ended - began)
+    )

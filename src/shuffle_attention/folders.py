@@ -103,7 +103,9 @@ def check_images(paths: Sequence[str], mode: str, *, skip_bad: bool = False) -> 
 
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
-        raise DataError(f"no folder {root}: data is 'digits', a folder with train/ and val/, or a name such as wds/NAME")
+        raise DataError(
+            f"no folder {root}: data is 'digits', a folder with train/ and val/, or a name such as wds/NAME"
+        )
     found = [root / name for name in _SPLITS[split] if (root / name).is_dir()]
     if found:
         return found[0]

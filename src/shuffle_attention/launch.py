@@ -38,7 +38,7 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
     if output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
     recipe = continued = None
-    if output is not None and resume is not None or restarted:
+    if (output is not None and resume is not None) or restarted:
         continued = RunFiles(Path(output or ""))
         if continued.last.exists():
             recipe = Recipe().replaced(**read_checkpoint(continued.last)["recipe"]).replaced(**overrides)
@@ -52,7 +52,9 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
         folder = _shared(output or f"runs/{recipe.model}-{time.strftime('%Y%m%d-%H%M%S')}", place)
         if place.rank == 0:
             verb = "continuing" if continued else "training"
-            console.print(f"{verb} {recipe.model} on {recipe.data}, {recipe.epochs} epochs, {_where(place)}, in {folder}")
+            console.print(
+                f"{verb} {recipe.model} on {recipe.data}, {recipe.epochs} epochs, {_where(place)}, in {folder}"
+            )
         try:
             outcome = train(recipe, folder, place, resume=continued is not None)
         except Interrupted as interrupted:
@@ -80,11 +82,8 @@ def evaluate_command(
                 f"{checkpoint} tells {restored.num_classes} classes apart and {recipe.data} has {len(known)}, and the "
                 f"file does not say what its classes are called"
             )
-        model = restored.model.to(
-            place.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format
-        )
         scores = evaluate(
-            model,
+            place.take(restored.model, channels_last=recipe.channels_last),
             evaluation_batches(data, recipe, place, batch_size),
             place,
             precision=recipe.precision,
@@ -135,12 +134,11 @@ def _place(device: str) -> Iterator[Place]:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = accelerator.type if accelerator else "cpu"
     try:
-        torch.device(device)
-        found = init_distributed_device_so(device)
-        place = Place(torch.device(found["device"]), found["global_rank"], found["world_size"])
-        torch.empty(0, device=place.device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    found = init_distributed_device_so(device)
+    place = Place(torch.device(found["device"]), int(found["global_rank"]), int(found["world_size"]))
     if place.rank != 0:
         logging.getLogger(__package__).setLevel(logging.ERROR)
     try:

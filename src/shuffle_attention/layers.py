@@ -1,5 +1,7 @@
 """Attention layers as modules."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class ShuffleAttention(nn.Module):
         self.groups = groups
         self.shuffle = shuffle
         n = channels // (2 * groups)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cweight = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.cbias = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.sweight = nn.Parameter(torch.empty(1, n, 1, 1, **factory))

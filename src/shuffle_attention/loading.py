@@ -3,14 +3,16 @@
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from timm.data import IterableImageDataset, create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from .datasets import Samples
-from .errors import DataError
+from .errors import DataError, asked_for
 from .recipe import Recipe
 
 
@@ -21,6 +23,11 @@ class Place:
     device: torch.device
     rank: int = 0
     world: int = 1
+
+    def take(self, model: nn.Module, *, channels_last: bool) -> nn.Module:
+        """Returns a network moved to the device, its convolutions in NHWC memory format if asked for."""
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -78,9 +85,9 @@ class TrainingBatches:
             raise DataError(f"batch_size {recipe.batch_size} exceeds the {len(dataset)} training images")
         self.steps = len(dataset) // recipe.batch_size
         self.per_step = recipe.grad_accum
-        self.dataset = dataset
-        self.sampler = None
+        self.stream = None
         if isinstance(dataset, IterableImageDataset):
+            self.stream = dataset
             self.loader = create_loader(
                 dataset,
                 batch_size=recipe.batch_size // share,
@@ -102,9 +109,10 @@ class TrainingBatches:
             world=place.world,
             seed=recipe.seed,
         )
-        dataset.transform = create_transform(
-            is_training=True, use_prefetcher=_prefetches(place), **_training_images(recipe)
-        )
+        with asked_for(auto_augment=recipe.auto_augment):
+            dataset.transform = create_transform(
+                is_training=True, use_prefetcher=_prefetches(place), **_training_images(recipe)
+            )
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
@@ -123,8 +131,8 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields the batches of an epoch from step ``start`` on, ``grad_accum`` for each step."""
-        if self.sampler is None:
-            self.dataset.set_epoch(epoch)
+        if self.stream is not None:
+            self.stream.set_epoch(epoch)
             for index, batch in enumerate(self.loader):
                 if start * self.per_step <= index < self.steps * self.per_step:
                     yield batch
@@ -136,7 +144,7 @@ class TrainingBatches:
 def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place, batch_size: int):
     """Returns a loader over the whole of a data set in order, dealt out among the processes."""
     return create_loader(
-        dataset,
+        cast(Any, dataset),  # timm asks of it no more than what Samples has
         input_size=(recipe.in_chans, recipe.img_size, recipe.img_size),
         batch_size=batch_size,
         is_training=False,

@@ -8,8 +8,13 @@ Sources: Zhang & Yang, SA-Net, arXiv:2102.00240, section 4; He et al., ResNet, a
 """
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import (
+    ResNet,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -22,6 +27,10 @@ __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
 class SABasicBlock(BasicBlock):
     """timm's basic block with shuffle attention before the addition; arguments as there, and ``groups``."""
 
+    aa: nn.Module
+    downsample: nn.Module | None
+    drop_path: nn.Module | None
+
     def __init__(self, inplanes: int, planes: int, *args, groups: int = 64, device=None, dtype=None, **kwargs):
         super().__init__(inplanes, planes, *args, device=device, dtype=dtype, **kwargs)
         self.sa = _attention(planes * self.expansion, groups, device=device, dtype=dtype)
@@ -33,6 +42,10 @@ class SABasicBlock(BasicBlock):
 
 class SABottleneck(Bottleneck):
     """timm's bottleneck with shuffle attention before the addition; arguments as there, and ``groups``."""
+
+    aa: nn.Module
+    downsample: nn.Module | None
+    drop_path: nn.Module | None
 
     def __init__(self, inplanes: int, planes: int, *args, groups: int = 64, device=None, dtype=None, **kwargs):
         super().__init__(inplanes, planes, *args, device=device, dtype=dtype, **kwargs)
@@ -52,7 +65,7 @@ def _attention(channels: int, groups: int, **factory) -> ShuffleAttention:
     return ShuffleAttention(channels, fitting[-1], **factory)
 
 
-def _join(block: nn.Module, y: Tensor, x: Tensor, act: nn.Module) -> Tensor:
+def _join(block: SABasicBlock | SABottleneck, y: Tensor, x: Tensor, act: nn.Module) -> Tensor:
     """The end of a block: attention on the residual branch, addition of the shortcut, activation."""
     y = block.sa(y)
     if block.drop_path is not None:
@@ -90,7 +103,13 @@ def small_input_stem(model: nn.Module) -> None:
             f"{type(model).__name__} does not have both"
         )
     model.conv1 = nn.Conv2d(
-        conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device=conv.weight.device, dtype=conv.weight.dtype
+        conv.in_channels,
+        conv.out_channels,
+        3,
+        padding=1,
+        bias=False,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
     )
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
@@ -115,7 +134,7 @@ _LAYERS = {
     "sa_resnet101": (SABottleneck, (3, 4, 23, 3)),
     "sa_resnet152": (SABottleneck, (3, 8, 36, 3)),
 }
-default_cfgs = generate_default_cfgs({name: _DEFAULTS for name in _LAYERS})
+default_cfgs = generate_default_cfgs(dict.fromkeys(_LAYERS, _DEFAULTS))
 
 
 def _create(variant: str, pretrained: bool, *, groups: int = 64, zero_init_last: bool = False, **kwargs) -> SAResNet:

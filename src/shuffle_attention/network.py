@@ -7,12 +7,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
 from . import models
 from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint
-from .errors import InputError
+from .errors import InputError, asked_for
 from .recipe import Recipe
 
 
@@ -29,10 +29,8 @@ def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
     optional = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
     args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
     args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}
-    try:
+    with asked_for(model=recipe.model, **args):
         model = timm.create_model(recipe.model, **args)
-    except TypeError as error:
-        raise InputError(f"{recipe.model} does not take these arguments, {args}: {error}") from error
     if recipe.small_stem:
         models.small_input_stem(model)
     return model
@@ -40,7 +38,7 @@ def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
 
 def with_normalisation(recipe: Recipe, model: nn.Module) -> Recipe:
     """Returns the recipe with the mean and deviation of its pixels, the model's own where it names none."""
-    cfg = model.pretrained_cfg
+    cfg = resolve_data_config(model=model)
     found = {}
     for name in ("mean", "std"):
         values = getattr(recipe, name) or list(cfg[name])
@@ -117,12 +115,11 @@ def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint")
 
 
 def _published_recipe(name: str) -> Recipe:
-    if not timm.is_model(name):
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is None:
         return Recipe(model=name)
-    cfg = timm.get_pretrained_cfg(name)
-    return Recipe(
-        model=name, img_size=cfg.input_size[-1], crop_pct=cfg.crop_pct or 0.875, interpolation=cfg.interpolation
-    )
+    found = {"img_size": cfg.input_size[-1], "crop_pct": cfg.crop_pct or 0.875, "interpolation": cfg.interpolation}
+    return Recipe(model=name).replaced(**found)
 
 
 def _head_size(weights: dict[str, Tensor], path: str | os.PathLike) -> int:

@@ -1,5 +1,6 @@
 """A training recipe: every setting of a run, its default, and the YAML files that name some."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -44,7 +45,9 @@ class Recipe:
     in_chans: int = _option(3, "channels of the input: 3 or 1", "images")
     mean: list[float] | None = _option(None, "mean of each channel, 0 to 1; the model's own by default", "images")
     std: list[float] | None = _option(None, "deviation of each channel; the model's own by default", "images")
-    interpolation: str = _option("bilinear", "how images are resized", "images")
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"] = _option(
+        "bilinear", "how images are resized", "images"
+    )
     crop_pct: float = _option(0.875, "side of the evaluated centre crop over the shorter side", "images")
     scale: list[float] = _option([0.08, 1.0], "area range of the random resized crop", "images")
     ratio: list[float] = _option([0.75, 4 / 3], "aspect range of the random resized crop", "images")
@@ -83,11 +86,15 @@ class Recipe:
     clip_grad: float | None = _option(None, "largest norm of the gradient", "optimisation")
     loss: Literal["ce", "bce"] = _option("ce", "softmax or binary cross-entropy", "optimisation")
     smoothing: float = _option(0.0, "label smoothing", "optimisation")
-    ema_decay: float | None = _option(None, "decay of averaged weights, which are then what is evaluated", "optimisation")
+    ema_decay: float | None = _option(
+        None, "decay of averaged weights, which are then what is evaluated", "optimisation"
+    )
 
     seed: int = _option(0, "seed of everything that is random", "machine")
     device: str = _option("auto", "cpu, cuda, mps, ...; auto takes a GPU where there is one", "machine")
-    precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "mixed precision, with loss scaling for fp16", "machine")
+    precision: Literal["fp32", "bf16", "fp16"] = _option(
+        "fp32", "mixed precision, with loss scaling for fp16", "machine"
+    )
     channels_last: bool = _option(False, "NHWC memory format", "machine")
     compile: bool = _option(False, "torch.compile the model", "machine")
     checkpoint_steps: int = _option(1000, "steps between checkpoints within an epoch; 0 for none", "machine")
@@ -140,7 +147,7 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
     Raises:
         InputError: If there is no such recipe, or a field of it is unknown or cannot be.
     """
-    shipped = resources.files(__package__) / "recipes"
+    shipped = resources.files("shuffle_attention") / "recipes"
     if str(name) in recipe_names():
         text, source = (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
     elif Path(name).is_file():
@@ -161,7 +168,9 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Returns the names of the shipped recipes."""
-    return sorted(p.name[:-5] for p in (resources.files(__package__) / "recipes").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name[:-5] for p in (resources.files("shuffle_attention") / "recipes").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def _require(holds: bool, name: str, contract: str, received: Any) -> None:
@@ -184,10 +193,8 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         _require(isinstance(value, dict), name, "a mapping", value)
         return dict(value)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
         _require(isinstance(value, float) and math.isfinite(value), name, "a finite number", value)
     right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     _require(right, name, f"of type {hint.__name__}", repr(value))

@@ -133,7 +133,9 @@ def draw_curves(history: list[dict[str, float]], title: str, path: Path) -> None
         (right, {"train_top1": "training top-1", "val_top1": "validation top-1", "val_top5": "validation top-5"}, "%"),
     ):
         for name, label in figures.items():
-            axes.plot(epochs, [row[name] for row in history], label=label, marker="o" if len(epochs) < 30 else None, ms=3)
+            axes.plot(
+                epochs, [row[name] for row in history], label=label, marker="o" if len(epochs) < 30 else None, ms=3
+            )
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

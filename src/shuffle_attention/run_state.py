@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from .checkpoints import CheckpointError
+from .errors import asked_for
 from .loading import Place
 from .recipe import Recipe
 
@@ -64,34 +65,35 @@ class RunState:
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and place.world > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        memory_format = torch.channels_last if recipe.channels_last else torch.preserve_format
-        model = model.to(place.device, memory_format=memory_format)
+        model = place.take(model, channels_last=recipe.channels_last)
         if recipe.grad_checkpointing:
-            model.set_grad_checkpointing(True)
+            cast(Any, model).set_grad_checkpointing(True)
         self.model = model
         mixing = bool(recipe.mixup or recipe.cutmix)
         criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": mixing}
         self.task = ClassificationTask(model, criterion_kwargs=criterion, device=place.device, verbose=False)
-        self.optimizer = create_optimizer_v2(
-            model,
-            recipe.opt,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-            filter_bias_and_bn=not recipe.decay_norm_and_bias,
-        )
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            recipe.sched,
-            num_epochs=recipe.epochs,
-            decay_epochs=recipe.decay_epochs,
-            decay_rate=recipe.decay_rate,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.warmup_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-        )
+        with asked_for(opt=recipe.opt):
+            self.optimizer = create_optimizer_v2(
+                model,
+                recipe.opt,
+                lr=recipe.lr,
+                weight_decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                filter_bias_and_bn=not recipe.decay_norm_and_bias,
+            )
+        with asked_for(sched=recipe.sched):
+            self.scheduler, _ = create_scheduler_v2(
+                self.optimizer,
+                recipe.sched,
+                num_epochs=recipe.epochs,
+                decay_epochs=recipe.decay_epochs,
+                decay_rate=recipe.decay_rate,
+                warmup_epochs=cast(int, recipe.warmup_epochs),  # parts of an epoch work as well
+                warmup_lr=recipe.warmup_lr,
+                min_lr=recipe.min_lr,
+                step_on_epochs=False,
+                updates_per_epoch=steps_per_epoch,
+            )
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
         if recipe.ema_decay is not None:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
@@ -104,8 +106,13 @@ class RunState:
     def evaluated(self) -> nn.Module:
         """The network whose accuracy counts: the averaged one where there is one."""
         if self.task.has_ema():
-            return self.task.get_trainable_module(ema=True)
-        return self.task.eval_model if self.recipe.compile else self.model
+            return cast(nn.Module, self.task.get_trainable_module(ema=True))
+        return cast(nn.Module, self.task.eval_model) if self.recipe.compile else self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network as it is trained: compiled and distributed where asked for."""
+        return cast(nn.Module, self.task.get_trainable_module())
 
     @property
     def steps_done(self) -> int:
@@ -128,7 +135,7 @@ class RunState:
     def snapshot(self) -> dict[str, Any]:
         """Returns the content of a checkpoint that :meth:`restore` continues from. All processes call it together."""
         own = {"random": _randomness(self.place.device), "totals": list(self.position.totals)}
-        processes = [own]
+        processes: list[Any] = [own]
         if self.place.world > 1:
             processes = [None] * self.place.world
             torch.distributed.all_gather_object(processes, own)
@@ -164,7 +171,7 @@ class RunState:
             self.task.load_checkpoint_state(content["state_dict"])
             if self.task.has_ema():
                 ema = content.get("state_dict_ema") or content["state_dict"]
-                self.evaluated.module.load_state_dict(ema)
+                self.task.load_checkpoint_state(ema, ema=True)
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is of another network or optimiser: {error}") from error
@@ -180,10 +187,11 @@ class RunState:
 
 
 def _randomness(device: torch.device) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
     return {
         "python": random.getstate(),
-        "numpy": (str(name), keys.tolist(), *(float(value) if isinstance(value, float) else int(value) for value in rest)),
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }

@@ -140,7 +140,7 @@ def _train_epoch(
     state: RunState, batches: TrainingBatches, files: RunFiles, stop: StopRequest, progress: Progress
 ) -> None:
     recipe, place, position = state.recipe, state.place, state.position
-    model = state.task.get_trainable_module()
+    model = state.trained
     model.train()
     if recipe.freeze_bn:
         for module in model.modules():

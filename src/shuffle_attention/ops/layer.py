@@ -71,7 +71,8 @@ def _differentiate_twice(ctx, *grads):
     """Gradients of the backward op, for gradient penalties: autograd through its reference, recomputed."""
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        outputs = reference.shuffle_attention_backward(*inputs, ctx.eps, ctx.shuffle)
+        arguments = [*inputs, ctx.eps, ctx.shuffle]
+        outputs = reference.shuffle_attention_backward(*arguments)
     return *torch.autograd.grad(outputs, inputs, grads), None, None
 
 

@@ -1,0 +1,100 @@
+"""Several processes: the losses of one, an error that names the one that died, and a restart from the checkpoint."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import sanet_here
+
+PROCESSES = (
+    "train --recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
+    "--freeze-bn --lr 0.01 --warmup-epochs 0"
+).split()
+
+
+def torchrun(*arguments: object, restarts: int = 0) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    return [sys.executable, *launcher, "-m", "shuffle_attention", *PROCESSES, *map(str, arguments)]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    # Otherwise a restarted process can read the addresses that those before it left in torchrun's store
+    # (pytorch/pytorch issue 135712).
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def one_process(shared_tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert sanet_here(*PROCESSES, "--data", shared_tree, "--output", folder) == 0
+    return folder
+
+
+def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path):
+    process = start(torchrun("--data", shared_tree, "--output", tmp_path / "run"))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "2 processes on cpu" in output
+    assert output.count("epoch   1/3") == 1
+    for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
+        for figure in ("train_loss", "val_loss", "train_top1", "val_top1"):
+            assert row[figure] == pytest.approx(other[figure], abs=1e-5)
+
+
+def kill_a_worker(process: subprocess.Popen, folder: Path) -> int:
+    """Kills the second of the workers once a checkpoint is written, and returns its number."""
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [entry for entry in environment if entry.startswith(b"RANK=")]
+        if ranks:
+            workers[ranks[0]] = int(child)
+    os.kill(workers[b"RANK=1"], signal.SIGKILL)
+    return workers[b"RANK=1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
+def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30))
+    worker = kill_a_worker(process, folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(rf"rank\s*: 1.*\(local_rank: 1\)[\s\S]*exitcode\s*: -9 \(pid: {worker}\)", output), output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
+def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, restarts=1))
+    kill_a_worker(process, folder)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "continuing resnet10t" in output
+    for row, other in zip(rows(one_process), rows(folder), strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+
+
+def test_a_restart_needs_to_know_where_the_run_is(shared_tree, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    assert sanet_here(*PROCESSES, "--data", shared_tree) == 2
+    assert "needs --output DIR" in capsys.readouterr().err
