@@ -24,12 +24,15 @@ QUICK = (
 ).split()
 
 
-def write_tree(root: Path, per_class: int = 16, classes: int = 4) -> Path:
-    """Writes real digits as ``train/CLASS/n.png`` and ``val/CLASS/n.png``."""
+DIGITS = tuple(f"digit{label}" for label in range(4))
+
+
+def write_tree(root: Path, per_class: int = 16, names: tuple[str, ...] = DIGITS) -> Path:
+    """Writes real digits as ``train/NAME/n.png`` and ``val/NAME/n.png``, one class for each name."""
     for split, count in (("train", per_class), ("val", per_class // 2)):
         images, _ = load_digits(split)
-        for label in range(classes):
-            folder = root / split / f"digit{label}"
+        for label, name in enumerate(names):
+            folder = root / split / name
             folder.mkdir(parents=True)
             chosen = [image for image, digit in images if digit == label][:count]
             for number, image in enumerate(chosen):

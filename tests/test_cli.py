@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -117,16 +116,6 @@ def test_eval_counts_what_it_cannot_read(run, tmp_path, capsys):
     assert "1 images could not be read and are not counted" in capsys.readouterr().out
 
 
-def imagenet_tree(root) -> None:
-    """Pictures of noise under three of ImageNet's own names, and a folder of 1,000 under none of them."""
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    for name in ("n01440764", "n02979186", "n03888257"):
-        (root / "val" / name).mkdir(parents=True)
-        Image.fromarray(noise).save(root / "val" / name / "a.jpg")
-
-
 def test_eval_reads_published_files_alone(tmp_path, capsys):
     """Network, classes and image size are known from the weights; ImageNet's classes by their names."""
     torch.manual_seed(0)
@@ -134,7 +123,7 @@ def test_eval_reads_published_files_alone(tmp_path, capsys):
     model.fc.bias.data[482] = 100.0  # n02979186 is ImageNet's class 482
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 100, "best_acc": 70.0}, tmp_path / "published.pth.tar")
-    imagenet_tree(tmp_path)
+    write_tree(tmp_path, 2, ("n01440764", "n02979186", "n03888257"))
     arguments = ("--workers", 0, "--json", tmp_path / "figures.json")
     assert sanet_here("eval", tmp_path / "published.pth.tar", "--data", tmp_path, *arguments) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())

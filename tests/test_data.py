@@ -203,7 +203,7 @@ def test_webdataset_shards(tmp_path):
 
 
 def test_torchvision_by_name(tmp_path):
-    write_tree(tmp_path, 4, 2)
+    write_tree(tmp_path, 4, ("digit0", "digit1"))
     data = open_split(recipe("torch/image_folder", data_dir=str(tmp_path), train_split="train"), "train")
     assert (len(data), data.classes) == (8, ["digit0", "digit1"])
     with pytest.raises(DataError, match=r"torch/cifar10, split 'train', cannot be opened in .*not found"):

@@ -45,9 +45,20 @@ def test_parameters_and_entries(name, total, added, entries):
     assert plain.state_dict().keys() <= model.state_dict().keys()
 
 
-def test_multiply_adds_of_sa_resnet50():
-    """4.12 G as the paper counts (table 1: 4.125): pointwise work too, and of attention the pooling of its half."""
-    model = timm.create_model("sa_resnet50").eval()
+# Convolutions and classifier, and all as the paper counts (table 1: 4.125 and 7.854): pointwise work too, and of
+# attention the pooling of the half of its channels that is gated by channel.
+@pytest.mark.parametrize(
+    ("name", "convolutions", "all_of_it"),
+    [
+        ("sa_resnet18", 1.814, 1.823),
+        ("sa_resnet34", 3.664, 3.676),
+        ("sa_resnet50", 4.089, 4.125),
+        ("sa_resnet101", 7.801, 7.854),
+        ("sa_resnet152", 11.514, 11.587),
+    ],
+)
+def test_multiply_adds(name, convolutions, all_of_it):
+    model = timm.create_model(name).eval()
     pointwise = 0
 
     def count(module, inputs, output):
@@ -59,9 +70,9 @@ def test_multiply_adds_of_sa_resnet50():
         module.register_forward_hook(count)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 224, 224))
-    convolutions = counter.get_total_flops() / 2
-    assert round(convolutions / 1e9, 3) == 4.089
-    assert round((convolutions + pointwise) / 1e9, 3) == 4.125
+    found = counter.get_total_flops() / 2
+    assert round(found / 1e9, 3) == convolutions
+    assert round((found + pointwise) / 1e9, 3) == all_of_it
 
 
 def test_every_block_has_64_groups_where_they_fit():

@@ -106,13 +106,15 @@ def versions() -> dict[str, Any]:
 
     from . import __version__
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
     return {
         "shuffle_attention": __version__,
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
-        "machine": device,
+        "machine": machine,
         "threads": torch.get_num_threads(),
     }
 

@@ -1,0 +1,29 @@
+# Everything happens in .venv; `make demo` and `make test` make it where it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate it (about a minute)
+	$(BIN)/sanet train --recipe digits --output runs/demo --resume auto
+	$(BIN)/sanet eval runs/demo/best.pt --json runs/demo/evaluation.json
+	@echo "results: runs/demo (evaluation.json, curves.png, metrics.csv, best.pt)"
+
+test: .venv/installed ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean: ## remove the environment and the runs of the demo
+	rm -rf .venv runs/demo

@@ -1,0 +1,110 @@
+"""Every command and every piece of code in README and docs is run, on a few images where they say ImageNet."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import shuffle_attention.models  # noqa: F401  (registers the networks)
+from conftest import write_tree
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What makes a run of hours one of seconds. What the commands themselves say stands before it.
+SMALL = (
+    "--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split()
+)
+# One machine and two processes in place of four and eight.
+CLUSTER = {"--nnodes 4": "--nnodes 1", "--nproc-per-node 8": "--nproc-per-node 2", "head-node:29500": "localhost:0"}
+
+
+def blocks(language: str) -> list[str]:
+    return [found for page in PAGES for found in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder with what the commands of the pages speak of."""
+    folder = tmp_path_factory.mktemp("desk")
+    write_tree(folder / "imagenette2")
+    write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
+    for name in ("sa_resnet18", "sa_resnet50"):
+        state = {f"module.{key}": value for key, value in timm.create_model(name).state_dict().items()}
+        torch.save({"state_dict": state, "epoch": 100}, folder / f"{name}.pth.tar")
+    return folder
+
+
+def test_the_pages_have_commands():
+    assert len(commands()) > 10
+    assert len(blocks("python")) >= 3
+
+
+def run(command: str, desk: Path) -> None:
+    for said, small in CLUSTER.items():
+        command = command.replace(said, small)
+    words = shlex.split(command)
+    if words[0] == "make":  # the suite cannot run itself; CI runs both of the targets whole
+        done = subprocess.run(["make", "--dry-run", words[1]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
+    if words[0] == "export":
+        name, value = words[1].split("=")
+        assert (name, value) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        return
+    launcher = {"sanet": ["-m", "shuffle_attention"], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
+    small = SMALL if "train" in words and "--resume" not in words else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *words[1:], *small], cwd=desk, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_command_runs(desk):
+    """In the order in which they are read: some continue or evaluate what those before them made."""
+    for command in commands():
+        run(command, desk)
+    assert (desk / "figures.json").exists()
+
+
+def test_the_code_of_each_page_runs(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    for page in PAGES:
+        code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+        exec(compile(code, page.name, "exec"), {})
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_figures_of_the_pages_are_those_of_the_files():
+    import json
+
+    figures = json.loads((ROOT / "benchmarks/results/imagenette-64.json").read_text())
+    for page in (ROOT / "README.md", ROOT / "docs/training.md"):
+        assert f"{figures['top1']:.2f} %" in page.read_text()
+        assert f"{figures['top5']:.2f} %" in page.read_text()
+
+
+def test_what_is_installed_has_the_recipes(tmp_path):
+    """``pip install .``, without the dependencies that are here already."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, ROOT], check=True, capture_output=True)
+    installed = tmp_path / "site/shuffle_attention"
+    assert (installed / "py.typed").exists()
+    assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
+    code = "import shuffle_attention; from shuffle_attention.recipe import load_recipe; load_recipe('digits')"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
