@@ -202,6 +202,15 @@ def test_webdataset_shards(tmp_path):
     assert sorted(labels.tolist()) == sorted(label for _, label in images[:32])
 
 
+def test_hugging_face_by_name(tmp_path, shared_tree):
+    """timm's hfds/ reader on a local data set: bytes decoded by us, classes by their names."""
+    settings = recipe(f"hfds/{shared_tree}", data_dir=str(tmp_path))
+    data = open_split(settings, "train")
+    assert (len(data), data.classes) == (64, ["digit0", "digit1", "digit2", "digit3"])
+    labels = torch.cat([labels for _, labels in evaluation_batches(open_split(settings, "val"), settings, CPU, 8)])
+    assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8
+
+
 def test_torchvision_by_name(tmp_path):
     write_tree(tmp_path, 4, ("digit0", "digit1"))
     data = open_split(recipe("torch/image_folder", data_dir=str(tmp_path), train_split="train"), "train")

@@ -14,7 +14,7 @@ import pytest
 from conftest import sanet_here
 
 PROCESSES = (
-    "train --recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
+    "train --recipe digits --model sa_resnet18 --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
     "--freeze-bn --lr 0.01 --warmup-epochs 0"
 ).split()
 
@@ -89,7 +89,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tm
     kill_a_worker(process, folder)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert "continuing resnet10t" in output
+    assert "continuing sa_resnet18" in output
     for row, other in zip(rows(one_process), rows(folder), strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
 

@@ -86,8 +86,10 @@ class Samples(Dataset):
     def _decode(self, index: int) -> tuple[Image.Image, int] | None:
         try:
             image, label = self.source[self.kept[index]]
-            image = to_mode(image, self.mode) if isinstance(image, Image.Image) else read_image(image, self.mode)
-            return image, int(label)
+            if isinstance(image, Image.Image):
+                return to_mode(image, self.mode), int(label)
+            with open(image, "rb") if isinstance(image, str) else image as file:
+                return read_image(file, self.mode), int(label)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             self.failed[index] = True
             return None
@@ -146,7 +148,7 @@ def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
-    pixels, labels = load(return_X_y=True)
+    pixels, labels = map(np.asarray, load(return_X_y=True))
     parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
     chosen = parts[0] if split == "train" else parts[1]
     grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

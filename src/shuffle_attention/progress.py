@@ -83,7 +83,7 @@ class Progress:
             f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %  "
             f"lr {row['lr']:.2g}  {row['images_per_second']:,.0f} images/s  {_duration(rest)} left"
-            + ("  *" if improved else "")
+            + ("  best" if improved else "")
         )
 
 

@@ -62,6 +62,7 @@ class RunState:
     ):
         self.recipe, self.classes, self.num_classes, self.place = recipe, classes, num_classes, place
         self.position = Position()
+        self.lr = recipe.lr  # of the step before
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and place.world > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

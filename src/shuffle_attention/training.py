@@ -206,6 +206,7 @@ def _step(state: RunState, stream, micro_batches: int, mixup: Mixup | None, tota
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    state.lr = state.optimizer.param_groups[0]["lr"]
     done = state.steps_done + 1
     if state.scheduler:
         state.scheduler.step_update(done)
@@ -221,7 +222,7 @@ def _finish_epoch(state: RunState, scores: Scores, files: RunFiles, progress: Pr
     mixing = state.recipe.mixup or state.recipe.cutmix
     row = {
         "epoch": position.epoch + 1,
-        "lr": state.optimizer.param_groups[0]["lr"],
+        "lr": state.lr,
         "train_loss": loss / images,
         # With mixed images there is no one right answer.
         "train_top1": math.nan if mixing else 100 * right / images,
