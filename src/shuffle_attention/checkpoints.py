@@ -4,7 +4,6 @@ import fnmatch
 import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .files import written_whole
 
 # Wrappers that put their name before every key: DataParallel and DDP, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -180,16 +180,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes a checkpoint so that the path holds, at every moment, either what it held before or the whole of it."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Writes a checkpoint whole; a run that is killed meanwhile still has the one before."""
+    with written_whole(path) as file:
+        torch.save(dict(content), file)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from .files import written_whole
 from .recipe import Recipe
 
 
@@ -88,16 +88,9 @@ class RunFiles:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Writes a text file whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def versions() -> dict[str, Any]:
@@ -145,8 +138,5 @@ def draw_curves(history: list[dict[str, float]], title: str, path: Path) -> None
         axes.legend()
     left.set_title("loss (training includes smoothing and augmentation)", fontsize=9)
     right.set_title("accuracy", fontsize=9)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    figure.savefig(temporary, format="png", dpi=120)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
