@@ -85,7 +85,8 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     if recipe.initial is not None and content is None:
         load_checkpoint(model, recipe.initial, may_differ=recipe.may_differ)
     batches = TrainingBatches(training, recipe, place)
-    held_out = evaluation_batches(validation, recipe, place, max(1, 2 * recipe.batch_size // place.world))
+    # What fits the device in training fits it in evaluation.
+    held_out = evaluation_batches(validation, recipe, place, recipe.batch_size // (place.world * recipe.grad_accum))
     random_seed(recipe.seed, place.rank)
     state = RunState(recipe, model, classes, num_classes, batches.steps, place)
     if content is not None:

@@ -4,6 +4,8 @@ Its body is :mod:`.reference`; a kernel registered for a device takes its place 
 PyTorch's dispatcher, which is the only fallback there is.
 """
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,21 @@ def _differentiate_twice(ctx, *grads):
         arguments = [*inputs, ctx.eps, ctx.shuffle]
         outputs = reference.shuffle_attention_backward(*arguments)
     return *torch.autograd.grad(outputs, inputs, grads), None, None
+
+
+if importlib.util.find_spec("triton") is not None:  # PyTorch comes with it where there is CUDA, save on Windows
+
+    @_forward.register_kernel("cuda")
+    def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+        from . import triton_kernels
+
+        return triton_kernels.forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
+
+    @_backward.register_kernel("cuda")
+    def _(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+        from . import triton_kernels
+
+        return triton_kernels.backward(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
