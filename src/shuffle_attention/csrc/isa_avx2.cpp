@@ -17,6 +17,7 @@ namespace avx2 {
 #define SIMD_BYTES 32
 #define SIMD_AVX2
 #include "simd.h"
+#include "arithmetic.h"
 #include "planes.h"
 #include "rows.h"
 #include "table.h"

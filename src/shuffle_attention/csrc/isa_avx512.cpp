@@ -17,6 +17,7 @@ namespace avx512 {
 #define SIMD_BYTES 64
 #define SIMD_AVX512
 #include "simd.h"
+#include "arithmetic.h"
 #include "planes.h"
 #include "rows.h"
 #include "table.h"

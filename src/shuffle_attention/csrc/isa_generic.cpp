@@ -5,6 +5,7 @@ namespace shuffle_attention {
 namespace generic {
 #define SIMD_BYTES 16
 #include "simd.h"
+#include "arithmetic.h"
 #include "planes.h"
 #include "rows.h"
 #include "table.h"

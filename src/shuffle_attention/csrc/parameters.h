@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <vector>
@@ -49,8 +50,8 @@ class Parameters {
       for (int64_t c = 0; c < 2 * map.channels; ++c) over_batch[c] += sums[image * 2 * map.channels + c];
     }
     for (int64_t part = 0; part < 2; ++part) {
-      for (int64_t c = 0; c < map.channels; ++c) {
-        over_groups[part * 2 * n_ + c % (2 * n_)] += over_batch[part * map.channels + c];
+      for (int64_t c = 0; c < map.channels; c += 2 * n_) {
+        for (int64_t r = 0; r < 2 * n_; ++r) over_groups[part * 2 * n_ + r] += over_batch[part * map.channels + c + r];
       }
     }
     std::array<std::vector<A>, 6> grads;
@@ -75,17 +76,17 @@ class Parameters {
     spread_.assign(4 * channels, 0);
     A *const alpha = spread_.data(), *const slope = alpha + channels, *const beta = slope + channels,
              *const spatial = beta + channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t r = c % (2 * n_), j = r % n_;
-      if (r < n_) {
-        slope[c] = values_[kChannelWeight][j];
-        beta[c] = values_[kChannelBias][j];
-      } else {
-        // A plane of one pixel is its own mean, and nothing can pass through its variance.
-        alpha[c] = map.plane == 1 ? 0 : values_[kSpatialWeight][j] * values_[kNormWeight][j];
-        beta[c] = values_[kSpatialWeight][j] * values_[kNormBias][j] + values_[kSpatialBias][j];
-        spatial[c] = 1;
-      }
+    for (int64_t j = 0; j < n_; ++j) {
+      slope[j] = values_[kChannelWeight][j];
+      beta[j] = values_[kChannelBias][j];
+      // A plane of one pixel is its own mean, and nothing can pass through its variance.
+      alpha[n_ + j] = map.plane == 1 ? 0 : values_[kSpatialWeight][j] * values_[kNormWeight][j];
+      beta[n_ + j] = values_[kSpatialWeight][j] * values_[kNormBias][j] + values_[kSpatialBias][j];
+      spatial[n_ + j] = 1;
+    }
+    for (A* values : {alpha, slope, beta, spatial}) {
+      // Every group is like the first.
+      for (int64_t c = 2 * n_; c < channels; c += 2 * n_) std::copy(values, values + 2 * n_, values + c);
     }
   }
 

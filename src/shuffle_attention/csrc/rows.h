@@ -104,15 +104,17 @@ struct Tile {
 
   struct Statistics {
     V pivot[kColumns], offset[kColumns], rstd[kColumns];  // the mean is pivot + offset
-    V scale[kColumns], shift[kColumns];                   // gate = sigmoid(scale (x - pivot) + shift)
+    V scale[kColumns];                                    // of x - pivot in the logit of the gate
+    V exponent_scale[kColumns], exponent_shift[kColumns];  // gate = gate_of(scale (x - pivot) + shift)
   };
 
   SIMD_INLINE void find_statistics(const T* x, const Gates<A>& gates, Statistics& s) const {
     const int64_t count = pixels < kPivotPixels ? pixels : kPivotPixels;
+    const A each = A(1) / pixels;
     sum_over_pixels(count, s.pivot, [&](int64_t i, V* sums) {
       for (int c = 0; c < kColumns; ++c) sums[c] += source(x, i, c);
     });
-    for (int c = 0; c < kColumns; ++c) s.pivot[c] /= static_cast<A>(count);
+    for (int c = 0; c < kColumns; ++c) s.pivot[c] *= A(1) / count;
     V moments[2 * kColumns];
     sum_over_pixels(pixels, moments, [&](int64_t i, V* sums) {
       for (int c = 0; c < kColumns; ++c) {
@@ -122,12 +124,14 @@ struct Tile {
       }
     });
     for (int c = 0; c < kColumns; ++c) {
-      s.offset[c] = moments[c] / static_cast<A>(pixels);
-      const V variance = moments[kColumns + c] / static_cast<A>(pixels) - s.offset[c] * s.offset[c];
-      s.rstd[c] = 1.0f / square_root<A>((variance < 0 ? V{} : variance) + gates.eps);
+      s.offset[c] = moments[c] * each;
+      const V variance = moments[kColumns + c] * each - s.offset[c] * s.offset[c];
+      s.rstd[c] = 1.0f / square_root((variance < 0 ? V{} : variance) + gates.eps);
       s.scale[c] = of_channels(gates.alpha, c) * s.rstd[c];
-      s.shift[c] = of_channels(gates.beta, c) + of_channels(gates.slope, c) * (s.pivot[c] + s.offset[c]) -
+      const V shift = of_channels(gates.beta, c) + of_channels(gates.slope, c) * (s.pivot[c] + s.offset[c]) -
           s.scale[c] * s.offset[c];
+      s.exponent_scale[c] = s.scale[c] * A(kToExponent);
+      s.exponent_shift[c] = shift * A(kToExponent);
     }
   }
 
@@ -138,7 +142,7 @@ struct Tile {
       V out[kColumns];
       for (int c = 0; c < kColumns; ++c) {
         const V v = source(x, i, c);
-        out[c] = v * sigmoid((v - s.pivot[c]) * s.scale[c] + s.shift[c]);
+        out[c] = v * gate_of((v - s.pivot[c]) * s.exponent_scale[c] + s.exponent_shift[c]);
       }
       store_target(y, i, out);
     }
@@ -150,7 +154,7 @@ struct Tile {
     // What one pixel's own gradient is; h and d are what the sums over the plane are made of.
     const auto direct = [&](V v, V grad, int c, V& h, V& d) {
       d = v - s.pivot[c];
-      const V gate = sigmoid(d * s.scale[c] + s.shift[c]), through = gate * grad;
+      const V gate = gate_of(d * s.exponent_scale[c] + s.exponent_shift[c]), through = gate * grad;
       h = (1.0f - gate) * through * v;
       return through + s.scale[c] * h;
     };
@@ -167,14 +171,14 @@ struct Tile {
       }
     });
     V by_mean[kColumns], by_distance[kColumns];
+    const A each = A(1) / pixels;
     for (int c = 0; c < kColumns; ++c) {
       const V sum = moments[c], standardised = s.rstd[c] * (moments[kColumns + c] - s.offset[c] * sum);
       const V mean = s.pivot[c] + s.offset[c];
       store_of_channels(sums, c, sum);
       store_of_channels(sums + channels, c, of_channels(gates.spatial, c) != 0 ? standardised : sum * mean);
-      const V each = sum / static_cast<A>(pixels);
-      by_distance[c] = -s.scale[c] * s.rstd[c] * standardised / static_cast<A>(pixels);
-      by_mean[c] = (of_channels(gates.slope, c) - s.scale[c]) * each - by_distance[c] * s.offset[c];
+      by_distance[c] = -s.scale[c] * s.rstd[c] * standardised * each;
+      by_mean[c] = (of_channels(gates.slope, c) - s.scale[c]) * sum * each - by_distance[c] * s.offset[c];
     }
     for (int64_t i = 0; i < pixels; ++i) {
       V grad[kColumns];
