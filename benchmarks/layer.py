@@ -121,7 +121,7 @@ def main() -> None:
                 ("both ways", "reference_both_ways_over_clone", ""),
             )
         ]
-        print(f"{layout:13} {batch:2} x {channels:4} x {size:2}^2  clone {row['clone_us']:8.1f} us ", *columns, sep="  ")
+        print(f"{layout:13} {batch:2} x {channels:4} x {size:2}^2  clone {row['clone_us']:8.1f} us", *columns, sep="  ")
     if args.name:
         print(write(args.name, rows))
 
