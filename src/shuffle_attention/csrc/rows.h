@@ -19,6 +19,7 @@ struct Tile {
 
   const int64_t channels, pixels, first, lanes;
   const bool shuffle;
+  const int64_t next_source, next_target;  // from this tile to the next, in elements of a map
 
   static SIMD_INLINE V load_lanes(const T* p, int64_t count) {
     if constexpr (Full) return load(p);
@@ -74,6 +75,24 @@ struct Tile {
     } else {
       for (int c = 0; c < kColumns; ++c) v[c] = source(map, pixel, c);
     }
+  }
+
+  // Fetches a pixel of the next tile into the second cache. No prefetcher of the processor's own
+  // follows a tile from row to row, and while gates are computed the memory has nothing to do.
+  SIMD_INLINE void prefetch_source(const T* map, int64_t pixel) const {
+    constexpr int64_t line = 64 / sizeof(T);
+    const T* const at = map + pixel * channels + first + next_source;
+    for (int64_t i = 0; i < U * W; i += line) {
+      __builtin_prefetch(at + i, 0, 2);
+      __builtin_prefetch(at + channels / 2 + i, 0, 2);
+    }
+  }
+
+  SIMD_INLINE void prefetch_target(const T* map, int64_t pixel) const {
+    if (!shuffle) return prefetch_source(map, pixel);
+    constexpr int64_t line = 64 / sizeof(T);
+    const T* const at = map + pixel * channels + 2 * first + next_target;
+    for (int64_t i = 0; i < 2 * U * W; i += line) __builtin_prefetch(at + i, 0, 2);
   }
 
   SIMD_INLINE V of_channels(const A* values, int column) const {
@@ -139,6 +158,7 @@ struct Tile {
     Statistics s;
     find_statistics(x, gates, s);
     for (int64_t i = 0; i < pixels; ++i) {
+      prefetch_source(x, i);
       V out[kColumns];
       for (int c = 0; c < kColumns; ++c) {
         const V v = source(x, i, c);
@@ -161,6 +181,8 @@ struct Tile {
     constexpr bool stash = sizeof(T) == sizeof(A);  // dx can hold the first part unrounded
     V moments[2 * kColumns], h, d;
     sum_over_pixels(pixels, moments, [&](int64_t i, V* m) {
+      prefetch_source(x, i);
+      prefetch_target(dy, i);
       V grad[kColumns];
       load_target(dy, i, grad);
       for (int c = 0; c < kColumns; ++c) {
@@ -206,14 +228,20 @@ SIMD_INLINE void for_tiles(const Map& map, int64_t begin, int64_t end, const Run
   constexpr int64_t W = Lanes<Accumulator<T>>::count;
   const int64_t half = map.channels / 2, tiles = (half + row_width<T>() - 1) / row_width<T>();
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t image = unit / tiles, stop = half;
-    int64_t first = unit % tiles * row_width<T>();
+    const int64_t image = unit / tiles, tile = unit % tiles, stop = half;
+    int64_t first = tile * row_width<T>();
+    // The next unit's tile; there is none after the last.
+    const bool last = unit + 1 == end, turns = tile + 1 == tiles;
+    const int64_t next = last ? 0 : turns ? map.plane * map.channels - first : row_width<T>();
+    const int64_t next_target = last ? 0 : turns ? map.plane * map.channels - 2 * first : 2 * row_width<T>();
     if (stop - first >= row_width<T>()) {
-      run(Tile<T, kTileVectors<T>, true>{map.channels, map.plane, first, W, map.shuffle}, image);
+      run(Tile<T, kTileVectors<T>, true>{map.channels, map.plane, first, W, map.shuffle, next, next_target}, image);
       continue;
     }
-    for (; stop - first >= W; first += W) run(Tile<T, 1, true>{map.channels, map.plane, first, W, map.shuffle}, image);
-    if (first < stop) run(Tile<T, 1, false>{map.channels, map.plane, first, stop - first, map.shuffle}, image);
+    for (; stop - first >= W; first += W) {
+      run(Tile<T, 1, true>{map.channels, map.plane, first, W, map.shuffle, 0, 0}, image);
+    }
+    if (first < stop) run(Tile<T, 1, false>{map.channels, map.plane, first, stop - first, map.shuffle, 0, 0}, image);
   }
 }
 
