@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shuffle_attention.ops import reference, shuffle_attention
-from shuffle_attention.ops.library import LIBRARY
+from shuffle_attention.ops import library, reference, shuffle_attention
 
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="the CPU kernels were not built")
+pytestmark = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CPU kernels were not built")
 FORWARD = torch.ops.shuffle_attention.shuffle_attention.default
 BACKWARD = torch.ops.shuffle_attention.shuffle_attention_backward.default
 
@@ -69,6 +68,8 @@ CASES = [
     Case((2, 128, 7, 7), 2, channels_last),
     Case((1, 16, 56, 56), 2),
     Case((1, 16, 56, 56), 2, channels_last),
+    Case((5, 128, 40, 40), 4, channels_last),
+    Case((5, 128, 40, 40), 4, channels_last, shuffle=False),
     Case((2, 8, 14, 14), 1),
     Case((3, 64, 1, 1), 8),
     Case((3, 12, 5, 3), 2),
@@ -175,9 +176,12 @@ def test_opcheck(case: Case, dtype: torch.dtype):
     torch.library.opcheck(BACKWARD, (grad, x.detach(), *params, 1e-5, case.shuffle))
 
 
-@pytest.mark.parametrize("layout", [contiguous, channels_last])
-def test_does_not_depend_on_the_number_of_threads(layout, threads):
-    case = Case((5, 320, 9, 9), 5, layout)
+@pytest.mark.parametrize(
+    "case",
+    [Case((5, 320, 9, 9), 5), Case((5, 320, 9, 9), 5, channels_last), Case((3, 64, 48, 48), 4, channels_last)],
+    ids=str,
+)
+def test_does_not_depend_on_the_number_of_threads(case: Case, threads):
     x, grad, *params = case.tensors(torch.float32)
 
     def results(count: int) -> list[Tensor]:
@@ -237,6 +241,20 @@ def test_half_types_are_rounded_as_pytorch_does(dtype: torch.dtype):
 def test_op_refuses_what_does_not_fit(x: tuple[int, ...], n: int):
     with pytest.raises(RuntimeError):
         FORWARD(torch.zeros(x), *[torch.zeros(n)] * 6, 1e-5, True)
+
+
+def test_does_without_the_library(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "missing.so")
+    assert not library.load_kernels()
+    assert "C++ compiler" in caplog.text
+
+
+def test_broken_library_is_an_error(monkeypatch, tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_text("not a library")
+    monkeypatch.setattr(library, "LIBRARY", broken)
+    with pytest.raises(OSError, match="broken.so"):
+        library.load_kernels()
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is the inner run")

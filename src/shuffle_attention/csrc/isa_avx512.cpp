@@ -20,6 +20,7 @@ namespace avx512 {
 #include "arithmetic.h"
 #include "planes.h"
 #include "rows.h"
+#include "tiles.h"
 #include "table.h"
 }  // namespace avx512
 }  // namespace shuffle_attention

@@ -8,6 +8,7 @@ namespace generic {
 #include "arithmetic.h"
 #include "planes.h"
 #include "rows.h"
+#include "tiles.h"
 #include "table.h"
 }  // namespace generic
 

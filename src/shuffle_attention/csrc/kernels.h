@@ -32,6 +32,7 @@ using Accumulator = typename AccumulatorOf<T>::type;
 struct Map {
   int64_t batch, channels, plane;
   bool shuffle;
+  bool whole_rows;  // of kRows alone: a unit is an image, gone through in the order of memory
 };
 
 // The six parameters spread over the channels, so that both branches are one formula:
@@ -60,7 +61,7 @@ struct Kernels {
 
   int64_t units(const Map& map) const {
     const int64_t half = map.channels / 2;
-    return map.batch * ((half + width - 1) / width);
+    return map.whole_rows ? map.batch : map.batch * ((half + width - 1) / width);
   }
 };
 

@@ -76,7 +76,7 @@ struct Call {
         n > 0 && channels % (2 * n) == 0, "x must have a multiple of 2 * n channels, got ", channels, " for n = ", n);
     int64_t plane = 1;
     for (int64_t i = 2; i < x.dim(); ++i) plane *= x.size(i);
-    map = {x.size(0), channels, plane, shuffle};
+    map = {x.size(0), channels, plane, shuffle, false};
 
     auto type = kernel_type(x.scalar_type());
     auto layout = layout_of(out);
@@ -86,6 +86,10 @@ struct Call {
       layout = kPlanes;
     }
     kernels = kernel_table().at[*layout][*type];
+    // A larger tile is better gone through in the order of memory than kept in cache, if there is work for all threads.
+    const int64_t half = channels / 2, tile_bytes = 2 * kernels.width * plane * x.element_size();
+    map.whole_rows = *layout == kRows && tile_bytes > (1 << 17) && half % kernels.width == 0 &&
+        half / kernels.width <= 16 && map.batch >= torch::stable::get_num_threads();
   }
 
   bool is_double() const { return work.scalar_type() == ScalarType::Double; }
@@ -94,7 +98,7 @@ struct Call {
   void in_parallel(const Run& run) const {
     const int64_t units = kernels.units(map);
     // A unit has the same size everywhere but at the edge; a thread is worth waking for 16 K elements.
-    const int64_t size = 2 * kernels.width * map.plane;
+    const int64_t size = map.batch * map.channels * map.plane / units;
     torch::stable::parallel_for(0, units, size < 16384 ? 16384 / size : 1, run);
   }
 
