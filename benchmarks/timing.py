@@ -1,6 +1,7 @@
 """Times of functions measured side by side, and a record of where they were measured."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -67,6 +68,9 @@ def machine() -> dict[str, object]:
         "cpu": cpu,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        # Whether large maps are allocated anew, page by page, decides what a copy of one costs.
+        "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit + ("+changes" if changed else ""),

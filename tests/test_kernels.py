@@ -253,7 +253,7 @@ def test_broken_library_is_an_error(monkeypatch, tmp_path):
     broken = tmp_path / "broken.so"
     broken.write_text("not a library")
     monkeypatch.setattr(library, "LIBRARY", broken)
-    with pytest.raises(OSError, match="broken.so"):
+    with pytest.raises(OSError, match=r"broken\.so"):
         library.load_kernels()
 
 

@@ -19,7 +19,8 @@ SIMD_INLINE Vec<A> only_end(Vec<A> t, bool padded, int rest) {
   return lane_numbers<A>() < high ? above : Vec<A>{};
 }
 
-// Sets total[r] to the sum over i < size of the lanes that term(i, t) puts into t[r].
+// Sets total[r] to the sum over i < size of the lanes that term(i, t, k) puts into t[r]; k numbers the
+// vectors if N > 0.
 template <int N, class A, int R, class Term>
 SIMD_INLINE void sum_over_plane(int64_t size, A (&total)[R], const Term& term) {
   constexpr int64_t W = Lanes<A>::count;
@@ -27,11 +28,11 @@ SIMD_INLINE void sum_over_plane(int64_t size, A (&total)[R], const Term& term) {
   for (int r = 0; r < R; ++r) total[r] = 0;
   if constexpr (N > 0) {
     const int rest = size - (N - 1) * W;
-    term(N > 1 ? size - W : 0, t);
+    term(N > 1 ? size - W : 0, t, N - 1);
     Vec<A> sums[R];
     for (int r = 0; r < R; ++r) sums[r] = only_end<A>(t[r], N == 1, rest);
     for (int k = 0; k + 1 < N; ++k) {
-      term(k * W, t);
+      term(k * W, t, k);
       for (int r = 0; r < R; ++r) sums[r] += t[r];
     }
     for (int r = 0; r < R; ++r) total[r] = sum_of_lanes<A>(sums[r]);
@@ -43,16 +44,16 @@ SIMD_INLINE void sum_over_plane(int64_t size, A (&total)[R], const Term& term) {
     int64_t i = from;
     for (; i + 4 * W <= to; i += 4 * W) {
       for (int k = 0; k < 4; ++k) {
-        term(i + k * W, t);
+        term(i + k * W, t, 0);
         for (int r = 0; r < R; ++r) sums[k][r] += t[r];
       }
     }
     for (; i + W <= to; i += W) {
-      term(i, t);
+      term(i, t, 0);
       for (int r = 0; r < R; ++r) sums[0][r] += t[r];
     }
     if (i < to) {
-      term(to - W, t);
+      term(to - W, t, 0);
       for (int r = 0; r < R; ++r) sums[1][r] += only_end<A>(t[r], false, to - i);
     }
     for (int r = 0; r < R; ++r) {
@@ -61,7 +62,7 @@ SIMD_INLINE void sum_over_plane(int64_t size, A (&total)[R], const Term& term) {
   }
 }
 
-// Stores value(i) for every i. The ragged end is computed before the vector that it overlaps is
+// Stores value(i, k) for every i. The ragged end is computed before the vector that it overlaps is
 // stored, because value may read from the output.
 template <int N, class T, class Value>
 SIMD_INLINE void store_plane(T* out, int64_t size, const Value& value) {
@@ -69,18 +70,18 @@ SIMD_INLINE void store_plane(T* out, int64_t size, const Value& value) {
   constexpr int64_t W = Lanes<Accumulator<T>>::count;
   if constexpr (N > 0) {
     V values[N];
-    for (int k = 0; k < N; ++k) values[k] = value(k < N - 1 ? k * W : N > 1 ? size - W : 0);
+    for (int k = 0; k < N; ++k) values[k] = value(k < N - 1 ? k * W : N > 1 ? size - W : 0, k);
     for (int k = 0; k < N; ++k) store(out + (k < N - 1 ? k * W : N > 1 ? size - W : 0), values[k]);
     return;
   }
-  const V last = value(size - W);
+  const V last = value(size - W, 0);
   int64_t i = 0;
   for (; i + 2 * W <= size; i += 2 * W) {
-    const V first = value(i), second = value(i + W);
+    const V first = value(i, 0), second = value(i + W, 0);
     store(out + i, first);
     store(out + i + W, second);
   }
-  if (i + W <= size) store(out + i, value(i));
+  if (i + W <= size) store(out + i, value(i, 0));
   store(out + size - W, last);
 }
 
@@ -92,15 +93,26 @@ struct PlaneStatistics {
 template <int N, class T>
 SIMD_INLINE Accumulator<T> mean_of(const T* x, int64_t size) {
   Accumulator<T> sum[1];
-  sum_over_plane<N>(size, sum, [&](int64_t i, Vec<Accumulator<T>>* t) { t[0] = load(x + i); });
+  sum_over_plane<N>(size, sum, [&](int64_t i, Vec<Accumulator<T>>* t, int) { t[0] = load(x + i); });
   return sum[0] / size;
+}
+
+// Of a few vectors nearly any value will do for a pivot, and to wait for the mean takes longer than
+// all else: if these elements alone differ from the rest, the variance loses 4 bits of 24.
+template <int N, class T, class A = Accumulator<T>>
+SIMD_INLINE A guess_mean(const T* x, int64_t size) {
+  constexpr int W = Lanes<A>::count;
+  if (N == 1) return load(x)[0];
+  const Vec<A> v = load(x) + load(x + size - W);
+  return (v[0] + v[W / 2]) * A(0.25);
 }
 
 template <int N, class T, class A = Accumulator<T>>
 SIMD_INLINE PlaneStatistics<A> statistics_of(const T* x, int64_t size, A eps) {
-  const A pivot = mean_of<N>(x, size < kPivotElements ? size : kPivotElements), each = A(1) / size;
+  const A pivot = N > 0 ? guess_mean<N>(x, size) : mean_of<N>(x, size < kPivotElements ? size : kPivotElements);
+  const A each = A(1) / size;
   A sums[2];
-  sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t) {
+  sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int) {
     t[0] = load(x + i) - pivot;
     t[1] = t[0] * t[0];
   });
@@ -115,17 +127,17 @@ SIMD_INLINE void forward_plane(const T* x, T* y, int64_t size, int64_t c, const 
   if (gates.spatial[c] != 0) {
     const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
     const A scale = to_exponent * gates.alpha[c] * s.rstd, shift = to_exponent * gates.beta[c] - scale * s.offset;
-    store_plane<N>(y, size, [&](int64_t i) {
+    store_plane<N>(y, size, [&](int64_t i, int) {
       const Vec<A> v = load(x + i);
       return v * gate_of((v - s.pivot) * scale + shift);
     });
   } else {
     const A gate = gate_of(to_exponent * (gates.slope[c] * mean_of<N>(x, size) + gates.beta[c]));
-    store_plane<N>(y, size, [&](int64_t i) { return load(x + i) * gate; });
+    store_plane<N>(y, size, [&](int64_t i, int) { return load(x + i) * gate; });
   }
 }
 
-// `stash` holds a plane in the accumulator's type; for maps of that type it is dx itself.
+// `stash` holds a plane in the accumulator's type if N = 0; for maps of that type it is dx itself.
 template <int N, class T, class A = Accumulator<T>>
 SIMD_INLINE void backward_plane(
     const T* x, const T* dy, T* dx, A* stash, int64_t size, int64_t c, const Gates<A>& gates, A& sum, A& weighted) {
@@ -136,22 +148,25 @@ SIMD_INLINE void backward_plane(
     const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
     const A scale = gates.alpha[c] * s.rstd, shift = gates.beta[c] - scale * s.offset;
     const A exponent_scale = to_exponent * scale, exponent_shift = to_exponent * shift;
-    sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t) {
+    Vec<A> kept[N > 0 ? N : 1];
+    sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int k) {
       const Vec<A> v = load(x + i), d = v - s.pivot;
       const Vec<A> gate = gate_of(d * exponent_scale + exponent_shift), through = gate * load(dy + i);
       t[0] = (1 - gate) * through * v;
       t[1] = t[0] * d;
-      store(stash + i, through + scale * t[0]);
+      const Vec<A> own = through + scale * t[0];
+      if (N > 0) kept[k] = own;
+      else store(stash + i, own);
     });
     sum = sums[0];
     weighted = s.rstd * (sums[1] - s.offset * sums[0]);
     const A by_distance = -scale * s.rstd * weighted * each;
     const A by_mean = -scale * sum * each - by_distance * s.offset;
-    store_plane<N>(dx, size, [&](int64_t i) {
-      return load(stash + i) + (by_mean + by_distance * (load(x + i) - s.pivot));
+    store_plane<N>(dx, size, [&](int64_t i, int k) {
+      return (N > 0 ? kept[k] : load(stash + i)) + (by_mean + by_distance * (load(x + i) - s.pivot));
     });
   } else {
-    sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t) {
+    sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int) {
       t[0] = load(x + i);
       t[1] = t[0] * load(dy + i);
     });
@@ -160,7 +175,7 @@ SIMD_INLINE void backward_plane(
     sum = gate * (1 - gate) * sums[1];
     weighted = sum * mean;
     const A by_mean = gates.slope[c] * sum * each;
-    store_plane<N>(dx, size, [&](int64_t i) { return load(dy + i) * gate + by_mean; });
+    store_plane<N>(dx, size, [&](int64_t i, int) { return load(dy + i) * gate + by_mean; });
   }
 }
 
@@ -225,7 +240,7 @@ void backward_planes(
     if ((map.plane + W - 1) / W != N) return backward_planes<T, N - 1>(map, gates, x, dy, dx, sums, begin, end);
   }
   const auto& g = *static_cast<const Gates<A>*>(gates);
-  constexpr bool separate = sizeof(T) != sizeof(A);
+  constexpr bool separate = N == 0 && sizeof(T) != sizeof(A);
   A* const scratch = separate ? new A[map.plane + W] : nullptr;
   for_planes(map, begin, end, [&](int64_t c, int64_t source, int64_t target, int64_t image) {
     const T *const from = static_cast<const T*>(x) + source, *const grad = static_cast<const T*>(dy) + target;
