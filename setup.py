@@ -14,6 +14,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("src/shuffle_attention/csrc")
 
@@ -31,9 +32,16 @@ def torch_directory() -> Path | None:
 
 
 class BuildKernels(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        if TORCH is None:
+            raise CompileError("PyTorch, whose headers the kernels need, was not found")
+        ext.include_dirs = [str(TORCH / "include")]
+        ext.library_dirs = [str(TORCH / "lib")]
+        super().build_extension(ext)
+
     def get_ext_filename(self, fullname: str) -> str:
         """The name without a tag of the Python that built it, which the library does not depend on."""
-        return str(Path(*fullname.split("."))) + (".dll" if sys.platform == "win32" else ".so")
+        return str(Path(*fullname.split("."))) + ".so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None: the library registers its kernels as it is loaded."""
@@ -45,39 +53,31 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-def kernels(torch: Path | None) -> list[Extension]:
-    if sys.platform == "win32" or torch is None:  # they are written for GCC and Clang
-        return []
-    return [
-        Extension(
-            "shuffle_attention._C",
-            sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
-            depends=sorted(str(path) for path in SOURCES.glob("*.h")),
-            include_dirs=[str(torch / "include")],
-            library_dirs=[str(torch / "lib")],
-            libraries=["torch_cpu"],
-            define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
-            extra_compile_args=[
-                "-std=c++17",
-                "-O3",
-                "-fno-math-errno",
-                "-fno-trapping-math",
-                "-fvisibility=hidden",
-                "-Wno-psabi",
-                "-Wno-uninitialized",  # false alarms in the headers of GCC's own intrinsics
-                "-Wno-maybe-uninitialized",
-                "-g0",
-            ],
-            language="c++",
-            optional=True,
-        )
-    ]
+KERNELS = Extension(
+    "shuffle_attention._C",
+    sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
+    depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+    libraries=["torch_cpu"],
+    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # 2.10
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-Wno-psabi",
+        "-Wno-uninitialized",  # false alarms in the headers of GCC's own intrinsics
+        "-Wno-maybe-uninitialized",
+        "-g0",
+    ],
+    language="c++",
+    optional=True,
+)
+TORCH = torch_directory()
+CAN_BUILD = sys.platform != "win32" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
-
-torch = torch_directory()
-has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 setup(
-    ext_modules=kernels(torch),
+    ext_modules=[KERNELS] if sys.platform != "win32" else [],  # they are written for GCC and Clang
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
-    setup_requires=["torch>=2.11"] if torch is None and has_compiler and sys.platform != "win32" else [],
+    setup_requires=["torch>=2.11"] if TORCH is None and CAN_BUILD else [],
 )
