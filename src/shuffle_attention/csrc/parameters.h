@@ -1,0 +1,108 @@
+// The six parameters: spread over the channels for the kernels, and their gradients from the kernels' sums.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+
+namespace shuffle_attention {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+enum Parameter { kChannelWeight, kChannelBias, kSpatialWeight, kSpatialBias, kNormWeight, kNormBias };
+using ParameterTensors = std::array<Tensor, 6>;
+
+template <class A>
+constexpr ScalarType scalar_type = sizeof(A) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
+
+template <class A>
+class Parameters {
+ public:
+  Parameters(const ParameterTensors& tensors, const Map& map, double eps) : n_(tensors[0].numel()) {
+    for (int p = 0; p < 6; ++p) {
+      const Tensor& t = tensors[p];
+      const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
+      const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+      const A* const values = flat.template const_data_ptr<A>();
+      values_[p].assign(values, values + n_);
+    }
+    spread(map);
+    const A* const s = spread_.data();
+    gates_ = {s, s + map.channels, s + 2 * map.channels, s + 3 * map.channels, static_cast<A>(eps)};
+  }
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
+
+  const Gates<A>& gates() const { return gates_; }
+
+  // The gradients, from the kernels' sums of shape (batch, 2, channels), added in an order of its own.
+  ParameterTensors gradients(const ParameterTensors& tensors, const A* sums, const Map& map) const {
+    std::vector<double> over_batch(2 * map.channels), over_groups(4 * n_);
+    for (int64_t image = 0; image < map.batch; ++image) {
+      for (int64_t c = 0; c < 2 * map.channels; ++c) over_batch[c] += sums[image * 2 * map.channels + c];
+    }
+    for (int64_t part = 0; part < 2; ++part) {
+      for (int64_t c = 0; c < map.channels; c += 2 * n_) {
+        for (int64_t r = 0; r < 2 * n_; ++r) over_groups[part * 2 * n_ + r] += over_batch[part * map.channels + c + r];
+      }
+    }
+    std::array<std::vector<A>, 6> grads;
+    for (auto& grad : grads) grad.resize(n_);
+    for (int64_t j = 0; j < n_; ++j) {
+      const double shift = over_groups[n_ + j], scale = over_groups[3 * n_ + j];
+      grads[kChannelWeight][j] = over_groups[2 * n_ + j];
+      grads[kChannelBias][j] = over_groups[j];
+      grads[kSpatialWeight][j] = values_[kNormWeight][j] * scale + values_[kNormBias][j] * shift;
+      grads[kSpatialBias][j] = shift;
+      grads[kNormWeight][j] = values_[kSpatialWeight][j] * scale;
+      grads[kNormBias][j] = values_[kSpatialWeight][j] * shift;
+    }
+    ParameterTensors out;
+    for (int p = 0; p < 6; ++p) out[p] = like(tensors[p], grads[p]);
+    return out;
+  }
+
+ private:
+  void spread(const Map& map) {
+    const int64_t channels = map.channels;
+    spread_.assign(4 * channels, 0);
+    A *const alpha = spread_.data(), *const slope = alpha + channels, *const beta = slope + channels,
+             *const spatial = beta + channels;
+    for (int64_t j = 0; j < n_; ++j) {
+      slope[j] = values_[kChannelWeight][j];
+      beta[j] = values_[kChannelBias][j];
+      // A plane of one pixel is its own mean, and nothing can pass through its variance.
+      alpha[n_ + j] = map.plane == 1 ? 0 : values_[kSpatialWeight][j] * values_[kNormWeight][j];
+      beta[n_ + j] = values_[kSpatialWeight][j] * values_[kNormBias][j] + values_[kSpatialBias][j];
+      spatial[n_ + j] = 1;
+    }
+    for (A* values : {alpha, slope, beta, spatial}) {
+      // Every group is like the first.
+      for (int64_t c = 2 * n_; c < channels; c += 2 * n_) std::copy(values, values + 2 * n_, values + c);
+    }
+  }
+
+  static Tensor like(const Tensor& parameter, const std::vector<A>& values) {
+    Tensor out = torch::stable::empty_like(parameter);
+    const bool direct = out.scalar_type() == scalar_type<A> && out.is_contiguous();
+    Tensor typed = direct ? out : torch::stable::new_empty(parameter, parameter.sizes(), scalar_type<A>);
+    std::copy(values.begin(), values.end(), typed.template mutable_data_ptr<A>());
+    if (!direct) torch::stable::copy_(out, typed);
+    return out;
+  }
+
+  int64_t n_;
+  std::array<std::vector<A>, 6> values_;
+  std::vector<A> spread_;
+  Gates<A> gates_;
+};
+
+}  // namespace shuffle_attention
