@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-.venv/installed: pyproject.toml
+# PyTorch first: the kernels are built with its headers, which pip would otherwise fetch a second time.
+.venv/installed: pyproject.toml setup.py $(wildcard src/shuffle_attention/csrc/*)
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.11'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
@@ -19,6 +21,9 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 
 test: .venv/installed ## run the whole test suite
 	$(BIN)/python -m pytest
+
+bench: .venv/installed ## time the layer beside a copy of its map and beside the reference
+	$(BIN)/python benchmarks/layer.py
 
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check .

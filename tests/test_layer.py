@@ -131,6 +131,20 @@ def test_gradients_are_those_of_autograd_through_the_reference(case, layout, dty
         assert relative_error(gradient, wanted) < TOLERANCES[dtype] * 5 or wanted.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_knows_its_own_gradients(case):
+    """It is the op's body where there are no kernels, and what is differentiated for second derivatives."""
+    shape, groups = CASES[case]
+    layer = random_layer(shape[1], groups)
+    for shuffle in (True, False):
+        inputs = [random_map(shape).requires_grad_(), *parameters(layer)]
+        y = reference.shuffle_attention(*inputs, 1e-5, shuffle)
+        upstream = random_map(shape).flip(0)
+        expected = torch.autograd.grad(y, inputs, upstream)
+        found = reference.shuffle_attention_backward(upstream, *(t.detach() for t in inputs), 1e-5, shuffle)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("case", ["odd", "one-pixel", "most-groups", "sequence", "volume"])
 def test_gradcheck_once_and_twice(case):
     shape, groups = CASES[case]
