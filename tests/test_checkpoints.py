@@ -122,6 +122,30 @@ def test_what_may_differ_is_named_by_the_caller_and_reported(tmp_path, trained):
     )
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.update({"fc.bias": s["fc.bias"].to_sparse()}), "of another kind: fc.bias sparse float for float"),
+        (lambda s: s.update({"fc.bias": s["fc.bias"].to("meta")}), "fc.bias float without values for float"),
+        (lambda s: s.update({"fc.bias": s["fc.bias"].to(torch.complex64)}), "fc.bias complex for float"),
+        (lambda s: s.update({"fc.bias": s["fc.bias"].long()}), "fc.bias integer for float"),
+        (lambda s: s.update({"module.fc.bias": s["fc.bias"] + 1}), "1 names stand for two entries: fc.bias"),
+        (lambda s: s.update({"fc.bias": None}), "no tensors by name: fc.bias"),
+        (lambda s: s.update({3: torch.ones(1)}), "no tensors by name: 3"),
+    ],
+    ids=["sparse", "meta", "complex", "integer", "twice", "none", "number-as-name"],
+)
+def test_what_cannot_be_copied_is_refused_before_anything_is(tmp_path, trained, spoil, message):
+    state = dict(trained)
+    spoil(state)
+    torch.save({"state_dict": state}, tmp_path / "odd.pt")
+    model = timm.create_model("sa_resnet50")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(model, tmp_path / "odd.pt")
+    assert holds(model, before)
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
-import shuffle_attention.models  # noqa: F401  (registers the networks)
-from conftest import sanet, sanet_here, write_tree
+import shuffle_attention.models
+from conftest import QUICK, sanet, sanet_here, write_tree
 
 
 def test_help_names_the_commands_and_the_fields(capsys):
@@ -56,8 +57,12 @@ except SystemExit:
         (["--precision", "fp8"], "precision must be one of fp32, bf16, fp16, got fp8"),
         (["--opt", "sdg"], "opt='sdg' cannot be used: Optimizer sdg not found"),
         (["--sched", "stairs"], "sched='stairs' cannot be used"),
-        (["--auto-augment", "nonsense"], "auto_augment='nonsense' cannot be used"),
+        (["--auto-augment", "nonsense"], "auto_augment='nonsense', color_jitter=0.0 cannot be used"),
         (["--interpolation", "nonsense"], "interpolation must be one of bilinear, bicubic"),
+        (["--batch-size", "1"], "Expected more than 1 value per channel"),
+        (["--model", "vit_tiny_patch16_224"], "model='vit_tiny_patch16_224', img_size=32"),
+        (["--grad-checkpointing", "--model", "vgg11"], "grad_checkpointing=True cannot be used"),
+        (["--resume", "auto"], "--output DIR --resume auto"),
         (["--resume"], "--resume needs the folder of a run"),
         (["--resume", "a", "--output", "b"], "name two folders"),
         (["--batch-size", "5000"], "batch_size 5000 exceeds the 1437 training images"),
@@ -129,6 +134,35 @@ def test_eval_reads_published_files_alone(tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["model"], figures["classes"], figures["img_size"]) == ("sa_resnet18", 1000, 224)
     assert figures["top1"] == pytest.approx(100 / 3)
+
+
+def test_eval_reads_safetensors_and_what_stands_under_other_names(run, tmp_path, shared_tree):
+    """Neither the order of the entries nor a prefix hides how many classes there are, and the stem tells its input."""
+    model = timm.create_model("sa_resnet18", num_classes=4, in_chans=1)
+    shuffle_attention.models.small_input_stem(model)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "sorted.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "misnamed.pt")
+    torch.save({f"module._orig_mod.{key}": value for key, value in state.items()}, tmp_path / "prefixed.pt")
+    for name in ("sorted.safetensors", "misnamed.pt", "prefixed.pt"):
+        arguments = ("--data", shared_tree, "--img-size", 32, "--workers", 0, "--json", tmp_path / "figures.json")
+        assert sanet_here("eval", tmp_path / name, *arguments) == 0
+        assert json.loads((tmp_path / "figures.json").read_text())["classes"] == 4
+    other = timm.create_model("sa_resnet18", num_classes=4, groups=8)
+    torch.save(other.state_dict(), tmp_path / "groups.pt")
+    special = ("--model", "sa_resnet18", "--model-args", "{groups: 8}", "--img-size", 32, "--workers", 0)
+    assert sanet_here("eval", tmp_path / "groups.pt", "--data", shared_tree, *special) == 0
+
+
+def test_places_that_cannot_be_written_are_one_line(run, tmp_path, shared_tree, capsys):
+    (tmp_path / "file").touch()
+    quick = (*QUICK, "--data", shared_tree, "--output", tmp_path / "file" / "run")
+    assert sanet_here("train", *quick) == 2
+    assert "file" in capsys.readouterr().err
+    assert sanet_here("eval", run / "best.pt", "--json", tmp_path / "nowhere/figures.json") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert sanet_here("eval", run) == 2
+    assert f"did you mean {run / 'best.pt'}?" in capsys.readouterr().err
 
 
 def test_eval_refuses_data_of_other_classes(tmp_path, shared_tree, capsys):

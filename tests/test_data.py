@@ -7,12 +7,14 @@ import tarfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from conftest import CPU, write_tree
 from shuffle_attention.datasets import load_digits, open_split
 from shuffle_attention.errors import DataError
+from shuffle_attention.evaluation import evaluate
 from shuffle_attention.folders import scan_tree
 from shuffle_attention.loading import EpochSampler, Place, TrainingBatches, evaluation_batches
 from shuffle_attention.recipe import Recipe
@@ -200,6 +202,11 @@ def test_webdataset_shards(tmp_path):
     assert [images.shape[0] for images, _ in batches.epoch(0)] == [16, 16]
     labels = torch.cat([labels for _, labels in evaluation_batches(open_split(settings, "val"), settings, CPU, 8)])
     assert sorted(labels.tolist()) == sorted(label for _, label in images[:32])
+    # An image that the reader passes over is missed, because the number of images is known.
+    more = settings.replaced(val_split="digits-0.tar|33")
+    model = timm.create_model("resnet10t", num_classes=10)
+    scores = evaluate(model, evaluation_batches(open_split(more, "val"), more, CPU, 8), CPU)
+    assert (scores.images, scores.unreadable) == (32, 1)
 
 
 def test_hugging_face_by_name(tmp_path, shared_tree):

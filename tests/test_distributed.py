@@ -13,9 +13,10 @@ import pytest
 
 from conftest import sanet_here
 
+# With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
 PROCESSES = (
     "train --recipe digits --model sa_resnet18 --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
-    "--freeze-bn --lr 0.01 --warmup-epochs 0"
+    "--freeze-bn --lr 0.001 --warmup-epochs 0"
 ).split()
 
 
@@ -52,6 +53,31 @@ def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path
     for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
         for figure in ("train_loss", "val_loss", "train_top1", "val_top1"):
             assert row[figure] == pytest.approx(other[figure], abs=1e-5)
+
+
+def test_a_broken_image_is_said_once(tree, tmp_path):
+    path = tree / "train/digit1/003.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    process = start(torchrun("--data", tree, "--output", tmp_path / "run"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("1 of 64 images cannot be read") == 1
+    assert "Connection closed" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_torchrun_saves(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--epochs", 100, "--workers", 1))
+    deadline = time.monotonic() + 120
+    while not (folder / "best.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in output
 
 
 def kill_a_worker(process: subprocess.Popen, folder: Path) -> int:

@@ -3,6 +3,9 @@
 import re
 
 import pytest
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
 
 from shuffle_attention.recipe import Recipe, load_recipe, recipe_names
 
@@ -16,7 +19,9 @@ def test_the_shipped_recipes_load():
 def test_imagenet_is_the_papers():
     """Section 4.1: SGD with momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 every 30 of 100 epochs."""
     recipe = load_recipe("imagenet")
-    assert (recipe.opt, recipe.momentum, recipe.weight_decay, recipe.batch_size) == ("sgd", 0.9, 1e-4, 256)
+    optimizer = create_optimizer_v2(nn.Linear(2, 2), recipe.opt, lr=recipe.lr, momentum=recipe.momentum)
+    assert (type(optimizer), optimizer.defaults["nesterov"]) == (torch.optim.SGD, False)
+    assert (recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.9, 1e-4, 256)
     assert (recipe.lr, recipe.decay_rate, recipe.decay_epochs, recipe.epochs) == (0.1, 0.1, 30, 100)
     assert (recipe.img_size, recipe.img_size / recipe.crop_pct, recipe.hflip) == (224, 256, 0.5)
 
@@ -40,7 +45,10 @@ def test_a_file_of_ones_own(tmp_path):
         ("precision: fp8", "precision must be one of fp32, bf16, fp16, got fp8"),
         ("compile: 1", "compile must be of type bool, got 1"),
         ("scale: [1.0, 0.5]", re.escape("scale must be two rising numbers above 0, got [1.0, 0.5]")),
-        ("mean: [0.5]", re.escape("mean must be 3 numbers, got [0.5]")),
+        ("mean: [0.5, 0.5]", re.escape("mean must be one number for each channel, 3 or 1, got [0.5, 0.5]")),
+        ("std: [0.2, 0.2, 0]", "std must be above 0"),
+        ("model_args: {num_classes: 3}", "model_args must be without num_classes"),
+        ("seed: 4294967296", "seed must be below"),
         ("- a list", "must hold 'field: value' lines, got list"),
         ("{", "is not YAML"),
     ],

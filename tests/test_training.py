@@ -21,6 +21,7 @@ from shuffle_attention.datasets import open_split
 from shuffle_attention.evaluation import evaluate
 from shuffle_attention.loading import evaluation_batches
 from shuffle_attention.network import restore_network
+from shuffle_attention.progress import Progress
 from shuffle_attention.recipe import Recipe
 from shuffle_attention.run_state import ClassificationTask
 from shuffle_attention.training import train
@@ -110,6 +111,7 @@ def test_the_same_seed_gives_the_same_run_with_other_workers(uninterrupted, shar
 @pytest.mark.parametrize(
     ("number", "after"),
     # The first checkpoint is written in the middle of the first epoch, the best one at its end.
+    # To the whole process group, as terminals and schedulers do, so that the loader's process gets it too.
     [(signal.SIGKILL, "last.pt"), (signal.SIGTERM, "best.pt"), (signal.SIGINT, "last.pt")],
     ids=["SIGKILL", "SIGTERM-in-the-second-epoch", "SIGINT"],
 )
@@ -117,10 +119,7 @@ def test_interrupted_in_mid_epoch_it_ends_as_if_it_had_not_been(uninterrupted, s
     folder = tmp_path / "run"
     process = start(*EVENTFUL, "--data", shared_tree, "--output", folder)
     wait_for(folder / after, process)
-    if number == signal.SIGINT:  # as a terminal does: to the workers too
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
@@ -130,6 +129,26 @@ def test_interrupted_in_mid_epoch_it_ends_as_if_it_had_not_been(uninterrupted, s
         assert f"Continue with: sanet train --resume {folder}" in output
     saved = read_checkpoint(folder / "last.pt")
     assert (saved["epoch"], len(saved["history"])) < (3, 3)
+    assert sanet_here("train", "--resume", folder) == 0
+    same_run(uninterrupted, folder)
+
+
+def test_interrupted_in_the_evaluation_it_ends_as_if_it_had_not_been(
+    uninterrupted, shared_tree, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    advance, seen = Progress.advance, []
+
+    def interrupt(self, images):
+        seen.append(images)
+        if len(seen) == 6:  # in the second epoch: there are four batches in the validation data
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(self, images)
+
+    monkeypatch.setattr(Progress, "advance", interrupt)
+    assert sanet_here("train", *EVENTFUL, "--data", shared_tree, "--output", folder) == 143
+    assert "after step 8 of 8 in epoch 2" in capsys.readouterr().out
+    monkeypatch.undo()
     assert sanet_here("train", "--resume", folder) == 0
     same_run(uninterrupted, folder)
 
@@ -177,6 +196,27 @@ def test_a_checkpoint_of_another_network_is_not_continued(run, tmp_path, capsys)
     assert "last.pt is of another network or optimiser" in capsys.readouterr().err
     assert (folder / "last.pt").read_bytes() == (run / "last.pt").read_bytes()
     assert os.listdir(folder) == ["last.pt"]
+
+
+def test_a_run_is_not_continued_with_other_labels_or_in_mid_epoch_with_other_images(tree, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert sanet_here("train", *QUICK, "--data", tree, "--output", folder) == 0
+    (folder / ".last.pt.unfinished-x").touch()
+    for split in ("train", "val"):
+        (tree / split / "digit3").rename(tree / split / "digitX")
+    assert sanet_here("train", "--resume", folder, "--epochs", 3) == 2
+    assert "was trained on the classes digit0, digit1, digit2, digit3, and the data now have" in capsys.readouterr().err
+    for split in ("train", "val"):
+        (tree / split / "digitX").rename(tree / split / "digit3")
+    (tree / "train/digit3/000.png").rename(tree / "train/digit3/900.png")
+    assert sanet_here("train", "--resume", folder, "--epochs", 3) == 0
+    assert "warning: the training images are not those" in capsys.readouterr().err
+    assert not (folder / ".last.pt.unfinished-x").exists()
+    content = read_checkpoint(folder / "last.pt")
+    torch.save({**content, "epoch": 2, "step": 1}, folder / "last.pt")
+    (tree / "train/digit3/900.png").rename(tree / "train/digit3/000.png")
+    assert sanet_here("train", "--resume", folder, "--epochs", 3) == 2
+    assert "over other images than those that are there now" in capsys.readouterr().err
 
 
 def test_a_broken_image_stops_before_anything_is_written(tree, tmp_path, capsys):

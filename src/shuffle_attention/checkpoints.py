@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,7 @@ def load_checkpoint(
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
     own = model.state_dict()
-    # A model may itself have a part called "module": its own keys are taken as they are.
-    weights = {key if key in own else _WRAPPERS.sub("", key): value for key, value in weights.items()}
+    weights = unwrapped(weights, own)
     patterns = tuple(may_differ)
 
     def allowed(key: str) -> bool:
@@ -91,7 +91,9 @@ def load_checkpoint(
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
     reshaped = [key for key in own if key in weights and weights[key].shape != own[key].shape]
+    unlike = [key for key in own if key in weights and _kind(weights[key]) != _kind(own[key])]
     faults = [
+        _fault("of another kind", [f"{key} {_kind(weights[key])} for {_kind(own[key])}" for key in unlike]),
         _fault("missing", [key for key in missing if not allowed(key)]),
         _fault("unexpected", [key for key in unexpected if not allowed(key)]),
         _fault(
@@ -109,6 +111,31 @@ def load_checkpoint(
     kept = {*missing, *reshaped}
     model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
     return LoadReport(len(own) - len(kept), name, tuple(sorted(kept)), tuple(unexpected + reshaped))
+
+
+def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Returns weights without the prefixes that DataParallel, DDP and torch.compile put before every name.
+
+    Args:
+        weights: State dict.
+        own: Names that a model has itself, with a part called "module", say; they are taken as they are.
+
+    Raises:
+        CheckpointError: If two entries then have the same name.
+    """
+    names = {key: key if own is not None and key in own else _WRAPPERS.sub("", key) for key in weights}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"{_fault('names stand for two entries', twice)}: with and without a prefix")
+    return {name: weights[key] for key, name in names.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    """What has to be the same for one tensor to be copied into another without loss of meaning."""
+    numbers = "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        numbers = f"quantised {numbers}" if tensor.is_quantized else f"sparse {numbers}"
+    return f"{numbers} without values" if tensor.is_meta else numbers
 
 
 def _fault(kind: str, entries: list[str], shown: int = 4) -> str:
@@ -133,8 +160,11 @@ def find_state_dict(
             break
     else:
         found, name = content, ""
-    weights = {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    if not weights or (name == "" and (ema or len(weights) != len(found))):
+    weights = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    others = [str(key) for key in found if key not in weights]
+    if weights and others and name:
+        raise CheckpointError(f"{path} holds under {name!r} {_fault('entries that are no tensors by name', others)}")
+    if not weights or (name == "" and (ema or others)):
         what = "averaged weights" if ema else "weights"
         raise CheckpointError(
             f"{path} holds no {what}: expected a dict of tensors, or one under {' or '.join(map(repr, names))}; "
@@ -151,10 +181,16 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = [name for name in ("best.pt", "last.pt") if (path / name).is_file()]
+        hint = f"; did you mean {path / inside[0]}?" if inside else ""
+        raise CheckpointError(f"{path} is a folder and not a checkpoint{hint}")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    with open(path, "rb") as file:
+        start = file.read(9)
     try:
-        if path.suffix == ".safetensors":
+        if start[8:] == b"{":  # whatever its name: the length of a header in eight bytes, and the header
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -182,4 +218,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Writes a checkpoint whole; a run that is killed meanwhile still has the one before."""
     with written_whole(path) as file:
-        torch.save(dict(content), file)
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:
+            # What torch.save makes of a full disk.
+            raise OSError(f"{path} could not be written: {error.__context__ or error}") from error

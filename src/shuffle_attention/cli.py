@@ -6,15 +6,16 @@ import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from types import UnionType
 from typing import Any
 
 import yaml
 
-from .errors import InputError
+from .errors import BAD_INPUT, InputError
 from .recipe import Recipe, recipe_names
 
-BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(printer)
     try:
         return options.run(options)
-    except (InputError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted before anything was to be saved", file=sys.stderr)
+        return INTERRUPTED
     finally:
         logger.removeHandler(printer)
 
@@ -41,6 +45,7 @@ class _Printer(logging.Handler):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sanet", description="SA-Net: train and evaluate image classifiers.")
+    parser.add_argument("--version", action="version", version=f"sanet {version('shuffle-attention')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -74,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _EVALUATION_FIELDS = (
     "data data_dir val_split workers check_images skip_bad_images img_size mean std interpolation crop_pct "
-    "model device precision channels_last"
+    "model model_args in_chans small_stem device precision channels_last"
 ).split()
 
 

@@ -1,5 +1,7 @@
 """Data sets of labelled images: folders, every name of timm's ``create_dataset``, and the embedded digits."""
 
+import hashlib
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +96,19 @@ class Samples(Dataset):
             self.failed[index] = True
             return None
 
+    @property
+    def left_out(self) -> int:
+        """How many images of the source are not used."""
+        return len(self.names) - len(self.kept)
+
+    def fingerprint(self) -> str:
+        """Returns what tells these samples, their labels and their order from others."""
+        digest = hashlib.sha256()
+        for index in self.kept:
+            label = self.source[index][1] if isinstance(self.source, list) else ""
+            digest.update(f"{os.path.basename(str(self.names[index]))} {label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
     def failures(self) -> list[str]:
         """Returns the names of the images that could not be decoded so far."""
         return [self.name(int(index)) for index in self.failed.nonzero()]
@@ -132,10 +147,14 @@ def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> 
         images, names = load_digits(split)
         return Samples(images, names, [str(digit) for digit in range(10)], mode=mode, seed=recipe.seed)
     if recipe.data.startswith(NAMED):
-        return _open_named(recipe, split, mode)
+        return _open_named(recipe, split, mode, classes)
     tree = scan_tree(recipe.data, split, classes)
     paths = [path for path, _ in tree.images]
     kept = check_images(paths, mode, skip_bad=recipe.skip_bad_images) if recipe.check_images else None
+    left = {label for _, label in tree.images} - {tree.images[index][1] for index in kept or range(len(paths))}
+    if left and split == "train":
+        names = ", ".join(tree.classes[label] for label in sorted(left))
+        raise DataError(f"no image of {len(left)} classes can be read: {names}")
     return Samples(tree.images, paths, tree.classes, mode=mode, seed=recipe.seed, kept=kept)
 
 
@@ -156,7 +175,7 @@ def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int
     return images, [f"digit {i}" for i in chosen]
 
 
-def _open_named(recipe: Recipe, split: str, mode: str) -> Samples | IterableImageDataset:
+def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) -> Samples | IterableImageDataset:
     """A data set that timm opens by name: in memory where it can be indexed, else as a stream."""
     name = recipe.train_split if split == "train" else recipe.val_split
     streams = recipe.data.startswith(("hfids/", "tfds/", "wds/"))
@@ -179,4 +198,9 @@ def _open_named(recipe: Recipe, split: str, mode: str) -> Samples | IterableImag
     source = getattr(dataset, "reader", dataset)
     labels = getattr(source, "class_to_idx", None) or {}
     classes = [str(name) for name, _ in sorted(labels.items(), key=lambda item: item[1])] or None
+    if known and classes and known != classes:
+        raise DataError(
+            f"{recipe.data}, split {name!r}, has the classes {', '.join(classes[:5])} ... ({len(classes)}), and known "
+            f"are {', '.join(known[:5])} ... ({len(known)}); they must be the same in the same order"
+        )
     return Samples(source, range(len(source)), classes, mode=mode, seed=recipe.seed)

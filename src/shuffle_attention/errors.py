@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+BAD_INPUT = 2  # exit code of the command line
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message says what was received and what would work.
 
-    The command line prints the message of this error alone, without a traceback, and exits with 2.
+    The command line prints the message of this error alone, without a traceback, and exits with BAD_INPUT.
     """
 
 
@@ -23,6 +25,6 @@ def asked_for(**received: Any) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         settings = ", ".join(f"{name}={value!r}" for name, value in received.items())
-        raise InputError(f"{settings} cannot be used: {error}") from error
+        raise InputError(f"{settings} cannot be used: {str(error) or type(error).__name__}") from error

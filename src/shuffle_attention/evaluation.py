@@ -1,13 +1,15 @@
 """Accuracy, loss and speed of a network over a data set."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from timm.data import IterableImageDataset
 from timm.task.evaluator import ClassificationEvaluator, evaluation_sample_limit
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import DataError
 from .loading import Place
@@ -50,7 +52,7 @@ def autocast(place: Place, precision: str) -> AbstractContextManager:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     place: Place,
     *,
     precision: str = "fp32",
@@ -63,7 +65,7 @@ def evaluate(
 
     Args:
         model: Network giving (B, classes) logits.
-        batches: Images (B, C, H, W) and labels (B,); a label of -1 marks an image that could not be read.
+        batches: A loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
         place: Where to compute.
         precision: fp32, bf16 or fp16.
         channels_last: Whether the images are given in NHWC memory format.
@@ -106,6 +108,9 @@ def evaluate(
     if place.world > 1:
         torch.distributed.all_reduce(totals)
     images, unreadable = (int(total) for total in totals)
+    if isinstance(getattr(batches, "dataset", None), IterableImageDataset):
+        # A stream passes over what it cannot read; how many there should have been is known.
+        unreadable += max(0, len(batches.dataset) - images - unreadable)
     if images == 0:
         raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
     (began, first), (ended, last) = marks[1 if len(marks) > 2 else 0], marks[-1]

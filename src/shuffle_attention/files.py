@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_UNFINISHED = ".unfinished-"
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left in a folder."""
+    for path in folder.glob(f".*{_UNFINISHED}*"):
+        path.unlink()
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
@@ -15,13 +23,15 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     Whatever stops the writing, the path holds, at every moment, what it held before or all of what is new.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_UNFINISHED}")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

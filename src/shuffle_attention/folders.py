@@ -55,6 +55,11 @@ def scan_tree(data: str | os.PathLike, split: str, classes: list[str] | None = N
             others.append(path)
         return right
 
+    stray = [
+        entry.name for entry in os.scandir(folder) if entry.is_file() and entry.name.lower().endswith(IMG_EXTENSIONS)
+    ]
+    if stray:
+        logger.warning("%d images of %s are in no class folder and not used: %s", len(stray), folder, _listed(stray))
     labels = {name: names.index(name) for name in present}
     images = make_dataset(str(folder), labels, is_valid_file=is_image, allow_empty=True)
     if not images:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .datasets import open_split
 from .errors import DataError, InputError
 from .evaluation import evaluate
 from .loading import Place, evaluation_batches
-from .network import restore_network
+from .network import recipe_of, restore_network
 from .progress import console
 from .recipe import Recipe, load_recipe
 from .reporting import RunFiles, versions, write_text
@@ -32,8 +33,8 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
         if output is not None and output != resume:
             raise InputError(f"--resume {resume} and --output {output} name two folders; give one")
         output = resume
-    if resume == "" and output is None:
-        raise InputError("--resume needs the folder of a run: --resume DIR")
+    if resume in ("", "auto") and output is None:
+        raise InputError("--resume needs the folder of a run: --resume DIR, or --output DIR --resume auto")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
@@ -41,13 +42,21 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
     if (output is not None and resume is not None) or restarted:
         continued = RunFiles(Path(output or ""))
         if continued.last.exists():
-            recipe = Recipe().replaced(**read_checkpoint(continued.last)["recipe"]).replaced(**overrides)
+            if name is not None and resume != "auto" and not restarted:
+                raise InputError(
+                    f"--resume continues with the recipe in {output}; single fields can be given, --recipe not"
+                )
+            recipe = recipe_of(read_checkpoint(continued.last), continued.last)[0].replaced(**overrides)
         elif resume == "auto" or restarted:
             continued = None
         else:
             raise InputError(f"no run to continue in {output}: there is no {continued.last}")
     if recipe is None:
         recipe = _named_recipe(name, overrides)
+        if resume is None and output is not None and not restarted and RunFiles(Path(output)).config.exists():
+            raise InputError(
+                f"{output} holds a run already; continue it with --resume {output}, or name another --output"
+            )
     with _place(recipe.device) as place:
         folder = _shared(output or f"runs/{recipe.model}-{time.strftime('%Y%m%d-%H%M%S')}", place)
         if place.rank == 0:
@@ -72,8 +81,13 @@ def evaluate_command(
     """Runs ``sanet eval`` and returns its exit code."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    restored = restore_network(checkpoint, model=overrides.get("model"), ema=ema)
+    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
+        raise InputError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
+    special = {name: overrides[name] for name in ("model", "model_args", "in_chans", "small_stem") if name in overrides}
+    restored = restore_network(checkpoint, ema=ema, settings=special)
     recipe = restored.recipe.replaced(**{"device": "auto", "workers": 2, **overrides})
+    if restored.classes is not None and len(restored.classes) == 1000 and "data" not in overrides:
+        raise InputError(f"{checkpoint} tells ImageNet's classes apart; --data DIR has to say where its images are")
     with _place(recipe.device) as place:
         data = open_split(recipe, "val", _classes_for(recipe, restored.classes))
         known = getattr(data, "classes", None)
@@ -91,6 +105,7 @@ def evaluate_command(
         )
         if place.rank != 0:
             return 0
+        scores = replace(scores, unreadable=scores.unreadable + getattr(data, "left_out", 0))
     figures = {
         "checkpoint": str(checkpoint),
         "weights": restored.weights,

@@ -1,8 +1,9 @@
 """Batches: which samples, in what order, from where in an epoch, on which process."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -88,15 +89,17 @@ class TrainingBatches:
         self.stream = None
         if isinstance(dataset, IterableImageDataset):
             self.stream = dataset
-            self.loader = create_loader(
-                dataset,
-                batch_size=recipe.batch_size // share,
-                is_training=True,
-                num_workers=recipe.workers,
-                device=place.device,
-                use_prefetcher=_prefetches(place),
-                distributed=place.world > 1,
-                **_training_images(recipe),
+            self.loader = _heedless(
+                create_loader(
+                    dataset,
+                    batch_size=recipe.batch_size // share,
+                    is_training=True,
+                    num_workers=recipe.workers,
+                    device=place.device,
+                    use_prefetcher=_prefetches(place),
+                    distributed=place.world > 1,
+                    **_training_images(recipe),
+                )
             )
             return
         # timm's create_loader makes a sampler of its own, which can neither start in the middle of an epoch nor
@@ -109,7 +112,7 @@ class TrainingBatches:
             world=place.world,
             seed=recipe.seed,
         )
-        with asked_for(auto_augment=recipe.auto_augment):
+        with asked_for(auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter):
             dataset.transform = create_transform(
                 is_training=True, use_prefetcher=_prefetches(place), **_training_images(recipe)
             )
@@ -120,7 +123,7 @@ class TrainingBatches:
             collate_fn=fast_collate if _prefetches(place) else None,
             pin_memory=place.device.type == "cuda",
             persistent_workers=recipe.workers > 0,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_signals_to_the_main_process,
             # Its seeds are not used, and drawing them must not move the generators of the run.
             generator=torch.Generator(),
         )
@@ -133,9 +136,15 @@ class TrainingBatches:
         """Yields the batches of an epoch from step ``start`` on, ``grad_accum`` for each step."""
         if self.stream is not None:
             self.stream.set_epoch(epoch)
+            index = -1
             for index, batch in enumerate(self.loader):
                 if start * self.per_step <= index < self.steps * self.per_step:
                     yield batch
+            if index + 1 < self.steps * self.per_step:
+                raise DataError(
+                    f"the stream ended after {index + 1} of {self.steps * self.per_step} batches of this process; "
+                    f"shards must be at least as many as processes x workers"
+                )
             return
         self.sampler.epoch, self.sampler.start = epoch, start * self.per_step
         yield from self.loader
@@ -143,7 +152,7 @@ class TrainingBatches:
 
 def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place, batch_size: int):
     """Returns a loader over the whole of a data set in order, dealt out among the processes."""
-    return create_loader(
+    loader = create_loader(
         cast(Any, dataset),  # timm asks of it no more than what Samples has
         input_size=(recipe.in_chans, recipe.img_size, recipe.img_size),
         batch_size=batch_size,
@@ -157,6 +166,7 @@ def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, 
         persistent_workers=recipe.workers > 0,
         **_normalisation(recipe),
     )
+    return _heedless(loader)
 
 
 def _training_images(recipe: Recipe) -> dict:
@@ -182,7 +192,16 @@ def _prefetches(place: Place) -> bool:
     return place.device.type == "cuda"
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
+def _leave_signals_to_the_main_process(worker: int, before: Callable[[int], None] | None = None) -> None:
+    """A signal to a terminal's or a job's whole process group must not end the loaders before the run has stopped."""
+    if before is not None:
+        before(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _heedless(loader):
+    """A loader of timm's, whose processes leave signals to the main one."""
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    inner.worker_init_fn = partial(_leave_signals_to_the_main_process, before=inner.worker_init_fn)
+    return loader

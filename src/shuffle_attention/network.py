@@ -11,13 +11,16 @@ from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
 from . import models
-from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint
+from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from .errors import InputError, asked_for
 from .recipe import Recipe
 
+# Arguments of timm.create_model that fetch weights: not for a network whose own are about to be loaded.
+_SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
-def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Returns the network of a recipe, freshly initialised on the CPU.
+
+def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) -> nn.Module:
+    """Returns the network of a recipe on the CPU, initialised afresh, or to be filled from a checkpoint.
 
     Raises:
         InputError: If there is no such model, or it does not take these arguments.
@@ -29,6 +32,8 @@ def create_network(recipe: Recipe, num_classes: int) -> nn.Module:
     optional = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
     args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
     args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}
+    if restored:
+        args = {name: value for name, value in args.items() if name not in _SOURCES_OF_WEIGHTS}
     with asked_for(model=recipe.model, **args):
         model = timm.create_model(recipe.model, **args)
     if recipe.small_stem:
@@ -42,6 +47,7 @@ def with_normalisation(recipe: Recipe, model: nn.Module) -> Recipe:
     found = {}
     for name in ("mean", "std"):
         values = getattr(recipe, name) or list(cfg[name])
+        # Grey input of a network for colours, or the reverse: one figure for all channels.
         found[name] = values if len(values) == recipe.in_chans else [sum(values) / len(values)] * recipe.in_chans
     return recipe.replaced(**found)
 
@@ -65,33 +71,55 @@ class Restored:
     weights: str
 
 
-def restore_network(path: str | os.PathLike, *, model: str | None = None, ema: bool | None = None) -> Restored:
+def restore_network(
+    path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
+) -> Restored:
     """Returns the network in a checkpoint; the number of classes and the input size come from the file.
 
     Args:
         path: A checkpoint of ``sanet train``, a published one, or bare weights.
-        model: Name of the network, for a file that neither says it nor holds a SA-ResNet.
         ema: Whether to take averaged weights; None takes them where the file has them.
+        settings: Fields of the recipe for a file that holds none: ``model`` and ``model_args`` for a network
+            that is not one of the SA-ResNets as published.
 
     Raises:
         CheckpointError: If the file cannot be read, or its network is not known and not named.
     """
     content = read_checkpoint(path)
-    weights, _ = find_state_dict(content, ema=ema, path=path)
+    found, _ = find_state_dict(content, ema=ema, path=path)
+    settings = settings or {}
     if isinstance(content.get("recipe"), dict):
-        recipe = Recipe().replaced(**content["recipe"])
-        if model is not None and model != recipe.model:
-            raise CheckpointError(f"{path} holds a {recipe.model}, not a {model}")
-        num_classes, classes = int(content["num_classes"]), content.get("classes")
+        recipe, num_classes = recipe_of(content, path)
+        classes = content.get("classes")
+        if settings.get("model", recipe.model) != recipe.model:
+            raise CheckpointError(f"{path} holds a {recipe.model}, not a {settings['model']}")
     else:
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-        recipe = _published_recipe(model or identify(weights, path))
-        num_classes, classes = _head_size(weights, path), None
-        if num_classes == 1000:
-            classes = ImageNetInfo().label_names()
-    network = create_network(recipe, num_classes)
+        weights = unwrapped(found)
+        recipe = _published_recipe(settings.get("model") or identify(weights, path))
+        stem = weights.get("conv1.weight")
+        if stem is not None and stem.dim() == 4:
+            recipe = recipe.replaced(in_chans=stem.shape[1], small_stem=stem.shape[-1] == 3)
+        recipe = recipe.replaced(**settings)
+        num_classes = _head_size(recipe.model, weights, path)
+        classes = ImageNetInfo().label_names() if num_classes == 1000 else None
+    network = create_network(recipe, num_classes, restored=True)
     report = load_checkpoint(network, path, ema=ema)
     return Restored(network, with_normalisation(recipe, network), classes, num_classes, report.weights)
+
+
+def recipe_of(content: dict[str, Any], path: str | os.PathLike) -> tuple[Recipe, int]:
+    """Returns the recipe and the number of classes in the content of a checkpoint of ``sanet train``.
+
+    Raises:
+        CheckpointError: If it holds none that can be used.
+    """
+    recipe, num_classes = content.get("recipe"), content.get("num_classes")
+    if not isinstance(recipe, dict) or not isinstance(num_classes, int):
+        raise CheckpointError(f"{path} holds weights and not a run of sanet train; start from it with --initial")
+    try:
+        return Recipe().replaced(**{str(name): value for name, value in recipe.items()}), num_classes
+    except InputError as error:
+        raise CheckpointError(f"{path} holds a recipe that cannot be used: {error}") from error
 
 
 def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> str:
@@ -110,7 +138,7 @@ def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint")
             return name
     raise CheckpointError(
         f"{path} does not say which network it holds, and its {len(weights)} entries are those of none of "
-        f"{', '.join(names)}; name it with --model"
+        f"{', '.join(names)}; name it with --model, and what is special about it with --model-args"
     )
 
 
@@ -122,9 +150,9 @@ def _published_recipe(name: str) -> Recipe:
     return Recipe(model=name).replaced(**found)
 
 
-def _head_size(weights: dict[str, Tensor], path: str | os.PathLike) -> int:
-    biases = [value for key, value in weights.items() if key.endswith(".bias") and value.dim() == 1]
-    if not biases:
-        raise CheckpointError(f"{path} has no classifier that tells the number of classes")
-    # The classifier is the last layer of every network here.
-    return len(biases[-1])
+def _head_size(name: str, weights: dict[str, Tensor], path: str | os.PathLike) -> int:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    head = f"{cfg.classifier if cfg else 'fc'}.bias"
+    if head not in weights:
+        raise CheckpointError(f"{path} has no {head}, which would tell the number of its classes")
+    return len(weights[head])

@@ -1,12 +1,10 @@
 """What a person sees while a network trains."""
 
 import time
-from collections.abc import Callable
 
 from rich import progress
 from rich.console import Console
 
-from .evaluation import Scores
 from .loading import Place
 from .recipe import Recipe
 
@@ -69,10 +67,12 @@ class Progress:
         figures = f"loss {loss / images:.4f}  {accuracy}{self.images_per_second:,.0f} images/s  {_duration(rest)} left"
         self._bar.update(self._task, completed=step, figures=figures)
 
-    def evaluate(self, run: Callable[[Callable[[int], None]], Scores], images: int) -> Scores:
-        """Runs an evaluation with the bar counting its images."""
+    def start_evaluation(self, images: int) -> None:
         self._bar.reset(self._task, total=images, description="evaluating", figures="")
-        return run(lambda count: self._bar.advance(self._task, count))
+
+    def advance(self, images: int) -> None:
+        """Counts images that have been evaluated."""
+        self._bar.advance(self._task, images)
 
     def finish_epoch(self, row: dict[str, float], improved: bool) -> None:
         if self._quiet:

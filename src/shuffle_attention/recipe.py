@@ -72,7 +72,7 @@ class Recipe:
     epochs: int = _option(100, "passes over the training data", "optimisation")
     batch_size: int = _option(256, "images per optimiser step, over all processes", "optimisation")
     grad_accum: int = _option(1, "forward passes that make up one step", "optimisation")
-    opt: str = _option("sgd", "any optimiser of timm", "optimisation")
+    opt: str = _option("momentum", "any optimiser of timm; its sgd is Nesterov's, momentum is not", "optimisation")
     lr: float = _option(0.1, "learning rate at batch_size", "optimisation")
     momentum: float = _option(0.9, "momentum", "optimisation")
     weight_decay: float = _option(1e-4, "weight decay", "optimisation")
@@ -107,8 +107,13 @@ class Recipe:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("workers", "checkpoint_steps", "warmup_epochs", "lr", "weight_decay", "mixup", "cutmix", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("hflip", "random_erasing", "smoothing", "drop_rate", "drop_path_rate"):
+        for name in ("min_lr", "warmup_lr", "momentum", "color_jitter", "decay_rate"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("hflip", "random_erasing", "drop_rate", "drop_path_rate"):
             _require(0 <= getattr(self, name) <= 1, name, "between 0 and 1", getattr(self, name))
+        _require(0 <= self.smoothing < 1, "smoothing", "at least 0 and below 1", self.smoothing)
+        _require(self.momentum < 1, "momentum", "below 1", self.momentum)
+        _require(self.seed < 2**32, "seed", "below 2**32", self.seed)
         _require(0 < self.crop_pct <= 1, "crop_pct", "above 0 and at most 1", self.crop_pct)
         _require(self.in_chans in (1, 3), "in_chans", "3 or 1", self.in_chans)
         _require(self.decay_epochs > 0, "decay_epochs", "above 0", self.decay_epochs)
@@ -118,7 +123,13 @@ class Recipe:
             _require(ordered, name, "two rising numbers above 0", low_high)
         for name in ("mean", "std"):
             values = getattr(self, name)
-            _require(values is None or len(values) == self.in_chans, name, f"{self.in_chans} numbers", values)
+            _require(values is None or len(values) in (1, 3), name, "one number for each channel, 3 or 1", values)
+        _require(self.std is None or min(self.std) > 0, "std", "above 0", self.std)
+        _require(self.scale[1] <= 1, "scale", "at most 1", self.scale)
+        own = sorted({"num_classes", "in_chans", "features_only", "scriptable"} & self.model_args.keys())
+        _require(
+            not own, "model_args", f"without {', '.join(own)} (num_classes and in_chans are fields)", self.model_args
+        )
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "between 0 and 1", self.ema_decay)
         _require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "above 0", self.clip_grad)
         _require(self.num_classes is None or self.num_classes >= 1, "num_classes", "at least 1", self.num_classes)
@@ -151,7 +162,11 @@ def load_recipe(name: str | os.PathLike) -> Recipe:
     if str(name) in recipe_names():
         text, source = (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
     elif Path(name).is_file():
-        text, source = Path(name).read_text(encoding="utf-8"), str(name)
+        source = str(name)
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source} is not a text file") from error
     else:
         raise InputError(f"no recipe {str(name)!r}: there are {', '.join(recipe_names())}, or give a YAML file")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from .files import written_whole
+from .files import remove_left_over, written_whole
 from .recipe import Recipe
 
 
@@ -59,6 +59,7 @@ class RunFiles:
     def begin(self, recipe: Recipe, history: list[dict[str, float]]) -> None:
         """Makes the folder and writes the settings; figures beyond the point continued from are dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_left_over(self.folder)
         write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         self._write_metrics(history)
 

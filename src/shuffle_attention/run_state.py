@@ -1,5 +1,6 @@
 """Everything that a training run is made of, so that it can be written down and taken up again to the bit."""
 
+import logging
 import random
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,6 +16,8 @@ from .checkpoints import CheckpointError
 from .errors import asked_for
 from .loading import Place
 from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,6 +52,7 @@ class RunState:
         num_classes: How many there are.
         steps_per_epoch: Optimiser steps of one epoch.
         place: Where to train.
+        images: What tells the training images from others.
     """
 
     def __init__(
@@ -59,7 +63,10 @@ class RunState:
         num_classes: int,
         steps_per_epoch: int,
         place: Place,
+        *,
+        images: str = "",
     ):
+        self.images = images
         self.recipe, self.classes, self.num_classes, self.place = recipe, classes, num_classes, place
         self.position = Position()
         self.lr = recipe.lr  # of the step before
@@ -68,7 +75,8 @@ class RunState:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model = place.take(model, channels_last=recipe.channels_last)
         if recipe.grad_checkpointing:
-            cast(Any, model).set_grad_checkpointing(True)
+            with asked_for(model=recipe.model, grad_checkpointing=True):
+                cast(Any, model).set_grad_checkpointing(True)
         self.model = model
         mixing = bool(recipe.mixup or recipe.cutmix)
         criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": mixing}
@@ -146,7 +154,9 @@ class RunState:
             "scheduler": self.scheduler.state_dict() if self.scheduler else {},
             "scaler": self.scaler.state_dict(),
             "step": self.position.step,
+            "lr": self.lr,
             "steps_per_epoch": self.steps_per_epoch,
+            "images": self.images,
             "history": self.position.history,
             "processes": processes,
         }
@@ -160,7 +170,18 @@ class RunState:
         """
         if "processes" not in content:
             raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
+        if content["classes"] != self.classes:
+            raise CheckpointError(
+                f"{path} was trained on the classes {_listed(content['classes'])}, and the data now have "
+                f"{_listed(self.classes)}; the labels would mean something else"
+            )
         step = int(content["step"])
+        if content["images"] != self.images:
+            if step:
+                raise CheckpointError(
+                    f"{path} stands in the middle of an epoch over other images than those that are there now"
+                )
+            logger.warning("the training images are not those that the run has had so far")
         same = content["steps_per_epoch"] == self.steps_per_epoch and len(content["processes"]) == self.place.world
         if step and not same:
             raise CheckpointError(
@@ -180,11 +201,16 @@ class RunState:
             # The length of the schedule is the recipe's, which may have been changed to train for longer.
             self.scheduler.step_update(int(content["epoch"]) * self.steps_per_epoch + step)
         self.scaler.load_state_dict(content["scaler"])
+        self.lr = float(content["lr"])
         self.position = Position(int(content["epoch"]), step, history=list(content["history"]))
         if len(content["processes"]) == self.place.world:
             own = content["processes"][self.place.rank]
             self.position.totals = list(own["totals"])
             _set_randomness(own["random"], self.place.device)
+
+
+def _listed(classes: list[str] | None) -> str:
+    return ", ".join((classes or ["of unknown names"])[:8])
 
 
 def _randomness(device: torch.device) -> dict[str, Any]:

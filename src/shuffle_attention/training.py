@@ -3,7 +3,9 @@
 import logging
 import math
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
 from .datasets import Samples, open_split
-from .errors import DataError, InputError
+from .errors import BAD_INPUT, DataError, InputError, asked_for
 from .evaluation import Scores, autocast, evaluate
 from .interrupts import StopRequest
 from .loading import Place, TrainingBatches, evaluation_batches
@@ -77,39 +79,49 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     content = read_checkpoint(files.last) if resume else None
     if not resume and files.last.exists():
         raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
-    random_seed(recipe.seed, place.rank)
-    training, validation, classes, num_classes = _open_data(recipe, check=content is None and place.rank == 0)
+    with _all_or_none(place):
+        training, validation, classes, num_classes = _open_data(recipe, check=content is None and place.rank == 0)
     torch.manual_seed(recipe.seed)
-    model = create_network(recipe, num_classes)
+    model = create_network(recipe, num_classes, restored=content is not None)
     recipe = with_normalisation(recipe, model)
+    _try_once(model, recipe, num_classes, min(2, recipe.batch_size // (place.world * recipe.grad_accum) or 1))
     if recipe.initial is not None and content is None:
         load_checkpoint(model, recipe.initial, may_differ=recipe.may_differ)
     batches = TrainingBatches(training, recipe, place)
     # What fits the device in training fits it in evaluation.
     held_out = evaluation_batches(validation, recipe, place, recipe.batch_size // (place.world * recipe.grad_accum))
     random_seed(recipe.seed, place.rank)
-    state = RunState(recipe, model, classes, num_classes, batches.steps, place)
+    images = training.fingerprint() if isinstance(training, Samples) else ""
+    state = RunState(recipe, model, classes, num_classes, batches.steps, place, images=images)
     if content is not None:
         state.restore(content, files.last)
-    if place.rank == 0:
-        files.begin(recipe, state.position.history)
-
     with StopRequest(place) as stop, Progress(recipe, batches.steps, place, state.steps_done) as progress:
+        if place.rank == 0:
+            files.begin(recipe, state.position.history)
         while state.position.epoch < recipe.epochs:
             _train_epoch(state, batches, files, stop, progress)
             if place.world > 1:
                 distribute_bn(state.evaluated, place.world, reduce=True)
-            scores = progress.evaluate(
-                lambda watch: evaluate(
+            progress.start_evaluation(len(validation))
+
+            def watch(images: int) -> None:
+                progress.advance(images)
+                # All steps of the epoch are done; continuing begins with its evaluation.
+                if place.world == 1 and stop.agreed():
+                    raise Interrupted(files, state, stop)
+
+            try:
+                scores = evaluate(
                     state.evaluated,
                     held_out,
                     place,
                     precision=recipe.precision,
                     channels_last=recipe.channels_last,
                     watch=watch,
-                ),
-                len(validation),
-            )
+                )
+            except Interrupted:
+                _save(state, files)
+                raise
             _finish_epoch(state, scores, files, progress)
             _name_failures(training, validation)
             if state.position.epoch < recipe.epochs and stop.agreed():
@@ -120,6 +132,34 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     if place.rank == 0:
         files.finish(recipe, best, state.position.history)
     return Outcome(best, files)
+
+
+@contextmanager
+def _all_or_none(place: Place) -> Iterator[None]:
+    """Ends all processes if one of them cannot go on, and lets that one alone say why."""
+    failure = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
+    failed = [failure is not None]
+    if place.world > 1:
+        failed = [False] * place.world
+        torch.distributed.all_gather_object(failed, failure is not None)
+    if failure is not None and failed.index(True) == place.rank:
+        raise failure
+    if any(failed):
+        raise SystemExit(BAD_INPUT)
+
+
+def _try_once(model: nn.Module, recipe: Recipe, num_classes: int, count: int) -> None:
+    """Sends images of zeros through a copy of the network, before anything is written or waited for."""
+    images = torch.zeros(count, recipe.in_chans, recipe.img_size, recipe.img_size)
+    with asked_for(model=recipe.model, img_size=recipe.img_size, model_args=recipe.model_args), torch.no_grad():
+        logits = deepcopy(model).train()(images)
+        shape = tuple(getattr(logits, "shape", ()))
+        if shape != (count, num_classes):
+            raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {num_classes})")
 
 
 def _open_data(recipe: Recipe, *, check: bool):
@@ -157,23 +197,16 @@ def _train_epoch(
     stream = batches.epoch(position.epoch, position.step)
     progress.start_epoch(position.epoch, position.step)
     while position.step < state.steps_per_epoch:
-        broken = False
-        try:
-            _step(state, stream, batches.per_step, mixup, totals)
-            position.step += 1
-        except RuntimeError:
-            # A signal to the whole process group ends the loader's workers as well; the last step is complete.
-            broken = stop.signal is not None and place.world == 1
-            if not broken:
-                raise
+        _step(state, stream, batches.per_step, mixup, totals)
+        position.step += 1
         last = position.step == state.steps_per_epoch
-        look = position.step % interval == 0 or last or broken
+        look = position.step % interval == 0 or last
         saving = recipe.checkpoint_steps > 0 and position.step % recipe.checkpoint_steps == 0 and not last
         if look or saving:
             position.totals = totals.tolist()
             _require_finite(position.totals[0], state, files)
             progress.step(position.step, position.totals)
-        stopping = look and not last and stop.agreed()
+        stopping = look and stop.agreed()
         if saving or stopping:
             _save(state, files)
         if stopping:
@@ -267,3 +300,4 @@ def _name_failures(*datasets) -> None:
                 len(failures),
                 ", ".join(failures[:5]),
             )
+            dataset.failed.fill_(False)
