@@ -65,6 +65,7 @@ class ShuffleAttention(nn.Module):
         self.cbias = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.sweight = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.sbias = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
+        # Holds the published names; the normalisation is part of the op, so that this module is never called.
         self.gn = nn.GroupNorm(n, n, eps=eps, **factory)
         self.reset_parameters()
 
