@@ -21,6 +21,9 @@ namespace avx2 {
 #include "planes.h"
 #include "rows.h"
 #include "tiles.h"
+#include "tail_gates.h"
+#include "tail_planes.h"
+#include "tail_rows.h"
 #include "table.h"
 }  // namespace avx2
 }  // namespace shuffle_attention

@@ -9,6 +9,9 @@ namespace generic {
 #include "planes.h"
 #include "rows.h"
 #include "tiles.h"
+#include "tail_gates.h"
+#include "tail_planes.h"
+#include "tail_rows.h"
 #include "table.h"
 }  // namespace generic
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace shuffle_attention {
 
@@ -44,6 +45,12 @@ struct Gates {
   A eps;
 };
 
+}  // namespace shuffle_attention
+
+#include "tail.h"
+
+namespace shuffle_attention {
+
 // The work is cut into units that touch disjoint parts of the output, so that no number depends
 // on which thread ran what. Pointers are to elements of the kernel's own type.
 using Forward = void (*)(const Map&, const void* gates, const void* x, void* y, int64_t begin, int64_t end);
@@ -70,6 +77,7 @@ enum Type { kFloat, kDouble, kBFloat16, kHalf };
 
 struct KernelTable {
   Kernels at[2][4];  // [Layout][Type]
+  TailKernels tail[2][4];
 };
 
 // One per instruction set, in isa_*.cpp; null where the compiler has no such set.

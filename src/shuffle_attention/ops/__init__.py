@@ -1,8 +1,9 @@
 """What computes: the registered ops and the reference that defines them."""
 
+from .block import block_tail
 from .layer import shuffle_attention
 from .library import load_kernels
 
-__all__ = ["shuffle_attention"]
+__all__ = ["block_tail", "shuffle_attention"]
 
 load_kernels()

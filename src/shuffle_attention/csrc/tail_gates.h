@@ -1,0 +1,103 @@
+// The steps of a block's end that work on the numbers of planes, not on maps; lanes are channels.
+
+template <class A>
+SIMD_INLINE Vec<A> load_first(const A* p, int64_t count) {
+  if (count >= Lanes<A>::count) return load(p);
+  A padded[Lanes<A>::count] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = p[i];
+  return load(padded);
+}
+
+template <class A>
+SIMD_INLINE void store_first(A* p, Vec<A> v, int64_t count) {
+  if (count >= Lanes<A>::count) return store(p, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+// A row of an array of shape (batch, rows, channels).
+template <class A>
+SIMD_INLINE A* row_of(void* array, const Tail& t, int64_t image, int rows, int row) {
+  return static_cast<A*>(array) + (image * rows + row) * t.map.channels;
+}
+
+// Some neighbouring planes of an image: their statistics and what follows from them.
+template <class A>
+struct PlanesOf {
+  using V = Vec<A>;
+  const Tail& t;
+  int64_t image, c, count;
+  V pivot, rest, scale, from_mean, mean, rho, alpha, slope, cweight, beta;
+
+  SIMD_INLINE PlanesOf(const Tail& t, int64_t image, int64_t c, int64_t count) : t(t), image(image), c(c), count(count) {
+    const auto& channels = *static_cast<const Channels<A>*>(t.channels);
+    pivot = row(t.statistics, kStatistics, kPivot);
+    rest = row(t.statistics, kStatistics, kRest);
+    scale = channel(channels.scale);
+    from_mean = (pivot - channel(channels.mean)) + (rest - channel(channels.rest));
+    mean = scale * from_mean + channel(channels.bias);
+    const V variance = scale * scale * row(t.statistics, kStatistics, kVariance);
+    rho = A(1) / square_root(variance + channels.gates.eps);
+    alpha = channel(channels.gates.alpha);
+    slope = alpha * rho * scale;
+    cweight = channel(channels.gates.slope);
+    beta = channel(channels.gates.beta);
+  }
+  SIMD_INLINE V channel(const A* values) const { return load_first(values + c, count); }
+  SIMD_INLINE V row(void* array, int rows, int r) const {
+    return load_first<A>(row_of<A>(array, t, image, rows, r) + c, count);
+  }
+  SIMD_INLINE void set(void* array, int rows, int r, V v) const {
+    store_first<A>(row_of<A>(array, t, image, rows, r) + c, v, count);
+  }
+};
+
+template <class A, class Run>
+SIMD_INLINE void for_planes_of(const Tail& t, const Span& span, const Run& run) {
+  constexpr int64_t W = Lanes<A>::count;
+  for (int h = 0; h < 2; ++h) {
+    const int64_t begin = h * (t.map.channels / 2) + span.first, end = begin + span.count;
+    for (int64_t c = begin; c < end; c += W) run(PlanesOf<A>(t, span.image, c, end - c < W ? end - c : W));
+  }
+}
+
+template <class A>
+void find_gates(const Tail& t, const Span& span) {
+  for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
+    const Vec<A> offset = p.beta + p.cweight * p.mean - p.slope * p.rest, exponent = offset * A(kToExponent);
+    p.set(t.coefficients, kCoefficients, kShift, p.mean - p.scale * p.rest);
+    p.set(t.coefficients, kCoefficients, kSlope, p.slope);
+    p.set(t.coefficients, kCoefficients, kExponent, exponent);
+    p.set(t.coefficients, kCoefficients, kGate, gate_of(exponent));
+  });
+}
+
+template <class A>
+void finish_sums(const Tail& t, const Span& span) {
+  const auto& channels = *static_cast<const Channels<A>*>(t.channels);
+  for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
+    using V = Vec<A>;
+    const auto raw = [&](int r) { return p.row(t.raw_sums, kRawSums, r); };
+    const V q = raw(kQ), h = raw(kH), qd = raw(kQd) - p.rest * q, hd = raw(kHd) - p.rest * h;
+    const V dz = q + p.cweight * h;
+    const V dzd = qd + p.alpha * p.rho * (channels.gates.eps * p.rho * p.rho) * hd;
+    p.set(t.gate_sums, kGateSums, kSumH, h);
+    p.set(t.gate_sums, kGateSums, kWeighted, p.channel(channels.gates.spatial) != 0 ? p.scale * p.rho * hd : p.mean * h);
+    p.set(t.norm_sums, kNormSums, kSumDz, dz);
+    p.set(t.norm_sums, kNormSums, kSumDzDistance, dzd + p.from_mean * dz);
+  });
+}
+
+template <class A>
+void find_gradient(const Tail& t, const Span& span) {
+  const auto& channels = *static_cast<const Channels<A>*>(t.channels);
+  const A each = A(1) / t.map.plane;
+  for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
+    using V = Vec<A>;
+    const V h = p.row(t.gate_sums, kGateSums, kSumH), weighted = p.row(t.gate_sums, kGateSums, kWeighted);
+    const V by_weight = p.channel(channels.by_weight);
+    const V by_distance = -p.slope * p.scale * p.rho * weighted * each - by_weight;
+    const V by_mean = (p.scale * p.cweight - p.slope) * h * each - p.channel(channels.by_bias) - by_weight * p.from_mean;
+    p.set(t.coefficients, kCoefficients, kByMean, by_mean - by_distance * p.rest);
+    p.set(t.coefficients, kCoefficients, kByDistance, by_distance);
+  });
+}

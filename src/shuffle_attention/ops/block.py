@@ -1,0 +1,238 @@
+"""The registered op ``shuffle_attention::block_tail``: the end of a residual block in two passes each way.
+
+``relu(attention(norm(u)) + shortcut)`` moves the bytes that BatchNorm, addition and ReLU alone must move,
+and keeps for the backward ``u``, its own output where ReLU made it, and a few numbers a plane. The
+algebra stands in :mod:`.block_reference`, whose functions are the bodies of the ops; a kernel registered
+for a device takes their place.
+
+The op itself changes nothing that it is given: it returns the batch statistics, and :func:`block_tail`
+brings the running ones up to date.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from . import block_reference
+
+if TYPE_CHECKING:
+    from ..layers import ShuffleAttention
+
+
+@torch.library.custom_op("shuffle_attention::block_tail", mutates_args=())
+def _forward(
+    u: Tensor,
+    shortcut: Optional[Tensor],  # noqa: UP045 - the schema is made from the types, and a union has no schema
+    weight: Tensor,
+    bias: Tensor,
+    mean: Optional[Tensor],  # noqa: UP045
+    var: Optional[Tensor],  # noqa: UP045
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    norm_eps: float,
+    eps: float,
+    shuffle: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    attention = (cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    y, statistics, moments = block_reference.block_tail(
+        u, shortcut, weight, bias, mean, var, attention, norm_eps, eps, shuffle, relu
+    )
+    return torch.empty_like(u).copy_(y), statistics, moments
+
+
+@torch.library.custom_op("shuffle_attention::block_tail_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    u: Tensor,
+    out: Optional[Tensor],  # noqa: UP045
+    statistics: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Optional[Tensor],  # noqa: UP045
+    var: Optional[Tensor],  # noqa: UP045
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    norm_eps: float,
+    eps: float,
+    shuffle: bool,
+    has_shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients; that of the shortcut has no values where it is ``grad`` itself or nobody's."""
+    attention = (cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    du, dshortcut, *rest = block_reference.block_tail_backward(
+        grad, u, out, weight, bias, mean, var, attention, norm_eps, eps, shuffle
+    )
+    separate = out is not None and has_shortcut
+    dshortcut = torch.empty_like(u).copy_(dshortcut) if separate else u.new_empty(0)
+    return torch.empty_like(u).copy_(du), dshortcut, *rest  # pyright: ignore[reportReturnType]
+
+
+@_forward.register_fake
+def _(u, shortcut, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, relu):
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    statistics = u.new_empty((u.shape[0], 3, u.shape[1]), dtype=wide)
+    return torch.empty_like(u), statistics, u.new_empty((2, u.shape[1]), dtype=wide)
+
+
+@_backward.register_fake
+def _(
+    grad, u, out, statistics, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, has_shortcut
+):  # fmt: skip
+    dshortcut = torch.empty_like(u) if out is not None and has_shortcut else u.new_empty(0)
+    return torch.empty_like(u), dshortcut, *(torch.empty_like(p) for p in (weight, bias, cw, cb, sw, sb, gw, gb))
+
+
+def _keep(ctx, inputs, output):
+    u, shortcut, *parameters = inputs[:-4]
+    *ctx.settings, relu = inputs[-4:]
+    out, statistics, moments = output
+    ctx.mark_non_differentiable(statistics, moments)
+    ctx.set_materialize_grads(False)
+    ctx.has_shortcut = shortcut is not None
+    ctx.save_for_backward(u, out if relu else None, statistics, *parameters)
+
+
+def _differentiate(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 16
+    u, out, statistics, *parameters = ctx.saved_tensors
+    du, dshortcut, dweight, dbias, *rest = torch.ops.shuffle_attention.block_tail_backward(
+        grad, u, out, statistics, *parameters, *ctx.settings, ctx.has_shortcut
+    )
+    if out is None:
+        dshortcut = grad
+    return du, dshortcut if ctx.has_shortcut else None, dweight, dbias, None, None, *rest, *(None,) * 4
+
+
+def _keep_all(ctx, inputs, output):
+    *tensors, ctx.norm_eps, ctx.eps, ctx.shuffle, ctx.has_shortcut = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_twice(ctx, *grads):
+    """Gradients of the backward op, for gradient penalties: autograd through its reference, recomputed."""
+    grad, u, out, _, weight, bias, mean, var, *attention = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (grad, u, weight, bias, *attention)]
+        grad, u, weight, bias, cw, cb, sw, sb, gw, gb = leaves
+        attention = (cw, cb, sw, sb, gw, gb)
+        settings = (ctx.norm_eps, ctx.eps, ctx.shuffle)
+        outputs = list(block_reference.block_tail_backward(grad, u, out, weight, bias, mean, var, attention, *settings))
+        grads = list(grads)
+        if out is None or not ctx.has_shortcut:
+            del outputs[1], grads[1]
+    dgrad, du, dweight, dbias, *rest = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
+    return dgrad, du, None, None, dweight, dbias, None, None, *rest, *(None,) * 4
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+_backward.register_autograd(_differentiate_twice, setup_context=_keep_all)
+
+
+def block_tail(
+    u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention, *, relu: bool = True
+) -> Tensor:
+    """Returns ``relu(attention(norm(u)) + shortcut)``, as the modules one by one would, up to rounding.
+
+    In training the running statistics of ``norm`` and its count of batches are brought up to date; where
+    it has none, or is in training, the statistics are those of the batch, and otherwise the running ones.
+    Hooks of the two modules are not called. Statistics and gates are float32 (float64 for float64),
+    whatever the type of the map, and what is between the modules is not rounded to it.
+
+    Args:
+        u: Map (B, C, *spatial) that goes into ``norm``, with 1 to 3 spatial dimensions.
+        shortcut: What is added, of the shape and type of ``u``; None for nothing.
+        norm: The BatchNorm before the attention.
+        attention: The attention, whose parameters are read.
+        relu: Whether ReLU comes last.
+
+    Returns:
+        Map of the shape, type and memory format of ``u``.
+
+    Raises:
+        TypeError: If ``u`` is not of a floating-point type.
+        InputError: If shapes or types do not fit together, or training sees one value a channel (a ``ValueError``).
+
+    Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
+    """
+    _check(u, shortcut, norm, attention)
+    by_batch = norm.training or norm.running_mean is None or norm.running_var is None
+    values = u.numel() // norm.num_features
+    if by_batch and values == 1:
+        raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
+    weight = norm.weight if norm.weight is not None else u.new_ones(norm.num_features)
+    bias = norm.bias if norm.bias is not None else u.new_zeros(norm.num_features)
+    out, _, moments = torch.ops.shuffle_attention.block_tail(
+        u,
+        shortcut,
+        weight,
+        bias,
+        None if by_batch else norm.running_mean,
+        None if by_batch else norm.running_var,
+        attention.cweight,
+        attention.cbias,
+        attention.sweight,
+        attention.sbias,
+        attention.gn.weight,
+        attention.gn.bias,
+        norm.eps,
+        attention.gn.eps,
+        attention.shuffle,
+        relu,
+    )
+    if norm.training and norm.track_running_stats:
+        _update_running_statistics(norm, moments, values)
+    return out
+
+
+def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention) -> None:
+    if not u.is_floating_point():
+        raise TypeError(f"u must be of a floating-point type, got {u.dtype}")
+    if not 3 <= u.dim() <= 5:
+        raise InputError(f"u must have shape (B, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(u.shape)}")
+    if not u.shape[1] == norm.num_features == attention.channels:
+        raise InputError(
+            f"u, norm and attention must have the same number of channels, got {tuple(u.shape)}, "
+            f"{norm.num_features} and {attention.channels}"
+        )
+    if shortcut is not None and (shortcut.shape != u.shape or shortcut.dtype != u.dtype):
+        raise InputError(
+            f"the shortcut must have the shape and type of u, got {tuple(shortcut.shape)} of {shortcut.dtype} "
+            f"for {tuple(u.shape)} of {u.dtype}"
+        )
+
+
+@torch.no_grad()
+def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
+    """What BatchNorm does after a training step; the running variance is the unbiased one."""
+    running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if running_mean is None or running_var is None:
+        return
+    if count is not None:
+        count.add_(1)
+    if values == 0:
+        return
+    mean, var = moments.to(running_mean.dtype).unbind()
+    var = var * (values / (values - 1))
+    if norm.momentum is None and count is not None:
+        share = count.to(mean.dtype).reciprocal()  # a tensor, so that nothing is waited for
+        running_mean.lerp_(mean, share)
+        running_var.lerp_(var, share)
+    else:
+        momentum = norm.momentum if norm.momentum is not None else 0.0
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var, momentum)
