@@ -7,6 +7,8 @@ to the Hugging Face Hub and so on) holds for them. State-dict keys are those of 
 Sources: Zhang & Yang, SA-Net, arXiv:2102.00240, section 4; He et al., ResNet, arXiv:1512.03385.
 """
 
+from typing import cast
+
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     ResNet,
@@ -19,7 +21,9 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from .errors import InputError
+from .fusing import can_fuse
 from .layers import ShuffleAttention, fitting_groups
+from .ops import block_tail
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
 
@@ -37,7 +41,7 @@ class SABasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return _join(self, self.bn2(self.conv2(y)), x, self.act2)
+        return _join(self, self.conv2(y), x, self.bn2, self.act2)
 
 
 class SABottleneck(Bottleneck):
@@ -54,7 +58,7 @@ class SABottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(y)))))
-        return _join(self, self.bn3(self.conv3(y)), x, self.act3)
+        return _join(self, self.conv3(y), x, self.bn3, self.act3)
 
 
 def _attention(channels: int, groups: int, **factory) -> ShuffleAttention:
@@ -65,13 +69,15 @@ def _attention(channels: int, groups: int, **factory) -> ShuffleAttention:
     return ShuffleAttention(channels, fitting[-1], **factory)
 
 
-def _join(block: SABasicBlock | SABottleneck, y: Tensor, x: Tensor, act: nn.Module) -> Tensor:
-    """The end of a block: attention on the residual branch, addition of the shortcut, activation."""
-    y = block.sa(y)
+def _join(block: SABasicBlock | SABottleneck, u: Tensor, x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
+    """The end of a block: norm and attention on the residual branch, addition of the shortcut, activation."""
+    shortcut = x if block.downsample is None else block.downsample(x)
+    if can_fuse(u, shortcut, norm, block.sa, act, block.drop_path):
+        return block_tail(u, shortcut, cast(nn.BatchNorm2d, norm), block.sa)
+    y = block.sa(norm(u))
     if block.drop_path is not None:
         y = block.drop_path(y)
-    y += x if block.downsample is None else block.downsample(x)
-    return act(y)
+    return act(y + shortcut)  # not in place: a backward hook on the attention forbids it
 
 
 class SAResNet(ResNet):

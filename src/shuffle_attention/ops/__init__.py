@@ -4,6 +4,6 @@ from .block import block_tail
 from .layer import shuffle_attention
 from .library import load_kernels
 
-__all__ = ["block_tail", "shuffle_attention"]
+__all__ = ["block_tail", "kernels_loaded", "shuffle_attention"]
 
-load_kernels()
+kernels_loaded = load_kernels()
