@@ -32,7 +32,8 @@ struct Arguments {
 
 template <class A>
 std::vector<A> values_of(const Tensor& t, int64_t count) {
-  STD_TORCH_CHECK(t.numel() == count, "BatchNorm must have as many values as channels, got ", t.numel(), " for ", count);
+  STD_TORCH_CHECK(
+      t.numel() == count, "BatchNorm must have as many values as channels, got ", t.numel(), " for ", count);
   const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
   const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
   const A* const values = flat.template const_data_ptr<A>();
@@ -45,7 +46,7 @@ void check_shape(const Tensor& t, const Tensor& u) {
   STD_TORCH_CHECK(same, "shortcut, output and gradient must have the shape of u");
 }
 
-// How one call is worked on: `result` is what it returns for a map, `work` where the kernels write it.
+// How one call is worked on.
 struct Plan {
   Map map;
   TailKernels kernels;
@@ -53,14 +54,15 @@ struct Plan {
   bool direct;       // whether that is as u stands in memory
   int64_t width, spans;
 
-  Plan(const Tensor& u, const ParameterTensors& parameters, bool shuffle) : like(torch::stable::empty_like(u)), direct(true) {
+  Plan(const Tensor& u, const ParameterTensors& parameters, bool shuffle)
+      : like(torch::stable::empty_like(u)), direct(true) {
     STD_TORCH_CHECK(u.dim() >= 3 && u.dim() <= 5, "u must have 3 to 5 dimensions, got ", u.dim());
     const int64_t n = parameters[0].numel(), channels = u.size(1), half = channels / 2;
     for (const Tensor& p : parameters) {
       STD_TORCH_CHECK(p.numel() == n, "the six parameters must all have the same number of values");
     }
     STD_TORCH_CHECK(
-        n > 0 && channels % (2 * n) == 0, "u must have a multiple of 2 * n channels, got ", channels, " for n = ", n);
+        n > 0 && channels > 0 && channels % (2 * n) == 0, "u must have a multiple of 2 * n channels, got ", channels, " for n = ", n);
     int64_t plane = 1;
     for (int64_t i = 2; i < u.dim(); ++i) plane *= u.size(i);
     map = {u.size(0), channels, plane, shuffle, false};
@@ -76,11 +78,13 @@ struct Plan {
     kernels = kernel_table().tail[*layout][*type];
     if (*layout == kPlanes) {
       // As many planes as stay in the nearer caches together.
-      width = std::clamp<int64_t>((1 << 16) / (2 * std::max<int64_t>(plane, 1) * like.element_size()), 1, std::max<int64_t>(half, 1));
+      const int64_t bytes = 2 * std::max<int64_t>(plane, 1) * like.element_size();
+      width = std::clamp<int64_t>((1 << 16) / bytes, 1, half);
     } else {
       // Whole images, which are read in the order of memory, or parts if there are too few for all threads.
+      const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
       int64_t parts = 1;
-      while (map.batch * parts < 2 * torch::stable::get_num_threads() && half / (2 * parts) >= 2 * kernels.width) parts *= 2;
+      while (map.batch * parts < wanted && half / (2 * parts) >= 2 * kernels.width) parts *= 2;
       width = (half + parts - 1) / parts;
       width = (width + kernels.width - 1) / kernels.width * kernels.width;
     }
@@ -97,14 +101,20 @@ struct Plan {
     return out;
   }
 
-  template <class Run>
-  void for_spans(const Run& run) const {
+  // Calls run(tail, span) on every span, with memory for the coefficients and raw sums of an image. What
+  // a thread has had last it takes first in a pass that goes back, while it is still in cache.
+  template <class A, bool Back = false, class Run>
+  void for_spans(const Tail& shared, const Run& run) const {
     const int64_t count = map.batch * spans, half = map.channels / 2;
     const int64_t size = map.channels * map.plane / spans;  // a thread is worth waking for 16 K elements
     torch::stable::parallel_for(0, count, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % spans * width;
-        run(Span{i / spans, first, std::min(width, half - first)});
+      const std::unique_ptr<A[]> own(new A[(kCoefficients + kRawSums) * map.channels]);
+      Tail t = shared;
+      t.coefficients = own.get();
+      t.raw_sums = own.get() + kCoefficients * map.channels;
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t i = Back ? begin + end - 1 - k : k, first = i % spans * width;
+        run(t, Span{i / spans, first, std::min(width, half - first)});
       }
     });
   }
@@ -127,7 +137,8 @@ class Norm {
     const std::vector<A> bias = values_of<A>(arguments.bias, plan.map.channels);
     std::copy(bias.begin(), bias.end(), row(kBiases));
     if (!arguments.by_batch()) {
-      const auto mean = values_of<A>(*arguments.mean, plan.map.channels), var = values_of<A>(*arguments.var, plan.map.channels);
+      const std::vector<A> mean = values_of<A>(*arguments.mean, plan.map.channels);
+      const std::vector<A> var = values_of<A>(*arguments.var, plan.map.channels);
       std::copy(mean.begin(), mean.end(), mean_.begin());
       std::copy(var.begin(), var.end(), var_.begin());
       spread(0, plan.map.channels);
@@ -148,13 +159,16 @@ class Norm {
         for (int64_t b = 0; b < batch; ++b) {
           const A* const of = statistics + b * kStatistics * channels;
           for (int64_t c = begin; c < end; ++c) {
-            total[c] += term(double(of[kPivot * channels + c]) + of[kRest * channels + c], of[kVariance * channels + c], c);
+            const double mean = double(of[kPivot * channels + c]) + of[kRest * channels + c];
+            total[c] += term(mean, of[kVariance * channels + c], c);
           }
         }
         for (int64_t c = begin; c < end; ++c) total[c] /= batch;
       };
       over_samples(mean_, [](double mean, double, int64_t) { return mean; });
-      over_samples(var_, [&](double mean, double var, int64_t c) { return var + (mean - mean_[c]) * (mean - mean_[c]); });
+      over_samples(var_, [&](double mean, double var, int64_t c) {
+        return var + (mean - mean_[c]) * (mean - mean_[c]);
+      });
       spread(begin, end);
     });
   }
@@ -217,21 +231,19 @@ void run_forward(const Plan& plan, Tail& t, const Arguments& arguments, Tensor& 
   const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
-  const auto coefficients = scratch<A>(plan, kCoefficients);
   t.channels = &channels;
-  t.coefficients = coefficients.get();
-  const auto finish = [&](const Span& span) {
+  const auto finish = [&](const Tail& t, const Span& span) {
     plan.kernels.find_gates(t, span);
     plan.kernels.output(t, span);
   };
   if (arguments.by_batch()) {
-    plan.for_spans([&](const Span& span) { plan.kernels.statistics(t, span); });
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) { plan.kernels.statistics(t, span); });
     norm.pool(static_cast<const A*>(t.statistics));
-    plan.for_spans(finish);
+    plan.for_spans<A, true>(t, finish);
   } else {
-    plan.for_spans([&](const Span& span) {
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) {
       plan.kernels.statistics(t, span);
-      finish(span);
+      finish(t, span);
     });
   }
   norm.copy_moments(moments.template mutable_data_ptr<A>());
@@ -242,31 +254,30 @@ ParameterTensors run_backward(const Plan& plan, Tail& t, const Arguments& argume
   const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
-  const auto coefficients = scratch<A>(plan, kCoefficients), raw_sums = scratch<A>(plan, kRawSums);
   const auto gate_sums = scratch<A>(plan, kGateSums), norm_sums = scratch<A>(plan, kNormSums);
   t.channels = &channels;
-  t.coefficients = coefficients.get();
-  t.raw_sums = raw_sums.get();
   t.gate_sums = gate_sums.get();
   t.norm_sums = norm_sums.get();
-  const auto sum = [&](const Span& span) {
+  const bool separate = arguments.by_batch();  // what is known of a span in the first pass is gone in the second
+  const auto sum = [&](const Tail& t, const Span& span) {
     plan.kernels.find_gates(t, span);
     plan.kernels.gradient_sums(t, span);
     plan.kernels.finish_sums(t, span);
   };
-  const auto finish = [&](const Span& span) {
+  const auto finish = [&](const Tail& t, const Span& span) {
+    if (separate) plan.kernels.find_gates(t, span);
     plan.kernels.find_gradient(t, span);
     plan.kernels.gradient(t, span);
   };
   if (arguments.by_batch()) {
     norm.pool(static_cast<const A*>(t.statistics));
-    plan.for_spans(sum);
+    plan.for_spans<A>(t, sum);
     norm.differentiate(norm_sums.get(), true, dweight, dbias);
-    plan.for_spans(finish);
+    plan.for_spans<A, true>(t, finish);
   } else {
-    plan.for_spans([&](const Span& span) {
-      sum(span);
-      finish(span);
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) {
+      sum(t, span);
+      finish(t, span);
     });
     norm.differentiate(norm_sums.get(), false, dweight, dbias);
   }
@@ -286,7 +297,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Plan plan(u, arguments.attention, shuffle);
   if (shortcut) check_shape(*shortcut, u);
   const ScalarType wide = plan.is_double() ? ScalarType::Double : ScalarType::Float;
-  const std::vector<int64_t> of_planes{plan.map.batch, kStatistics, plan.map.channels}, of_channels{2, plan.map.channels};
+  const std::vector<int64_t> of_planes{plan.map.batch, kStatistics, plan.map.channels};
+  const std::vector<int64_t> of_channels{2, plan.map.channels};
   Tensor statistics = torch::stable::new_empty(u, of_planes, wide);
   Tensor moments = torch::stable::new_empty(u, of_channels, wide);
   if (u.numel() == 0) {
