@@ -3,208 +3,17 @@
 // The schemas, shapes and autograd are Python's (ops/block.py), the algebra is in ops/block_reference.py.
 // Where BatchNorm's statistics are given, a span makes all its steps while it is in cache; where they
 // are those of the batch, all spans are summed up in between. Sums over samples have one order.
-#include <algorithm>
-#include <cmath>
 #include <memory>
 #include <tuple>
 
-#include "kernels.h"
+#include "norm.h"
 #include "parameters.h"
+#include "plan.h"
 #include "tensors.h"
 
 namespace shuffle_attention {
 
-const KernelTable& kernel_table();  // dispatch.cpp
-
 namespace {
-
-using Option = std::optional<Tensor>;
-
-// The arguments that forward and backward have in common.
-struct Arguments {
-  const Tensor &weight, &bias;
-  const Option &mean, &var;
-  ParameterTensors attention;
-  double norm_eps, eps;
-
-  bool by_batch() const { return !mean || !var; }
-};
-
-template <class A>
-std::vector<A> values_of(const Tensor& t, int64_t count) {
-  STD_TORCH_CHECK(t.numel() == count, "BatchNorm must have as many values as channels, got ", t.numel(), " for ", count);
-  const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
-  const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
-  const A* const values = flat.template const_data_ptr<A>();
-  return {values, values + count};
-}
-
-void check_shape(const Tensor& t, const Tensor& u) {
-  bool same = t.dim() == u.dim();
-  for (int64_t i = 0; same && i < u.dim(); ++i) same = t.size(i) == u.size(i);
-  STD_TORCH_CHECK(same, "shortcut, output and gradient must have the shape of u");
-}
-
-// How one call is worked on: `result` is what it returns for a map, `work` where the kernels write it.
-struct Plan {
-  Map map;
-  TailKernels kernels;
-  Tensor like;       // a map as the kernels want it
-  bool direct;       // whether that is as u stands in memory
-  int64_t width, spans;
-
-  Plan(const Tensor& u, const ParameterTensors& parameters, bool shuffle) : like(torch::stable::empty_like(u)), direct(true) {
-    STD_TORCH_CHECK(u.dim() >= 3 && u.dim() <= 5, "u must have 3 to 5 dimensions, got ", u.dim());
-    const int64_t n = parameters[0].numel(), channels = u.size(1), half = channels / 2;
-    for (const Tensor& p : parameters) {
-      STD_TORCH_CHECK(p.numel() == n, "the six parameters must all have the same number of values");
-    }
-    STD_TORCH_CHECK(
-        n > 0 && channels % (2 * n) == 0, "u must have a multiple of 2 * n channels, got ", channels, " for n = ", n);
-    int64_t plane = 1;
-    for (int64_t i = 2; i < u.dim(); ++i) plane *= u.size(i);
-    map = {u.size(0), channels, plane, shuffle, false};
-
-    auto type = kernel_type(u.scalar_type());
-    auto layout = layout_of(like);
-    if (!type || !layout) {
-      like = torch::stable::new_empty(u, u.sizes(), type ? u.scalar_type() : ScalarType::Float);
-      type = type.value_or(kFloat);
-      layout = kPlanes;
-      direct = false;
-    }
-    kernels = kernel_table().tail[*layout][*type];
-    if (*layout == kPlanes) {
-      // As many planes as stay in the nearer caches together.
-      width = std::clamp<int64_t>((1 << 16) / (2 * std::max<int64_t>(plane, 1) * like.element_size()), 1, std::max<int64_t>(half, 1));
-    } else {
-      // Whole images, which are read in the order of memory, or parts if there are too few for all threads.
-      int64_t parts = 1;
-      while (map.batch * parts < 2 * torch::stable::get_num_threads() && half / (2 * parts) >= 2 * kernels.width) parts *= 2;
-      width = (half + parts - 1) / parts;
-      width = (width + kernels.width - 1) / kernels.width * kernels.width;
-    }
-    spans = (half + width - 1) / width;
-  }
-
-  bool is_double() const { return like.scalar_type() == ScalarType::Double; }
-  Tensor arrange(const Tensor& t) const { return arranged(t, like); }
-
-  Tensor returned(const Tensor& u, const Tensor& work) const {
-    if (direct) return work;
-    Tensor out = torch::stable::empty_like(u);
-    torch::stable::copy_(out, work);
-    return out;
-  }
-
-  template <class Run>
-  void for_spans(const Run& run) const {
-    const int64_t count = map.batch * spans, half = map.channels / 2;
-    const int64_t size = map.channels * map.plane / spans;  // a thread is worth waking for 16 K elements
-    torch::stable::parallel_for(0, count, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % spans * width;
-        run(Span{i / spans, first, std::min(width, half - first)});
-      }
-    });
-  }
-
-  // Calls run(begin, end) on parts of the channels, for sums over samples.
-  template <class Run>
-  void for_channels(const Run& run) const {
-    const int64_t grain = std::max<int64_t>(64, 16384 / std::max<int64_t>(map.batch, 1));
-    torch::stable::parallel_for(0, map.channels, grain, run);
-  }
-};
-
-// BatchNorm's numbers, a value a channel.
-template <class A>
-class Norm {
- public:
-  Norm(const Arguments& arguments, const Plan& plan)
-      : plan_(plan), eps_(arguments.norm_eps), spread_(6 * plan.map.channels), mean_(plan.map.channels),
-        var_(plan.map.channels), weight_(values_of<A>(arguments.weight, plan.map.channels)) {
-    const std::vector<A> bias = values_of<A>(arguments.bias, plan.map.channels);
-    std::copy(bias.begin(), bias.end(), row(kBiases));
-    if (!arguments.by_batch()) {
-      const auto mean = values_of<A>(*arguments.mean, plan.map.channels), var = values_of<A>(*arguments.var, plan.map.channels);
-      std::copy(mean.begin(), mean.end(), mean_.begin());
-      std::copy(var.begin(), var.end(), var_.begin());
-      spread(0, plan.map.channels);
-    }
-  }
-
-  Channels<A> channels(const Gates<A>& gates) const {
-    const auto at = [&](int r) { return spread_.data() + r * plan_.map.channels; };
-    return {at(kScales), at(kBiases), at(kMeans), at(kRests), at(kByBias), at(kByWeight), gates};
-  }
-
-  // The statistics of the batch from those of the planes, about the means.
-  void pool(const A* statistics) {
-    const int64_t channels = plan_.map.channels, batch = plan_.map.batch;
-    plan_.for_channels([&](int64_t begin, int64_t end) {
-      const auto over_samples = [&](std::vector<double>& total, const auto& term) {
-        for (int64_t c = begin; c < end; ++c) total[c] = 0;
-        for (int64_t b = 0; b < batch; ++b) {
-          const A* const of = statistics + b * kStatistics * channels;
-          for (int64_t c = begin; c < end; ++c) {
-            total[c] += term(double(of[kPivot * channels + c]) + of[kRest * channels + c], of[kVariance * channels + c], c);
-          }
-        }
-        for (int64_t c = begin; c < end; ++c) total[c] /= batch;
-      };
-      over_samples(mean_, [](double mean, double, int64_t) { return mean; });
-      over_samples(var_, [&](double mean, double var, int64_t c) { return var + (mean - mean_[c]) * (mean - mean_[c]); });
-      spread(begin, end);
-    });
-  }
-
-  void copy_moments(A* out) const {
-    std::copy(mean_.begin(), mean_.end(), out);
-    std::copy(var_.begin(), var_.end(), out + plan_.map.channels);
-  }
-
-  // The gradients of weight and bias from the sums of all planes; what goes through the statistics is kept.
-  void differentiate(const A* sums, bool by_batch, A* dweight, A* dbias) {
-    const int64_t channels = plan_.map.channels;
-    const double values = double(plan_.map.batch) * plan_.map.plane;
-    plan_.for_channels([&](int64_t begin, int64_t end) {
-      std::vector<double> shift(end - begin), scale(end - begin);
-      for (int64_t b = 0; b < plan_.map.batch; ++b) {
-        const A* const of = sums + b * kNormSums * channels;
-        for (int64_t c = begin; c < end; ++c) {
-          shift[c - begin] += of[kSumDz * channels + c];
-          scale[c - begin] += of[kSumDzDistance * channels + c];
-        }
-      }
-      for (int64_t c = begin; c < end; ++c) {
-        const double invstd = 1 / std::sqrt(var_[c] + eps_);
-        dbias[c] = shift[c - begin];
-        dweight[c] = scale[c - begin] * invstd;
-        row(kByBias)[c] = by_batch ? row(kScales)[c] * shift[c - begin] / values : 0;
-        row(kByWeight)[c] = by_batch ? row(kScales)[c] * scale[c - begin] * invstd * invstd / values : 0;
-      }
-    });
-  }
-
- private:
-  enum Row { kScales, kBiases, kMeans, kRests, kByBias, kByWeight };
-  A* row(Row r) { return spread_.data() + r * plan_.map.channels; }
-
-  void spread(int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      row(kScales)[c] = weight_[c] / std::sqrt(var_[c] + eps_);
-      row(kMeans)[c] = mean_[c];
-      row(kRests)[c] = mean_[c] - row(kMeans)[c];
-    }
-  }
-
-  const Plan& plan_;
-  double eps_;
-  std::vector<A> spread_;
-  std::vector<double> mean_, var_;
-  std::vector<A> weight_;
-};
 
 // Numbers that a kernel writes before it reads them.
 template <class A>
@@ -217,21 +26,19 @@ void run_forward(const Plan& plan, Tail& t, const Arguments& arguments, Tensor& 
   const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
-  const auto coefficients = scratch<A>(plan, kCoefficients);
   t.channels = &channels;
-  t.coefficients = coefficients.get();
-  const auto finish = [&](const Span& span) {
+  const auto finish = [&](const Tail& t, const Span& span) {
     plan.kernels.find_gates(t, span);
     plan.kernels.output(t, span);
   };
   if (arguments.by_batch()) {
-    plan.for_spans([&](const Span& span) { plan.kernels.statistics(t, span); });
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) { plan.kernels.statistics(t, span); });
     norm.pool(static_cast<const A*>(t.statistics));
-    plan.for_spans(finish);
+    plan.for_spans<A, true>(t, finish);
   } else {
-    plan.for_spans([&](const Span& span) {
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) {
       plan.kernels.statistics(t, span);
-      finish(span);
+      finish(t, span);
     });
   }
   norm.copy_moments(moments.template mutable_data_ptr<A>());
@@ -242,31 +49,30 @@ ParameterTensors run_backward(const Plan& plan, Tail& t, const Arguments& argume
   const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
-  const auto coefficients = scratch<A>(plan, kCoefficients), raw_sums = scratch<A>(plan, kRawSums);
   const auto gate_sums = scratch<A>(plan, kGateSums), norm_sums = scratch<A>(plan, kNormSums);
   t.channels = &channels;
-  t.coefficients = coefficients.get();
-  t.raw_sums = raw_sums.get();
   t.gate_sums = gate_sums.get();
   t.norm_sums = norm_sums.get();
-  const auto sum = [&](const Span& span) {
+  const bool separate = arguments.by_batch();  // what is known of a span in the first pass is gone in the second
+  const auto sum = [&](const Tail& t, const Span& span) {
     plan.kernels.find_gates(t, span);
     plan.kernels.gradient_sums(t, span);
     plan.kernels.finish_sums(t, span);
   };
-  const auto finish = [&](const Span& span) {
+  const auto finish = [&](const Tail& t, const Span& span) {
+    if (separate) plan.kernels.find_gates(t, span);
     plan.kernels.find_gradient(t, span);
     plan.kernels.gradient(t, span);
   };
   if (arguments.by_batch()) {
     norm.pool(static_cast<const A*>(t.statistics));
-    plan.for_spans(sum);
+    plan.for_spans<A>(t, sum);
     norm.differentiate(norm_sums.get(), true, dweight, dbias);
-    plan.for_spans(finish);
+    plan.for_spans<A, true>(t, finish);
   } else {
-    plan.for_spans([&](const Span& span) {
-      sum(span);
-      finish(span);
+    plan.for_spans<A>(t, [&](const Tail& t, const Span& span) {
+      sum(t, span);
+      finish(t, span);
     });
     norm.differentiate(norm_sums.get(), false, dweight, dbias);
   }
@@ -286,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Plan plan(u, arguments.attention, shuffle);
   if (shortcut) check_shape(*shortcut, u);
   const ScalarType wide = plan.is_double() ? ScalarType::Double : ScalarType::Float;
-  const std::vector<int64_t> of_planes{plan.map.batch, kStatistics, plan.map.channels}, of_channels{2, plan.map.channels};
+  const std::vector<int64_t> of_planes{plan.map.batch, kStatistics, plan.map.channels};
+  const std::vector<int64_t> of_channels{2, plan.map.channels};
   Tensor statistics = torch::stable::new_empty(u, of_planes, wide);
   Tensor moments = torch::stable::new_empty(u, of_channels, wide);
   if (u.numel() == 0) {

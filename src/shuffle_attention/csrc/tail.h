@@ -20,7 +20,8 @@ struct Channels {
   Gates<A> gates;
 };
 
-// Rows of the per-plane arrays, each of shape (batch, rows, channels) in the accumulator's type.
+// Rows of the per-plane arrays, each of shape (batch, rows, channels) in the accumulator's type; those
+// of coefficients and raw sums are of one image alone, that of the span.
 enum Statistic { kPivot, kRest, kVariance, kStatistics };  // the mean is pivot + rest
 enum Coefficient {
   kShift,       // z = scale * (u - pivot) + shift

@@ -20,6 +20,11 @@ SIMD_INLINE A* row_of(void* array, const Tail& t, int64_t image, int rows, int r
   return static_cast<A*>(array) + (image * rows + row) * t.map.channels;
 }
 
+template <class A>
+SIMD_INLINE A* coefficients_of(const Tail& t, Coefficient row) {
+  return row_of<A>(t.coefficients, t, 0, kCoefficients, row);
+}
+
 // Some neighbouring planes of an image: their statistics and what follows from them.
 template <class A>
 struct PlanesOf {
@@ -28,7 +33,8 @@ struct PlanesOf {
   int64_t image, c, count;
   V pivot, rest, scale, from_mean, mean, rho, alpha, slope, cweight, beta;
 
-  SIMD_INLINE PlanesOf(const Tail& t, int64_t image, int64_t c, int64_t count) : t(t), image(image), c(c), count(count) {
+  SIMD_INLINE PlanesOf(const Tail& t, int64_t image, int64_t c, int64_t count)
+      : t(t), image(image), c(c), count(count) {
     const auto& channels = *static_cast<const Channels<A>*>(t.channels);
     pivot = row(t.statistics, kStatistics, kPivot);
     rest = row(t.statistics, kStatistics, kRest);
@@ -63,11 +69,12 @@ SIMD_INLINE void for_planes_of(const Tail& t, const Span& span, const Run& run) 
 template <class A>
 void find_gates(const Tail& t, const Span& span) {
   for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
+    const auto set = [&](Coefficient r, Vec<A> v) { store_first(coefficients_of<A>(t, r) + p.c, v, p.count); };
     const Vec<A> offset = p.beta + p.cweight * p.mean - p.slope * p.rest, exponent = offset * A(kToExponent);
-    p.set(t.coefficients, kCoefficients, kShift, p.mean - p.scale * p.rest);
-    p.set(t.coefficients, kCoefficients, kSlope, p.slope);
-    p.set(t.coefficients, kCoefficients, kExponent, exponent);
-    p.set(t.coefficients, kCoefficients, kGate, gate_of(exponent));
+    set(kShift, p.mean - p.scale * p.rest);
+    set(kSlope, p.slope);
+    set(kExponent, exponent);
+    set(kGate, gate_of(exponent));
   });
 }
 
@@ -76,12 +83,13 @@ void finish_sums(const Tail& t, const Span& span) {
   const auto& channels = *static_cast<const Channels<A>*>(t.channels);
   for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
     using V = Vec<A>;
-    const auto raw = [&](int r) { return p.row(t.raw_sums, kRawSums, r); };
+    const auto raw = [&](RawSum r) { return load_first<A>(row_of<A>(t.raw_sums, t, 0, kRawSums, r) + p.c, p.count); };
     const V q = raw(kQ), h = raw(kH), qd = raw(kQd) - p.rest * q, hd = raw(kHd) - p.rest * h;
     const V dz = q + p.cweight * h;
     const V dzd = qd + p.alpha * p.rho * (channels.gates.eps * p.rho * p.rho) * hd;
     p.set(t.gate_sums, kGateSums, kSumH, h);
-    p.set(t.gate_sums, kGateSums, kWeighted, p.channel(channels.gates.spatial) != 0 ? p.scale * p.rho * hd : p.mean * h);
+    const V by_position = p.scale * p.rho * hd, by_channel = p.mean * h;
+    p.set(t.gate_sums, kGateSums, kWeighted, p.channel(channels.gates.spatial) != 0 ? by_position : by_channel);
     p.set(t.norm_sums, kNormSums, kSumDz, dz);
     p.set(t.norm_sums, kNormSums, kSumDzDistance, dzd + p.from_mean * dz);
   });
@@ -96,8 +104,10 @@ void find_gradient(const Tail& t, const Span& span) {
     const V h = p.row(t.gate_sums, kGateSums, kSumH), weighted = p.row(t.gate_sums, kGateSums, kWeighted);
     const V by_weight = p.channel(channels.by_weight);
     const V by_distance = -p.slope * p.scale * p.rho * weighted * each - by_weight;
-    const V by_mean = (p.scale * p.cweight - p.slope) * h * each - p.channel(channels.by_bias) - by_weight * p.from_mean;
-    p.set(t.coefficients, kCoefficients, kByMean, by_mean - by_distance * p.rest);
-    p.set(t.coefficients, kCoefficients, kByDistance, by_distance);
+    const V by_statistics = p.channel(channels.by_bias) + by_weight * p.from_mean;
+    const V by_mean = (p.scale * p.cweight - p.slope) * h * each - by_statistics;
+    const auto set = [&](Coefficient r, V v) { store_first(coefficients_of<A>(t, r) + p.c, v, p.count); };
+    set(kByMean, by_mean - by_distance * p.rest);
+    set(kByDistance, by_distance);
   });
 }

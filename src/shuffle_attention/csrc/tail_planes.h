@@ -22,7 +22,8 @@ struct Writable {
   Padded<T> padded;
   T *at, *target;
   int64_t size;
-  SIMD_INLINE Writable(void* map, int64_t offset, int64_t size) : at(static_cast<T*>(map)), target(nullptr), size(size) {
+  SIMD_INLINE Writable(void* map, int64_t offset, int64_t size)
+      : at(static_cast<T*>(map)), target(nullptr), size(size) {
     if (!at) return;
     at += offset;
     if constexpr (N == 1) {
@@ -61,7 +62,8 @@ void statistics_planes(const Tail& t, const Span& span) {
   const A each = A(1) / size;
   for_planes(t.map, span, [&](int64_t c, int64_t source, int64_t) {
     const Readable<N, T> u(t.u, source, size);
-    const A pivot = N > 0 ? guess_mean<N>(u.at, size) : mean_of<N>(u.at, size < kPivotElements ? size : kPivotElements);
+    const int64_t begin = size < kPivotElements ? size : kPivotElements;
+    const A pivot = N > 0 ? guess_mean<N>(u.at, size) : mean_of<N>(u.at, begin);
     A sums[2];
     sum_over_plane<N>(size, sums, [&](int64_t i, V* s, int) {
       s[0] = load(u.at + i) - pivot;
@@ -82,7 +84,7 @@ struct PlaneNumbers {
 
   SIMD_INLINE PlaneNumbers(const Tail& t, int64_t image, int64_t c) {
     const auto& channels = *static_cast<const Channels<A>*>(t.channels);
-    const auto coefficient = [&](int r) { return row_of<A>(t.coefficients, t, image, kCoefficients, r)[c]; };
+    const auto coefficient = [&](Coefficient r) { return coefficients_of<A>(t, r)[c]; };
     pivot = row_of<A>(t.statistics, t, image, kStatistics, kPivot)[c];
     scale = channels.scale[c];
     shift = coefficient(kShift);
@@ -119,7 +121,9 @@ void output_planes(const Tail& t, const Span& span) {
       });
     } else {
       const A scale = p.scale * p.gate, shift = p.shift * p.gate;
-      store_plane<N>(out.at, size, [&](int64_t i, int) { return finish((load(u.at + i) - p.pivot) * scale + shift, i); });
+      store_plane<N>(out.at, size, [&](int64_t i, int) {
+        return finish((load(u.at + i) - p.pivot) * scale + shift, i);
+      });
     }
   });
 }
@@ -154,7 +158,7 @@ void gradient_sums_planes(const Tail& t, const Span& span) {
   if constexpr (N > 0) {
     if ((size + Lanes<A>::count - 1) / Lanes<A>::count != N) return gradient_sums_planes<T, N - 1>(t, span);
   }
-  A* const row = row_of<A>(t.raw_sums, t, span.image, kRawSums, 0);
+  A* const row = row_of<A>(t.raw_sums, t, 0, kRawSums, 0);
   for_planes(t.map, span, [&](int64_t c, int64_t source, int64_t target) {
     const Readable<N, T> u(t.u, source, size), grad(t.grad, target, size), activated(t.activated, target, size);
     const Writable<N, T> dshortcut(t.dshortcut, target, size);

@@ -1,18 +1,21 @@
 // The end of a residual block on (batch, plane, channels) in memory (channels_last): lanes are channels.
 //
-// A span is gone through in the order of memory, kSumPixels pixels at a time; of these a tile of a
+// A span is gone through in the order of memory, kRowPixels pixels at a time; of these a tile of a
 // vector of each half of the channels is worked on with its numbers in registers.
 
 // Pixels, spread evenly, whose mean is the pivot of a plane: near enough to its own mean wherever they
 // are typical of it, and where they are not, the variance is large.
 constexpr int64_t kPivotSamples = 32;
 
+// Pixels that a tile works on at a time: their sums stay in registers, their rows in the nearer caches.
+constexpr int64_t kRowPixels = 8;
+
 template <class T, class Run>
 SIMD_INLINE void for_tiles(const Tail& t, const Span& span, int64_t pixels, const Run& run) {
   constexpr int64_t W = Lanes<Accumulator<T>>::count;
   const int64_t end = span.first + span.count;
-  for (int64_t from = 0; from < pixels; from += kSumPixels) {
-    const int64_t to = pixels - from < kSumPixels ? pixels : from + kSumPixels;
+  for (int64_t from = 0; from < pixels; from += kRowPixels) {
+    const int64_t to = pixels - from < kRowPixels ? pixels : from + kRowPixels;
     int64_t first = span.first;
     for (; end - first >= W; first += W) {
       run(Tile<T, 1, true>{t.map.channels, t.map.plane, first, W, t.map.shuffle}, from, to);
@@ -28,10 +31,10 @@ struct Image {
   SIMD_INLINE Image(T* map, const Tail& t, const Span& span)
       : at(map ? map + span.image * t.map.channels * t.map.plane : map) {}
 
-  // Asks for what the tile needs kSumPixels later: no prefetcher follows so many rows.
+  // Asks for what the tile needs kRowPixels later: no prefetcher follows so many rows.
   template <class Tile>
   SIMD_INLINE void ahead(const Tile& tile, int64_t pixel, int64_t channel) const {
-    if (at) __builtin_prefetch(at + (pixel + kSumPixels) * tile.channels + channel, 0, 2);
+    if (at) __builtin_prefetch(at + (pixel + kRowPixels) * tile.channels + channel, 0, 2);
   }
 };
 
@@ -63,9 +66,7 @@ struct TileNumbers {
   SIMD_INLINE TileNumbers(const Tail& t, const Span& span, const Tile& tile) {
     const auto& channels = *static_cast<const Channels<A>*>(t.channels);
     for (int c = 0; c < 2; ++c) {
-      const auto row = [&](Coefficient r) {
-        return tile.of_channels(row_of<A>(t.coefficients, t, span.image, kCoefficients, r), c);
-      };
+      const auto row = [&](Coefficient r) { return tile.of_channels(coefficients_of<A>(t, r), c); };
       pivot[c] = tile.of_channels(row_of<A>(t.statistics, t, span.image, kStatistics, kPivot), c);
       scale[c] = tile.of_channels(channels.scale, c);
       shift[c] = row(kShift);
@@ -94,17 +95,19 @@ void statistics_rows(const Tail& t, const Span& span) {
     }
   });
   for_tiles<T>(t, span, plane, [&](const auto& tile, int64_t from, int64_t to) {
-    for (int c = 0; c < 2; ++c) {
-      const V pivot = tile.of_channels(pivots, c);
-      V sum{}, squares{};
-      for (int64_t i = from; i < to; ++i) {
+    const V pivot[2] = {tile.of_channels(pivots, 0), tile.of_channels(pivots, 1)};
+    V sum[2] = {}, squares[2] = {};
+    for (int64_t i = from; i < to; ++i) {
+      for (int c = 0; c < 2; ++c) {
         u.ahead(tile, i, tile.channel_of(c));
-        const V d = tile.source(u.at, i, c) - pivot;
-        sum += d;
-        squares += d * d;
+        const V d = tile.source(u.at, i, c) - pivot[c];
+        sum[c] += d;
+        squares[c] += d * d;
       }
-      tile.store_of_channels(rests, c, tile.of_channels(rests, c) + sum);
-      tile.store_of_channels(variances, c, tile.of_channels(variances, c) + squares);
+    }
+    for (int c = 0; c < 2; ++c) {
+      tile.store_of_channels(rests, c, tile.of_channels(rests, c) + sum[c]);
+      tile.store_of_channels(variances, c, tile.of_channels(variances, c) + squares[c]);
     }
   });
   for_tiles<T>(t, span, 1, [&](const auto& tile, int64_t, int64_t) {
@@ -121,7 +124,8 @@ template <class T>
 void output_rows(const Tail& t, const Span& span) {
   using A = Accumulator<T>;
   using V = Vec<A>;
-  const Image<const T> u(static_cast<const T*>(t.u), t, span), shortcut(static_cast<const T*>(t.shortcut), t, span);
+  const Image<const T> u(static_cast<const T*>(t.u), t, span);
+  const Image<const T> shortcut(static_cast<const T*>(t.shortcut), t, span);
   const Image<T> out(static_cast<T*>(t.out), t, span);
   for_tiles<T>(t, span, t.map.plane, [&](const auto& tile, int64_t from, int64_t to) {
     const TileNumbers<std::decay_t<decltype(tile)>, A> n(t, span, tile);
@@ -147,7 +151,8 @@ void output_rows(const Tail& t, const Span& span) {
 // The gradient that ReLU lets through, as it stands before the shuffle; also written to `dshortcut`.
 template <class A, class T, class Tile, class V = Vec<A>>
 SIMD_INLINE void load_passed(
-    const Tile& tile, const Places<Tile>& places, const T* grad, const T* activated, T* dshortcut, int64_t i, V (&g)[2]) {
+    const Tile& tile, const Places<Tile>& places, const T* grad, const T* activated, T* dshortcut, int64_t i,
+    V (&g)[2]) {
   V placed[2];
   for (int k = 0; k < 2; ++k) {
     placed[k] = places.load(tile, grad, i, k);
@@ -174,7 +179,7 @@ void gradient_sums_rows(const Tail& t, const Span& span) {
   const Image<const T> u(static_cast<const T*>(t.u), t, span), grad(static_cast<const T*>(t.grad), t, span);
   const Image<const T> activated(static_cast<const T*>(t.activated), t, span);
   const Image<T> dshortcut(static_cast<T*>(t.dshortcut), t, span), du(static_cast<T*>(t.du), t, span);
-  A* const sums = row_of<A>(t.raw_sums, t, span.image, kRawSums, 0);
+  A* const sums = row_of<A>(t.raw_sums, t, 0, kRawSums, 0);
   for_tiles<T>(t, span, t.map.plane, [&](const auto& tile, int64_t from, int64_t to) {
     const TileNumbers<std::decay_t<decltype(tile)>, A> n(t, span, tile);
     const Places<std::decay_t<decltype(tile)>> places(tile);
@@ -221,8 +226,8 @@ void gradient_rows(const Tail& t, const Span& span) {
     const Places<std::decay_t<decltype(tile)>> places(tile);
     V by_mean[2], by_distance[2];
     for (int c = 0; c < 2; ++c) {
-      by_mean[c] = tile.of_channels(row_of<A>(t.coefficients, t, span.image, kCoefficients, kByMean), c);
-      by_distance[c] = tile.of_channels(row_of<A>(t.coefficients, t, span.image, kCoefficients, kByDistance), c);
+      by_mean[c] = tile.of_channels(coefficients_of<A>(t, kByMean), c);
+      by_distance[c] = tile.of_channels(coefficients_of<A>(t, kByDistance), c);
     }
     for (int64_t i = from; i < to; ++i) {
       V g[2], q, h;
