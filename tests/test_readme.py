@@ -99,12 +99,23 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
         assert f"{figures['top5']:.2f} %" in page.read_text()
 
 
-def test_what_is_installed_has_the_recipes(tmp_path):
-    """``pip install .``, without the dependencies that are here already."""
+def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_once(tmp_path):
+    """``pip install .`` where there is no compiler, without the dependencies, which are here already."""
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, ROOT], check=True, capture_output=True)
+    bare = {**os.environ, "PATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, ROOT], check=True, capture_output=True, env=bare)
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
-    code = "import shuffle_attention; from shuffle_attention.recipe import load_recipe; load_recipe('digits')"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert not list(installed.glob("*.so"))
+    code = """
+import torch, shuffle_attention, timm, shuffle_attention.models
+from shuffle_attention.recipe import load_recipe
+load_recipe("digits")
+timm.create_model("sa_resnet18")(torch.randn(2, 3, 64, 64)).sum().backward()
+print(shuffle_attention.__file__)
+"""
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
+    assert done.stdout.startswith(str(installed))
+    assert done.stderr.count("the CPU kernels were not built") == 1
