@@ -22,8 +22,10 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 test: .venv/installed ## run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: .venv/installed ## time the layer beside a copy of its map and beside the reference
+bench: .venv/installed ## time the layer, the end of a block and whole networks beside their baselines
 	$(BIN)/python benchmarks/layer.py
+	$(BIN)/python benchmarks/tail.py
+	$(BIN)/python benchmarks/network.py
 
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
 """What attention costs a whole network: ``python benchmarks/network.py``.
 
-SA-ResNet-50 beside timm's ResNet-50 and its SE and ECA ResNets, and beside itself with its blocks run
-module by module. Every figure is a ratio to ResNet-50 within one repetition; ``kept`` is the bytes that the
+SA-ResNet-50 beside timm's ResNet-50 and SE-ResNet-50, and beside itself with its blocks run module by
+module. Every figure is a ratio to ResNet-50 within one repetition; ``kept`` is the bytes that the
 forward of a training step keeps for the backward, parameters apart.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import timm
 import torch
@@ -16,13 +18,8 @@ from torch import Tensor, nn
 import shuffle_attention.models  # noqa: F401  (registers the networks)
 from shuffle_attention import fusing, models
 
-NAMES = {
-    "plain": "resnet50",
-    "sa": "sa_resnet50",
-    "sa-modules": "sa_resnet50",
-    "se": "seresnet50",
-    "eca": "ecaresnet50",
-}
+T = TypeVar("T")
+NAMES = {"plain": "resnet50", "sa": "sa_resnet50", "sa-modules": "sa_resnet50", "se": "seresnet50"}
 TARGETS = {"inference": 0.98, "training step": 0.97}
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -30,14 +27,13 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 def network(name: str) -> nn.Module:
     """The network with its BatchNorms as they start, so that all of them compute on like numbers."""
     torch.manual_seed(0)
-    known = timm.is_model(NAMES[name])
-    return timm.create_model(NAMES[name] if known else NAMES[name] + "d", zero_init_last=False)
+    return timm.create_model(NAMES[name], zero_init_last=False)
 
 
-def unfused(call: Callable[[], object]) -> Callable[[], object]:
+def unfused(call: Callable[[], T]) -> Callable[[], T]:
     """The call with the blocks' modules run one by one."""
 
-    def run() -> object:
+    def run() -> T:
         models.can_fuse = lambda *_: False
         try:
             return call()
@@ -93,10 +89,10 @@ def measure(batch: int, size: int, layout: str, repetitions: int, names: list[st
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[layout])
     rows = []
     nets = {name: network(name).to(memory_format=FORMATS[layout]) for name in names}
-    memory = {
-        name: (unfused(lambda n=n: kept(n, images))() if name == "sa-modules" else kept(n, images))
-        for name, n in nets.items()
-    }
+    memory = {}
+    for name, net in nets.items():
+        count = partial(kept, net, images)
+        memory[name] = unfused(count)() if name == "sa-modules" else count()
     for job, make in (("inference", inference), ("training step", training_step)):
         calls = {name: make(net, images) for name, net in nets.items()}
         if "sa-modules" in calls:
