@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,9 +102,14 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
 
 def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_once(tmp_path):
     """``pip install .`` where there is no compiler, without the dependencies, which are here already."""
+    # A tree in which nothing has been built before.
+    built = shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.so", "*.egg-info")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=built)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
     bare = {**os.environ, "PATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, ROOT], check=True, capture_output=True, env=bare)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, source], check=True, capture_output=True, env=bare
+    )
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
