@@ -19,8 +19,9 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 	$(BIN)/sanet eval runs/demo/best.pt --json runs/demo/evaluation.json
 	@echo "results: runs/demo (evaluation.json, curves.png, metrics.csv, best.pt)"
 
+# A process a core, at most four, each with one thread and whole files, since what is set up is set up once a file.
 test: .venv/installed ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: .venv/installed ## time the layer, the end of a block and whole networks beside their baselines
 	$(BIN)/python benchmarks/layer.py

@@ -1,9 +1,6 @@
 """The fused end of a residual block against the modules one by one, over one table of maps and one of settings."""
 
 import copy
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -354,12 +351,3 @@ def test_refuses_what_does_not_fit():
         block_tail(u[:1, :, :1, :1], None, norm, attention)
     with pytest.raises(TypeError, match="floating-point"):
         block_tail(u.long(), None, norm, attention)
-
-
-@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is the inner run")
-@pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_lesser_instruction_sets(capability: str):
-    """The same comparison on what an older processor would run."""
-    command = [sys.executable, "-m", "pytest", __file__, "-k", "equals or large_mean", "-p", "no:cacheprovider"]
-    run = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
