@@ -6,8 +6,9 @@ networks with timm.
 
 from importlib.metadata import version
 
+from .attention import attention_names, create_attention
 from .checkpoints import load_checkpoint
-from .layers import ShuffleAttention
+from .layers import ShuffleAttention, SpatialGroupEnhance
 
-__all__ = ["ShuffleAttention", "load_checkpoint"]
+__all__ = ["ShuffleAttention", "SpatialGroupEnhance", "attention_names", "create_attention", "load_checkpoint"]
 __version__ = version("shuffle-attention")

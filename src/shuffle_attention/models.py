@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .fusing import can_fuse
-from .layers import ShuffleAttention, fitting_groups
+from .layers import ShuffleAttention, largest_groups
 from .ops import block_tail
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
@@ -63,10 +63,7 @@ class SABottleneck(Bottleneck):
 
 def _attention(channels: int, groups: int, **factory) -> ShuffleAttention:
     """Attention over as many groups as asked for, or as many as the channels of a narrow stage allow."""
-    fitting = [g for g in fitting_groups(channels) if g <= groups]
-    if not fitting:
-        raise InputError(f"groups must be at least 1, got {groups}")
-    return ShuffleAttention(channels, fitting[-1], **factory)
+    return ShuffleAttention(channels, largest_groups(channels, groups), **factory)
 
 
 def _join(block: SABasicBlock | SABottleneck, u: Tensor, x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
