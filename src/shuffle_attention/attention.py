@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from .ablation import ShuffleAttentionAblation
 from .errors import InputError, asked_for
 from .layers import ShuffleAttention, SpatialGroupEnhance, largest_groups
 
@@ -41,7 +42,8 @@ def create_attention(name: str, channels: int, *, device=None, dtype=None, **opt
     ``eca`` has a kernel of k = (log2(C) + 1) / 2 rounded down and made odd upwards, at least 3: 5, 5, 5 and 7 for
     the stages of a ResNet-50 (the weights released with the paper have 3 in the first). h is rounded and at
     least 1. ``gc`` starts as the identity, and the spatial gate of ``cbam`` at one half, as in the code that their
-    authors published.
+    authors published. ``shuffle`` with ``norm=False``, or with ``gate="conv1x1"`` or ``"none"``, is a
+    :class:`ShuffleAttentionAblation`, for the experiments of its paper.
 
     Args:
         name: One of :func:`attention_names`.
@@ -145,6 +147,24 @@ def _start_gc(module: Any) -> None:
         nn.init.zeros_(module.mlp_add.fc2.bias)
 
 
+def _shuffle(
+    channels: int,
+    groups: int = 64,
+    *,
+    eps: float = 1e-5,
+    norm: bool = True,
+    gate: Any = "affine",
+    shuffle: bool = True,
+    device=None,
+    dtype=None,
+) -> ShuffleAttention | ShuffleAttentionAblation:
+    """The layer itself, or, where a part of it is left out or replaced, the class that can do without."""
+    settings: dict[str, Any] = {"eps": eps, "shuffle": shuffle, "device": device, "dtype": dtype}
+    if norm and gate == "affine":
+        return ShuffleAttention(channels, groups, **settings)
+    return ShuffleAttentionAblation(channels, groups, norm=norm, gate=gate, **settings)
+
+
 def _identity(channels: int, *, device=None, dtype=None) -> nn.Module:
     return nn.Identity()
 
@@ -156,5 +176,5 @@ _FAMILY = {
     "sge": _Layer(lambda: SpatialGroupEnhance),
     "eca": _Layer(_eca),
     "gc": _Layer(lambda: _timm("gc"), {"rd_ratio": 1 / 16, "fuse_add": True, "fuse_scale": False}, _start_gc),
-    "shuffle": _Layer(lambda: ShuffleAttention),
+    "shuffle": _Layer(lambda: _shuffle),
 }
