@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .layers import ShuffleAttention
+from .layers import check_groups
 
 GATES = ("affine", "conv1x1", "none")
 
@@ -63,7 +63,7 @@ class ShuffleAttentionAblation(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
-        ShuffleAttention(channels, groups, device="meta")  # for its checks
+        check_groups(channels, groups)
         self.channels = channels
         self.groups = groups
         self.eps = eps

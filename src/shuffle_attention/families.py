@@ -11,10 +11,11 @@ Sources: those of :func:`create_attention`; He et al., ResNet, arXiv:1512.03385.
 import difflib
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
 
 from .attention import attention_names, create_attention, published_start
 from .errors import InputError
@@ -62,7 +63,7 @@ class AttentionResNet(ResNet):
         self,
         attention: str,
         attention_options: Mapping[str, Any] | None,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Any,
         layers: tuple[int, ...],
         block_args: Mapping[str, Any] | None = None,
         **kwargs,
@@ -75,7 +76,7 @@ class AttentionResNet(ResNet):
         super().init_weights(zero_init_last)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
-                published_start(self.attention, module.se)
+                published_start(self.attention, cast(nn.Module, module.se))
 
     def no_weight_decay(self) -> set[str]:
         return gate_names(self)

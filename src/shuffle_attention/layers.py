@@ -73,7 +73,7 @@ class ShuffleAttention(nn.Module):
         self, channels: int, groups: int = 64, *, eps: float = 1e-5, shuffle: bool = True, device=None, dtype=None
     ):
         super().__init__()
-        _check_groups(channels, groups)
+        check_groups(channels, groups)
         self.channels = channels
         self.groups = groups
         self.shuffle = shuffle
@@ -146,7 +146,7 @@ class SpatialGroupEnhance(nn.Module):
 
     def __init__(self, channels: int, groups: int = 64, *, eps: float = 1e-5, device=None, dtype=None):
         super().__init__()
-        _check_groups(channels, groups, parts=1)
+        check_groups(channels, groups, parts=1)
         self.channels = channels
         self.groups = groups
         self.eps = eps
@@ -183,7 +183,8 @@ def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
 
 
-def _check_groups(channels: int, groups: int, parts: int = 2) -> None:
+def check_groups(channels: int, groups: int, parts: int = 2) -> None:
+    """Refuses a number of groups that :func:`fitting_groups` does not list, and names those next to it."""
     if channels < parts or channels % parts:
         kind = "positive even number" if parts == 2 else "positive number"
         raise InputError(f"channels must be a {kind}, got channels={channels}")

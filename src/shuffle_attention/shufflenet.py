@@ -76,10 +76,9 @@ class ShuffleNetV2(torchvisions.ShuffleNetV2):
         self.num_classes = num_classes
         weight = self.conv1[0].weight
         assert isinstance(weight, Tensor)
-        pool, fc = create_classifier(
+        self.global_pool, self.fc, *_ = create_classifier(
             self.num_features, num_classes, pool_type=global_pool, device=weight.device, dtype=weight.dtype
         )
-        self.global_pool, self.fc = pool, fc
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
