@@ -98,9 +98,9 @@ class ShuffleAttentionAblation(nn.Module):
                     spatial * torch.sigmoid(self._transformed("s", self._normalised(spatial))),
                 ],
                 dim=2,
-            ).reshape(x.shape[0], 2, self.channels // 2, -1)
+            ).flatten(1, 3)
         if self.shuffle:
-            y = y.transpose(1, 2)
+            y = y.unflatten(1, (2, -1)).transpose(1, 2)
         return torch.empty_like(x).copy_(y.reshape(x.shape))
 
     def _normalised(self, x: Tensor) -> Tensor:

@@ -178,7 +178,8 @@ def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     # Not a matrix product: autocast would take that back to half precision.
     t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
     t = t - t.mean((2, 3), keepdim=True)
-    deviation = t.std((2, 3), correction=1 if t.shape[2] * t.shape[3] > 1 else 0, keepdim=True)
+    # The norm, unlike a square root, has a gradient where a map is flat.
+    deviation = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(t.shape[2] * t.shape[3] - 1, 1) ** 0.5
     gate = torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
     return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
 
