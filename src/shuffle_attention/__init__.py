@@ -1,13 +1,14 @@
 """SA-Net: shuffle attention for deep convolutional networks.
 
 Importing this package loads PyTorch and nothing more; ``shuffle_attention.models`` registers the
-networks with timm.
+SA-ResNets with timm, ``shuffle_attention.families`` also those with other attention.
 """
 
 from importlib.metadata import version
 
+from .attention import attention_names, create_attention
 from .checkpoints import load_checkpoint
-from .layers import ShuffleAttention
+from .layers import ShuffleAttention, SpatialGroupEnhance
 
-__all__ = ["ShuffleAttention", "load_checkpoint"]
+__all__ = ["ShuffleAttention", "SpatialGroupEnhance", "attention_names", "create_attention", "load_checkpoint"]
 __version__ = version("shuffle-attention")
