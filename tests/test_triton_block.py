@@ -7,6 +7,7 @@ In Triton's interpreter, in a process of its own, and against the modules one by
 import importlib.util
 
 import pytest
+
 from test_triton_kernels import run
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
