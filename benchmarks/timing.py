@@ -61,9 +61,7 @@ def machine() -> dict[str, object]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "cpu": cpu,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -76,6 +74,15 @@ def machine() -> dict[str, object]:
         "commit": commit + ("+changes" if changed else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the source, or nothing where there is no git."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def write(name: str, rows: list[dict[str, object]]) -> Path:

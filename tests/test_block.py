@@ -135,14 +135,18 @@ def gradients(tail, u: Tensor, shortcut: Tensor | None, grad: Tensor, norm, atte
     return y, torch.autograd.grad(y, [*leaves, *norm.parameters(), *attention.parameters()], grad)
 
 
-def compare(case: Case, dtype: torch.dtype, training: bool, with_shortcut: bool, relu: bool) -> None:
+def compare(
+    case: Case, dtype: torch.dtype, training: bool, with_shortcut: bool, relu: bool, device: str = "cpu"
+) -> None:
     u, shortcut, grad = case.maps(dtype)
     shortcut = shortcut if with_shortcut else None
     norm, attention = (m.train(training) for m in case.modules())
     exact = copy.deepcopy(norm), copy.deepcopy(attention)
     if dtype != torch.float64:
         norm, attention = norm.float(), attention.float()
-    y, got = gradients(block_tail, u, shortcut, grad, norm, attention, relu)
+    moved = [t if t is None else t.to(device) for t in (u, shortcut, grad)]
+    y, got = gradients(block_tail, *moved, norm.to(device), attention.to(device), relu)
+    y, got = y.cpu(), [g.cpu() for g in got]
     doubles = [t if t is None else t.double() for t in (u, shortcut, grad)]
     expected, _ = gradients(by_modules, *doubles, *exact, relu)
     assert (y.dtype, y.stride()) == (u.dtype, torch.empty_like(u).stride())

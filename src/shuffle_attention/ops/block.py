@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from . import block_reference
+from .library import HAS_TRITON
 
 if TYPE_CHECKING:
     from ..layers import ShuffleAttention
@@ -137,6 +138,21 @@ def _differentiate_twice(ctx, *grads):
             del outputs[1], grads[1]
     dgrad, du, dweight, dbias, *rest = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
     return dgrad, du, None, None, dweight, dbias, None, None, *rest, *(None,) * 4
+
+
+if HAS_TRITON:
+
+    @_forward.register_kernel("cuda")
+    def forward_cuda(*arguments):
+        from . import triton_block
+
+        return triton_block.forward(*arguments)
+
+    @_backward.register_kernel("cuda")
+    def backward_cuda(*arguments):
+        from . import triton_block
+
+        return triton_block.backward(*arguments)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -4,13 +4,12 @@ Its body is :mod:`.reference`; a kernel registered for a device takes its place 
 PyTorch's dispatcher, which is the only fallback there is.
 """
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from . import reference
+from .library import HAS_TRITON
 
 
 @torch.library.custom_op("shuffle_attention::shuffle_attention", mutates_args=())
@@ -78,16 +77,16 @@ def _differentiate_twice(ctx, *grads):
     return *torch.autograd.grad(outputs, inputs, grads), None, None
 
 
-if importlib.util.find_spec("triton") is not None:  # PyTorch comes with it where there is CUDA, save on Windows
+if HAS_TRITON:
 
     @_forward.register_kernel("cuda")
-    def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def forward_cuda(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
         from . import triton_kernels
 
         return triton_kernels.forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
 
     @_backward.register_kernel("cuda")
-    def _(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def backward_cuda(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
         from . import triton_kernels
 
         return triton_kernels.backward(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
