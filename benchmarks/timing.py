@@ -55,6 +55,13 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def judged(value: float, target: float | None) -> str:
+    """Returns ``<= target`` with whether ``value`` meets it, unrounded; nothing where there is no target."""
+    if target is None:
+        return ""
+    return f"<= {target:g} {'met' if value <= target else 'MISSED'}"
+
+
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of the machine, the versions and the source measured."""
     cpu = platform.processor()

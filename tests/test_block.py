@@ -89,6 +89,7 @@ CASES = [
     Case((2, 8, 6, 5), 2, every_other),
     Case((1, 4, 180, 180), 1),
     Case((1, 4, 180, 180), 1, channels_last),
+    Case((2, 96, 56, 56), 3, channels_last),
 ]
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 cases = pytest.mark.parametrize("case", CASES, ids=str)

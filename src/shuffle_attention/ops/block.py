@@ -6,7 +6,7 @@ algebra stands in :mod:`.block_reference`, whose functions are the bodies of the
 for a device takes their place.
 
 The op itself changes nothing that it is given: it returns the batch statistics, and :func:`block_tail`
-brings the running ones up to date.
+brings the running ones up to date. Like the layer's, the op takes maps in any layout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..layers import ShuffleAttention
 
 
-@torch.library.custom_op("shuffle_attention::block_tail", mutates_args=())
+@torch.library.custom_op("shuffle_attention::block_tail", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _forward(
     u: Tensor,
     shortcut: Optional[Tensor],  # noqa: UP045 - the schema is made from the types, and a union has no schema
@@ -51,7 +51,7 @@ def _forward(
     return torch.empty_like(u).copy_(y), statistics, moments
 
 
-@torch.library.custom_op("shuffle_attention::block_tail_backward", mutates_args=())
+@torch.library.custom_op("shuffle_attention::block_tail_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _backward(
     grad: Tensor,
     u: Tensor,

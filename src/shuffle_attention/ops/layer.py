@@ -1,7 +1,8 @@
 """The registered op ``shuffle_attention::shuffle_attention``: schema, checks, shapes and autograd.
 
 Its body is :mod:`.reference`; a kernel registered for a device takes its place there through
-PyTorch's dispatcher, which is the only fallback there is.
+PyTorch's dispatcher, which is the only fallback there is. The tag tells ``torch.compile`` that the op
+takes a map in any layout: without it the compiler copies every map back into the layout it was traced in.
 """
 
 import torch
@@ -12,7 +13,7 @@ from . import reference
 from .library import HAS_TRITON
 
 
-@torch.library.custom_op("shuffle_attention::shuffle_attention", mutates_args=())
+@torch.library.custom_op("shuffle_attention::shuffle_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _forward(
     x: Tensor,
     cweight: Tensor,
@@ -28,7 +29,9 @@ def _forward(
     return torch.empty_like(x).copy_(y)
 
 
-@torch.library.custom_op("shuffle_attention::shuffle_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "shuffle_attention::shuffle_attention_backward", mutates_args=(), tags=torch.Tag.flexible_layout
+)
 def _backward(
     grad: Tensor,
     x: Tensor,
