@@ -80,7 +80,7 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     if not resume and files.last.exists():
         raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
     with _all_or_none(place):
-        training, validation, classes, num_classes = _open_data(recipe, check=content is None and place.rank == 0)
+        training, validation, classes, num_classes = open_data(recipe, check=content is None and place.rank == 0)
     torch.manual_seed(recipe.seed)
     model = create_network(recipe, num_classes, restored=content is not None)
     recipe = with_normalisation(recipe, model)
@@ -162,7 +162,7 @@ def _try_once(model: nn.Module, recipe: Recipe, num_classes: int, count: int) ->
             raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {num_classes})")
 
 
-def _open_data(recipe: Recipe, *, check: bool):
+def open_data(recipe: Recipe, *, check: bool):
     """Training and validation data with the classes they share; one process looks the images over for all."""
     if not check:
         recipe = recipe.replaced(check_images=recipe.check_images and recipe.skip_bad_images)
