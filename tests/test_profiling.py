@@ -137,6 +137,16 @@ def test_parameters_are_those_published(attention, depth):
         assert abs(left) < 5e-4 if row.notes == ("pointwise",) else 0.003 <= left <= 0.02
 
 
+def test_the_papers_table_stands_beside_what_is_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shuffle_attention.launch_profile.PAPER_DEPTHS", (50,))
+    small = "--img-size", 32, "--batch-size", 2, "--repetitions", 1, "--device", "cpu"
+    assert sanet_here("profile", "--paper", *small, "--json", tmp_path / "paper.json") == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("seresnet50") and "93.67" in line)
+    assert row.split()[1:3] == ["28.088", "28.09"]
+    assert all(row["url"] in printed for row in json.loads((tmp_path / "paper.json").read_text())["published"])
+
+
 def test_labels_are_spread_and_stay_in_order():
     heights = _spread([0.5, 0.5, 0.1, 0.52], 0.1)
     assert sorted(heights, key=heights.__getitem__) == [2, 0, 1, 3]
