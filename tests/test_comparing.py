@@ -185,3 +185,26 @@ def test_a_run_that_fails_does_not_lose_the_others(shared_tree, tmp_path, monkey
     assert content["variants"][1]["top1"] == {"0": 30.0, "1": 30.0}
     assert content["variants"][1]["best"] == {"0": 40.0, "1": 40.0}
     assert content["variants"][1]["difference"] is None
+
+
+def test_attention_attached_to_a_trained_network_starts_where_it_was(shared_tree, compared, tmp_path, capsys):
+    """From the first step: preserved it has the accuracy of the plain network, and the curve begins there."""
+    start = compared / "none/seed-0/last.pt"
+    arguments = ("--from", start, "--attention", "none,shuffle", "--seeds", 1, "--eval-steps", 2, "--lr", 0.01)
+    quick = (*QUICK[:2], *QUICK[6:], "--epochs", 1, "--data", shared_tree, "--output", tmp_path / "tuned")
+    assert sanet_here("compare", *quick, *arguments) == 0
+    curves = {
+        name: table(tmp_path / "tuned" / name / "seed-0/curve.csv")
+        for name in ("none", "shuffle-preserved", "shuffle-unpreserved")
+    }
+    assert {tuple(row["step"] for row in rows) for rows in curves.values()} == {("0", "2")}
+    first = {name: rows[0] for name, rows in curves.items()}
+    assert first["shuffle-preserved"]["val_top1"] == first["none"]["val_top1"]
+    assert float(first["shuffle-preserved"]["val_loss"]) == pytest.approx(float(first["none"]["val_loss"]), rel=1e-4)
+    assert first["shuffle-unpreserved"]["val_loss"] != first["none"]["val_loss"]
+    assert (tmp_path / "tuned/curves.png").read_bytes().startswith(PNG)
+    figures = tmp_path / "figures.json"
+    best = tmp_path / "tuned/shuffle-preserved/seed-0/best.pt"
+    assert sanet_here("eval", best, "--workers", 0, "--device", "cpu", "--json", figures) == 0
+    summary = json.loads((best.parent / "summary.json").read_text())
+    assert json.loads(figures.read_text())["top1"] == summary["best"]["val_top1"]

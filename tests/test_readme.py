@@ -76,6 +76,8 @@ def run(command: str, desk: Path) -> None:
     launcher = {"sanet": ["-m", "shuffle_attention"], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
     goes_on = "--resume" in words or "--report-only" in words
     small = next((options for job, options in SMALL_FOR.items() if job in words and not goes_on), [])
+    if "--from" in words:  # the network is that of the checkpoint
+        small = small[: small.index("--model-args")]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
         [sys.executable, *launcher, *words[1:], *small], cwd=desk, env=environment, capture_output=True, text=True

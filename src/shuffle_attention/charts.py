@@ -105,6 +105,21 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
         axes.set_title(title, fontsize=10)
 
 
+def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
+    """Draws accuracy over the steps of training, from the first one on, a line for each name."""
+    with _drawing(path, figsize=(8, 5)) as figure:
+        axes = figure.add_subplot()
+        for index, (name, points) in enumerate(curves.items()):
+            steps, accuracies = zip(*points, strict=True)
+            style = "--" if name.endswith("-unpreserved") else "-"
+            axes.plot(steps, accuracies, style, marker=".", label=name, color=f"C{index % 10}")
+        axes.set_xlabel("optimiser steps")
+        axes.set_ylabel("top-1, %")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.set_title(title, fontsize=10)
+
+
 def _spread(wanted: Sequence[float], gap: float) -> dict[int, float]:
     """Heights in rising order at least ``gap`` apart, near those wanted, with their mean."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)

@@ -3,13 +3,14 @@
 import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from .attention import attention_names
 from .errors import InputError
 from .families import resnet_with
 from .loading import Place
@@ -31,15 +32,18 @@ class Variant:
         name: What it is called in tables, and its folder.
         model: timm's name of it.
         model_args: What to create it with, before what the recipe says.
+        attach: Attention put into it.
     """
 
     name: str
     model: str
     model_args: dict[str, Any]
+    attach: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
         """Returns the recipe of the run with a seed."""
-        return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed)
+        own = {"attach": self.attach} if self.attach else {}
+        return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
 
 
 def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) -> list[Variant]:
@@ -63,6 +67,39 @@ def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) ->
     return [Variant(name, name, {}) for name in names]
 
 
+def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, preserve: str) -> list[Variant]:
+    """Returns the network of a recipe with attention attached, with or without its function preserved, or both.
+
+    Args:
+        attentions: Names of the family; ``none`` is the network as it is.
+        plain: Recipe that the network was trained with.
+        where: Where the attention goes, as :func:`attach` takes it.
+        preserve: ``yes``, ``no`` or ``both``.
+
+    Raises:
+        InputError: If there is no such attention, or fewer than two variants come of it.
+    """
+    unknown = sorted(set(attentions) - set(attention_names()))
+    if unknown:
+        raise InputError(f"no attention {', '.join(unknown)}; there are {', '.join(attention_names())}")
+    found = []
+    for name in attentions:
+        if name == "none":
+            found.append(Variant(name, plain.model, plain.model_args))
+            continue
+        for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
+            options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
+            if name in ("shuffle", "sge"):
+                options["groups"] = "auto"
+            label = f"{name}-{'preserved' if keep else 'unpreserved'}"
+            found.append(Variant(label, plain.model, plain.model_args, options))
+    if len(found) < 2 or len({v.name for v in found}) < len(found):
+        raise InputError(
+            f"a comparison needs two or more, each once; --attention gave {', '.join(attentions) or 'none'}"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Run:
     """One variant trained with one seed."""
@@ -77,8 +114,11 @@ class Run:
 
     def history(self) -> list[dict[str, float]]:
         """Returns the figures of its epochs."""
-        with open(self.files.metrics, newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return _rows(self.files.metrics)
+
+    def curve(self) -> list[dict[str, float]]:
+        """Returns the figures of the evaluations within its epochs, if there were any."""
+        return _rows(self.files.curve) if self.files.curve.exists() else []
 
 
 @dataclass(frozen=True)
@@ -115,7 +155,10 @@ class Comparison:
             InputError: If the folder holds something else.
         """
         path = self.folder / "comparison.yaml"
-        said = {"recipe": self.shared_fields(), "variants": {v.name: [v.model, v.model_args] for v in self.variants}}
+        said = {
+            "recipe": self.shared_fields(),
+            "variants": {v.name: [v.model, v.model_args, v.attach] for v in self.variants},
+        }
         if path.exists():
             before = _read(path)
             differences = [
@@ -203,6 +246,11 @@ def read_comparison(folder: Path) -> Comparison:
     variants = [Variant(name, *what) for name, what in said["variants"].items()]
     seeds = {int(found.name.removeprefix("seed-")) for v in variants for found in (folder / v.name).glob("seed-[0-9]*")}
     return Comparison(variants, Recipe().replaced(**said["recipe"]), sorted(seeds), folder)
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from .charts import Circle, draw_accuracy
+from .charts import Circle, draw_accuracy, draw_steps
 from .comparing import Comparison
 from .paired import PairedDifference, Summary, paired_difference, summary
 from .profiling import Size
@@ -96,7 +96,7 @@ def _interval(difference: PairedDifference) -> str:
 def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> list[Path]:
     """Writes ``comparison.json``, ``comparison.csv`` and ``comparison.png``, each whole, and returns their paths.
 
-    There is no picture while no run is finished.
+    There is no picture while no run is finished, and ``curves.png`` where accuracy was taken within the epochs.
     """
     base = comparison.base
     content: dict[str, Any] = {
@@ -113,6 +113,10 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_text(written[0], json.dumps(content, indent=1) + "\n")
     write_text(written[1], _table_of_runs(found))
+    curves = _curves(comparison)
+    if curves:
+        written.append(folder / "curves.png")
+        draw_steps(curves, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
     circles = [
         Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
         for f in found
@@ -122,8 +126,20 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         written.append(folder / "comparison.png")
         epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
         title = f"{Path(base.data).name}, {epochs}, mean and standard deviation of {len(comparison.seeds)} seeds"
-        draw_accuracy(circles, title, written[2])
+        draw_accuracy(circles, title, written[-1])
     return written
+
+
+def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
+    """Mean accuracy of each variant at the steps that all of its finished runs were evaluated at."""
+    curves = {}
+    for variant in comparison.variants:
+        runs = [run.curve() for run in comparison.runs if run.variant == variant and run.finished]
+        by_step = [{row["step"]: row["val_top1"] for row in rows} for rows in runs if rows]
+        shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
+        if shared:
+            curves[variant.name] = [(step, sum(run[step] for run in by_step) / len(by_step)) for step in shared]
+    return curves
 
 
 def _table_of_runs(found: list[Finding]) -> str:

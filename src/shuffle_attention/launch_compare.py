@@ -5,16 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .comparing import Comparison, Run, Variant, read_comparison, variants_of
+from .checkpoints import read_checkpoint
+from .comparing import Comparison, Run, Variant, attached_variants, read_comparison, variants_of
 from .comparison_report import findings, print_findings, write_findings
 from .errors import InputError
 from .interrupts import StopSignal, stop_signals_raised
 from .launch import named_recipe, place_on
 from .loading import Place
+from .network import recipe_of
 from .progress import console, duration
 from .training import Interrupted
 
 FAILED = 1
+# What a network was trained with and goes on with, unless said otherwise.
+_OF_THE_NETWORK = ("in_chans", "small_stem", "img_size", "mean", "std", "interpolation", "crop_pct")
 
 
 def compare_command(
@@ -27,6 +31,9 @@ def compare_command(
     models: Sequence[str],
     seeds: int,
     report_only: bool,
+    start: str | None = None,
+    where: str = "residual",
+    preserve: str = "both",
 ) -> int:
     """Runs ``sanet compare`` and returns its exit code: 1 where a run failed and the others were trained."""
     folder = Path(output)
@@ -39,8 +46,16 @@ def compare_command(
         raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
-    variants = variants_of(attentions, depth, models)
     recipe = named_recipe(name, overrides)
+    if start is None:
+        variants = variants_of(attentions, depth, models)
+    else:
+        if models:
+            raise InputError("--from has the network that attention is attached to; --models cannot be given with it")
+        plain, _ = recipe_of(read_checkpoint(start), start)
+        variants = attached_variants(attentions, plain, where, preserve)
+        as_trained = {key: getattr(plain, key) for key in _OF_THE_NETWORK if key not in overrides}
+        recipe = recipe.replaced(**as_trained, initial=start)
     comparison = Comparison(variants, recipe, [recipe.seed + n for n in range(seeds)], folder)
     with place_on(recipe.device) as place, stop_signals_raised():
         try:
