@@ -139,12 +139,17 @@ def test_parameters_are_those_published(attention, depth):
 
 def test_the_papers_table_stands_beside_what_is_published(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shuffle_attention.launch_profile.PAPER_DEPTHS", (50,))
+    monkeypatch.setattr("shuffle_attention.launch_profile.attention_names", lambda: ["none", "se", "gc"])
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 1, "--device", "cpu"
     assert sanet_here("profile", "--paper", *small, "--json", tmp_path / "paper.json") == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("seresnet50") and "93.67" in line)
     assert row.split()[1:3] == ["28.088", "28.09"]
-    assert all(row["url"] in printed for row in json.loads((tmp_path / "paper.json").read_text())["published"])
+    rows = json.loads((tmp_path / "paper.json").read_text())["paper"]
+    assert [row["name"] for row in rows if row["published"] is None] == ["gc_resnet50"]
+    assert all(row["published"]["url"] in printed for row in rows if row["published"])
+    # Timed at 32 pixels, and counted at 224 as the published ones are.
+    assert round(rows[0]["with_pointwise"] / 1e9, 3) == rows[0]["published"]["gflops"]
 
 
 def test_labels_are_spread_and_stay_in_order():

@@ -18,7 +18,7 @@ from .errors import InputError, asked_for
 from .families import resnet_with
 from .launch import place_on
 from .network import create_network
-from .profiling import Profile, profile
+from .profiling import Profile, Size, profile, size_of
 from .progress import console
 from .published import Published, notes, published, sources
 from .recipe import Recipe
@@ -78,10 +78,12 @@ def profile_command(
                     tables.append(profile(networks, images, repetitions))
                 del networks
                 print_costs(tables[-1])
+        console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image; elementwise work not")
         measured = machine() | versions()
+        on_cpu = place.device.type == "cpu"
     finally:
         torch.set_num_threads(threads_before)
-    compared = _compared(groups, tables) if paper else []
+    compared = _compared(groups) if paper else []
     if paper:
         _print_published(compared)
     if json_file is not None:
@@ -91,11 +93,14 @@ def profile_command(
             "profiles": [p.to_dict(table[0]) for table in tables for p in table],
         }
         if paper:
-            content["published"] = [asdict(found) for *_, found in compared if found is not None]
+            content["paper"] = [
+                {"name": name, **asdict(size), "published": None if found is None else asdict(found)}
+                for name, size, found in compared
+            ]
             content["notes"] = notes()
         write_text(Path(json_file), json.dumps(content, indent=1) + "\n")
     if picture is not None:
-        title = f"{batch_size} x {img_size} px, {layout.upper()}, {measured['cpu'] if device == 'cpu' else device}"
+        title = f"{batch_size} x {img_size} px, {layout.upper()}, {measured['cpu' if on_cpu else 'accelerator']}"
         _draw(tables, title, Path(picture))
     return 0
 
@@ -129,20 +134,20 @@ def print_costs(profiles: Sequence[Profile]) -> None:
             times = ["{:.2f} [{:.2f}, {:.2f}]".format(*over[name]) for name in ("forward", "step")]
             ratios.add_row(p.name, *counts, *times, f"{over['kept_bytes']:.3f}")
         console.print(ratios)
-    console.print(
-        "GFLOPs are multiply-adds of convolutions and matrix products for one image; elementwise work is not counted."
-    )
 
 
-_Compared = list[tuple[Profile, str, Published | None]]
+_Compared = list[tuple[str, Size, Published | None]]
 
 
-def _compared(groups: Sequence[Sequence[Any]], tables: list[list[Profile]]) -> _Compared:
-    return [
-        (p, which[0], published(*which))
-        for group, table in zip(groups, tables, strict=True)
-        for which, p in zip(group, table, strict=True)
-    ]
+def _compared(groups: Sequence[Sequence[Any]]) -> _Compared:
+    """Each network of the table, counted at 224 pixels as the published ones are, whatever was timed."""
+    rows = []
+    for attention, depth in (which for group in groups for which in group):
+        name, options = resnet_with(attention, depth)
+        with torch.device("meta"):
+            network = timm.create_model(name, **options)
+        rows.append((name, size_of(network, 3, 224), published(attention, depth)))
+    return rows
 
 
 def _print_published(compared: _Compared) -> None:
@@ -150,19 +155,19 @@ def _print_published(compared: _Compared) -> None:
     keys = {key: str(number) for number, key in enumerate(notes(), 1)}
     letters = {name: chr(ord("a") + number) for number, name in enumerate(sources())}
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title="table 1 of the paper: here | published")
-    for column in ("", "params M", "publ.", "GFLOPs", "all", "publ.", "top-1", "top-5", "src", "notes"):
+    for column in ("", "M", "publ.", "GFLOPs", "all", "publ.", "top-1", "top-5", "src", "notes"):
         table.add_column(column, justify="right" if column not in ("", "notes") else "left")
-    for p, _, found in compared:
+    for name, size, found in compared:
         here = (
-            f"{p.size.parameters / 1e6:.3f}",
-            f"{p.size.multiply_adds / 1e9:.3f}",
-            f"{p.size.with_pointwise / 1e9:.3f}",
+            f"{size.parameters / 1e6:.3f}",
+            f"{size.multiply_adds / 1e9:.3f}",
+            f"{size.with_pointwise / 1e9:.3f}",
         )
         if found is None:
-            table.add_row(p.name, here[0], "-", *here[1:], "-", "-", "-", "-", "")
+            table.add_row(name, here[0], "-", *here[1:], "-", "-", "-", "-", "")
             continue
         table.add_row(
-            p.name,
+            name,
             here[0],
             _figure(found.millions, 2),
             *here[1:],
@@ -173,11 +178,13 @@ def _print_published(compared: _Compared) -> None:
             ",".join(keys[note] for note in found.notes),
         )
     console.print(table)
-    console.print("all: with 2 for each value that a BatchNorm reads, 1 for each of a ReLU or max pooling")
+    console.print(
+        "M: millions of parameters; all: GFLOPs with 2 for each value that a BatchNorm reads, 1 for each of a ReLU or max pooling"
+    )
     for key, number in keys.items():
         console.print(f"{number}: {' '.join(notes()[key].split())}")
-    for name, said in sources().items():
-        console.print(f"{letters[name]}: {said}")
+    for source, said in sources().items():
+        console.print(f"{letters[source]}: {said}")
     console.print("-: no published figure that could be verified")
 
 
