@@ -179,7 +179,7 @@ def _print_published(compared: _Compared) -> None:
         )
     console.print(table)
     console.print(
-        "M: millions of parameters; all: GFLOPs with 2 for each value that a BatchNorm reads, 1 for each of a ReLU or max pooling"
+        "M: millions of parameters; all: GFLOPs with 2 for each value of a BatchNorm, 1 of a ReLU or max pooling"
     )
     for key, number in keys.items():
         console.print(f"{number}: {' '.join(notes()[key].split())}")
