@@ -143,7 +143,7 @@ def test_the_papers_table_stands_beside_what_is_published(tmp_path, monkeypatch,
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 1, "--device", "cpu"
     assert sanet_here("profile", "--paper", *small, "--json", tmp_path / "paper.json") == 0
     printed = capsys.readouterr().out
-    row = next(line for line in printed.splitlines() if line.startswith("seresnet50") and "93.67" in line)
+    row = next(line for line in printed.splitlines() if line.split()[:1] == ["seresnet50"] and "93.67" in line)
     assert row.split()[1:3] == ["28.088", "28.09"]
     rows = json.loads((tmp_path / "paper.json").read_text())["paper"]
     assert [row["name"] for row in rows if row["published"] is None] == ["gc_resnet50"]
