@@ -21,6 +21,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = (
     "--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split()
 )
+SMALL_FOR = {
+    "train": SMALL,
+    "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
+    "compare": [
+        *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
+        *("--attention", "none,shuffle", "--model-args", "{channels: [8, 8, 16, 16]}"),
+    ],
+}
+# Fourteen networks of up to 50 million parameters; tests/test_profiling.py runs three of them.
+LARGE = {"--paper": "resnet18 sa_resnet18"}
 # One machine and two processes in place of four and eight.
 CLUSTER = {"--nnodes 4": "--nnodes 1", "--nproc-per-node 8": "--nproc-per-node 2", "head-node:29500": "localhost:0"}
 
@@ -38,6 +48,7 @@ def desk(tmp_path_factory) -> Path:
     """A folder with what the commands of the pages speak of."""
     folder = tmp_path_factory.mktemp("desk")
     write_tree(folder / "imagenette2")
+    write_tree(folder / "cifar10")
     write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
     for name in ("sa_resnet18", "sa_resnet50"):
         state = {f"module.{key}": value for key, value in timm.create_model(name).state_dict().items()}
@@ -51,7 +62,7 @@ def test_the_pages_have_commands():
 
 
 def run(command: str, desk: Path) -> None:
-    for said, small in CLUSTER.items():
+    for said, small in (CLUSTER | LARGE).items():
         command = command.replace(said, small)
     words = shlex.split(command)
     if words[0] == "make":  # the suite cannot run itself; CI runs both of the targets whole
@@ -62,7 +73,10 @@ def run(command: str, desk: Path) -> None:
         name, value = words[1].split("=")
         assert (name, value) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         return
-    small = SMALL if "train" in words and "--resume" not in words else []
+    goes_on = "--resume" in words or "--report-only" in words
+    small = next((options for job, options in SMALL_FOR.items() if job in words and not goes_on), [])
+    if "--from" in words:  # the network is that of the checkpoint
+        small = small[: small.index("--model-args")]
     if words[0] == "sanet":
         assert sanet_here(*words[1:], *small) == 0, command
         return

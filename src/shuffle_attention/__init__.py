@@ -9,6 +9,16 @@ from importlib.metadata import version
 from .attention import attention_names, create_attention
 from .checkpoints import load_checkpoint
 from .layers import ShuffleAttention, SpatialGroupEnhance
+from .surgery import AttachReport, attach, detach
 
-__all__ = ["ShuffleAttention", "SpatialGroupEnhance", "attention_names", "create_attention", "load_checkpoint"]
+__all__ = [
+    "AttachReport",
+    "ShuffleAttention",
+    "SpatialGroupEnhance",
+    "attach",
+    "attention_names",
+    "create_attention",
+    "detach",
+    "load_checkpoint",
+]
 __version__ = version("shuffle-attention")

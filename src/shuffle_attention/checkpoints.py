@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .attachment import fold_plain_weights
 from .errors import InputError
 from .files import written_whole
 
@@ -59,7 +60,8 @@ def load_checkpoint(
     """Loads the whole of a checkpoint into a model, or nothing of it.
 
     Reads the published ``.pth.tar`` files (``state_dict`` under ``module.``), bare state dicts, the
-    checkpoints of ``sanet train`` and ``.safetensors``.
+    checkpoints of ``sanet train`` and ``.safetensors``. A model that attention was attached to takes the
+    weights of the plain network as well, folded as :func:`attach` folds them.
 
     Args:
         model: Network that takes the weights.
@@ -82,7 +84,7 @@ def load_checkpoint(
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
     own = model.state_dict()
-    weights = unwrapped(weights, own)
+    weights = fold_plain_weights(model, unwrapped(weights, own))
     patterns = tuple(may_differ)
 
     def allowed(key: str) -> bool:

@@ -1,8 +1,10 @@
-"""SIGTERM and Ctrl-C as a wish to stop: the first is granted at the next step, the second at once."""
+"""SIGTERM and Ctrl-C as a wish to stop: in training the first is granted at the next step, the second at once."""
 
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -52,3 +54,30 @@ class StopRequest:
         if int(asked):
             self.signal = self.signal or signal.Signals(int(asked))
         return bool(asked)
+
+
+class StopSignal(BaseException):
+    """SIGTERM or SIGINT between the runs of a command that trains several.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as a shell reports it.
+    """
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+
+@contextmanager
+def stop_signals_raised() -> Iterator[None]:
+    """Raises StopSignal for SIGTERM and SIGINT wherever no :class:`StopRequest` is entered."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopSignal(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

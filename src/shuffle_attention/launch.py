@@ -52,12 +52,12 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
         else:
             raise InputError(f"no run to continue in {output}: there is no {continued.last}")
     if recipe is None:
-        recipe = _named_recipe(name, overrides)
+        recipe = named_recipe(name, overrides)
         if resume is None and output is not None and not restarted and RunFiles(Path(output)).config.exists():
             raise InputError(
                 f"{output} holds a run already; continue it with --resume {output}, or name another --output"
             )
-    with _place(recipe.device) as place:
+    with place_on(recipe.device) as place:
         folder = _shared(output or f"runs/{recipe.model}-{time.strftime('%Y%m%d-%H%M%S')}", place)
         if place.rank == 0:
             verb = "continuing" if continued else "training"
@@ -88,7 +88,7 @@ def evaluate_command(
     recipe = restored.recipe.replaced(**{"device": "auto", "workers": 2, **overrides})
     if restored.classes is not None and len(restored.classes) == 1000 and "data" not in overrides:
         raise InputError(f"{checkpoint} tells ImageNet's classes apart; --data DIR has to say where its images are")
-    with _place(recipe.device) as place:
+    with place_on(recipe.device) as place:
         data = open_split(recipe, "val", _classes_for(recipe, restored.classes))
         known = getattr(data, "classes", None)
         if known is not None and len(known) != restored.num_classes:
@@ -125,7 +125,7 @@ def evaluate_command(
     return 0
 
 
-def _named_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
+def named_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
     if name is None and overrides.get("data", "digits") != "digits":
         raise InputError("name a recipe for these data, such as --recipe imagenet, imagenette or cifar10")
     return load_recipe(name or "digits").replaced(**overrides)
@@ -143,7 +143,7 @@ def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
 
 
 @contextmanager
-def _place(device: str) -> Iterator[Place]:
+def place_on(device: str) -> Iterator[Place]:
     """This process among those that torchrun or SLURM started, if any did."""
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -14,6 +14,7 @@ from . import families, models, shufflenet  # noqa: F401  (the first and the las
 from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from .errors import InputError, asked_for
 from .recipe import Recipe
+from .surgery import attach
 
 # Arguments of timm.create_model that fetch weights: not for a network whose own are about to be loaded.
 _SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -38,7 +39,20 @@ def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) 
         model = timm.create_model(recipe.model, **args)
     if recipe.small_stem:
         models.small_input_stem(model)
+    if recipe.attach:
+        _attach(model, recipe)
     return model
+
+
+def _attach(model: nn.Module, recipe: Recipe) -> None:
+    """Puts in the attention of a recipe. Weights of the plain network, loaded later, are folded then."""
+    meta = next(model.parameters()).is_meta
+    example = torch.zeros(2, recipe.in_chans, recipe.img_size, recipe.img_size, device="meta" if meta else None)
+    options = dict(recipe.attach)
+    if meta:  # weights that are not there cannot be folded, and the counts are the same
+        options["preserve"] = False
+    with asked_for(model=recipe.model, attach=recipe.attach):
+        attach(model, options.pop("name"), example=example, **options)
 
 
 def with_normalisation(recipe: Recipe, model: nn.Module) -> Recipe:

@@ -64,7 +64,7 @@ class Progress:
         loss, right, images = totals
         images = max(1.0, images)
         accuracy = "" if self.recipe.mixup or self.recipe.cutmix else f"top-1 {100 * right / images:.1f} %  "
-        figures = f"loss {loss / images:.4f}  {accuracy}{self.images_per_second:,.0f} images/s  {_duration(rest)} left"
+        figures = f"loss {loss / images:.4f}  {accuracy}{self.images_per_second:,.0f} images/s  {duration(rest)} left"
         self._bar.update(self._task, completed=step, figures=figures)
 
     def start_evaluation(self, images: int) -> None:
@@ -82,12 +82,13 @@ class Progress:
         console.print(
             f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %  "
-            f"lr {row['lr']:.2g}  {row['images_per_second']:,.0f} images/s  {_duration(rest)} left"
+            f"lr {row['lr']:.2g}  {row['images_per_second']:,.0f} images/s  {duration(rest)} left"
             + ("  best" if improved else "")
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time as hours, minutes and seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

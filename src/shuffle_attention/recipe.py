@@ -63,6 +63,9 @@ class Recipe:
     small_stem: bool = _option(False, "3x3 stem of stride 1, for images of at most 64 pixels", "model")
     drop_rate: float = _option(0.0, "dropout before the classifier", "model")
     drop_path_rate: float = _option(0.0, "stochastic depth", "model")
+    attach: dict[str, Any] = _option(
+        {}, "attention put into the model: {name: shuffle, where: residual, preserve: true}, and its options", "model"
+    )
     initial: str | None = _option(None, "checkpoint to start from", "model")
     may_differ: list[str] = _option([], "entries that may differ from the initial checkpoint, such as fc.*", "model")
     freeze_bn: bool = _option(False, "keep BatchNorm in evaluation mode while training", "model")
@@ -97,6 +100,7 @@ class Recipe:
     )
     channels_last: bool = _option(False, "NHWC memory format", "machine")
     compile: bool = _option(False, "torch.compile the model", "machine")
+    eval_steps: int = _option(0, "steps between evaluations from step 0 on, into curve.csv; 0 for none", "machine")
     checkpoint_steps: int = _option(1000, "steps between checkpoints within an epoch; 0 for none", "machine")
 
     def __post_init__(self) -> None:
@@ -105,7 +109,17 @@ class Recipe:
             setattr(self, option.name, _converted(option.name, getattr(self, option.name), hints[option.name]))
         for name in ("img_size", "epochs", "batch_size", "grad_accum"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("workers", "checkpoint_steps", "warmup_epochs", "lr", "weight_decay", "mixup", "cutmix", "seed"):
+        for name in (
+            "workers",
+            "eval_steps",
+            "checkpoint_steps",
+            "warmup_epochs",
+            "lr",
+            "weight_decay",
+            "mixup",
+            "cutmix",
+            "seed",
+        ):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("min_lr", "warmup_lr", "momentum", "color_jitter", "decay_rate"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
@@ -130,6 +144,10 @@ class Recipe:
         _require(
             not own, "model_args", f"without {', '.join(own)} (num_classes and in_chans are fields)", self.model_args
         )
+        _require(
+            not self.attach or "name" in self.attach, "attach", "with a name, such as {name: shuffle}", self.attach
+        )
+        _require(not (self.attach and self.sync_bn), "sync_bn", "false where attention is attached", self.sync_bn)
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "between 0 and 1", self.ema_decay)
         _require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "above 0", self.clip_grad)
         _require(self.num_classes is None or self.num_classes >= 1, "num_classes", "at least 1", self.num_classes)

@@ -40,6 +40,10 @@ class RunFiles:
         return self.folder / "metrics.csv"
 
     @property
+    def curve(self) -> Path:
+        return self.folder / "curve.csv"
+
+    @property
     def curves(self) -> Path:
         return self.folder / "curves.png"
 
@@ -79,13 +83,21 @@ class RunFiles:
         summary = {"model": recipe.model, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_text(self.summary, json.dumps({**summary, **versions()}, indent=2) + "\n")
 
+    def write_curve(self, rows: list[dict[str, float]]) -> None:
+        """Writes the figures of the evaluations within the epochs."""
+        write_text(self.curve, _as_csv(rows))
+
     def _write_metrics(self, history: list[dict[str, float]]) -> None:
-        text = io.StringIO()
-        if history:
-            writer = csv.DictWriter(text, history[0].keys())
-            writer.writeheader()
-            writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in history)
-        write_text(self.metrics, text.getvalue())
+        write_text(self.metrics, _as_csv(history))
+
+
+def _as_csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:

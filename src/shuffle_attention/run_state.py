@@ -29,12 +29,14 @@ class Position:
         step: Steps finished in the current epoch.
         totals: Sum of losses, right answers and images of the current epoch, on this process.
         history: A row of figures for each finished epoch.
+        curve: A row for each evaluation within the epochs.
     """
 
     epoch: int = 0
     step: int = 0
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     history: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def best(self) -> dict[str, float] | None:
@@ -158,6 +160,7 @@ class RunState:
             "steps_per_epoch": self.steps_per_epoch,
             "images": self.images,
             "history": self.position.history,
+            "curve": self.position.curve,
             "processes": processes,
         }
 
@@ -202,7 +205,9 @@ class RunState:
             self.scheduler.step_update(int(content["epoch"]) * self.steps_per_epoch + step)
         self.scaler.load_state_dict(content["scaler"])
         self.lr = float(content["lr"])
-        self.position = Position(int(content["epoch"]), step, history=list(content["history"]))
+        self.position = Position(
+            int(content["epoch"]), step, history=list(content["history"]), curve=list(content.get("curve", []))
+        )
         if len(content["processes"]) == self.place.world:
             own = content["processes"][self.place.rank]
             self.position.totals = list(own["totals"])

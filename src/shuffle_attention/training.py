@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from timm.data import Mixup
 from timm.utils import distribute_bn, random_seed
 from torch import Tensor, nn
 
+from .attachment import CHILD
 from .checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
 from .datasets import Samples, open_split
 from .errors import BAD_INPUT, DataError, InputError, asked_for
@@ -80,13 +81,15 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     if not resume and files.last.exists():
         raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
     with _all_or_none(place):
-        training, validation, classes, num_classes = _open_data(recipe, check=content is None and place.rank == 0)
+        training, validation, classes, num_classes = open_data(recipe, check=content is None and place.rank == 0)
     torch.manual_seed(recipe.seed)
     model = create_network(recipe, num_classes, restored=content is not None)
     recipe = with_normalisation(recipe, model)
     _try_once(model, recipe, num_classes, min(2, recipe.batch_size // (place.world * recipe.grad_accum) or 1))
     if recipe.initial is not None and content is None:
-        load_checkpoint(model, recipe.initial, may_differ=recipe.may_differ)
+        # Attention that does not preserve the function has no values in a plain network's weights.
+        new = [f"*.{CHILD}.*"] if recipe.attach and not recipe.attach.get("preserve", True) else []
+        load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
     batches = TrainingBatches(training, recipe, place)
     # What fits the device in training fits it in evaluation.
     held_out = evaluation_batches(validation, recipe, place, recipe.batch_size // (place.world * recipe.grad_accum))
@@ -95,11 +98,18 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     state = RunState(recipe, model, classes, num_classes, batches.steps, place, images=images)
     if content is not None:
         state.restore(content, files.last)
+
+    def look() -> Scores:
+        options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
+        return evaluate(state.evaluated, held_out, place, **options)
+
     with StopRequest(place) as stop, Progress(recipe, batches.steps, place, state.steps_done) as progress:
         if place.rank == 0:
             files.begin(recipe, state.position.history)
+            if recipe.eval_steps:
+                files.write_curve(state.position.curve)
         while state.position.epoch < recipe.epochs:
-            _train_epoch(state, batches, files, stop, progress)
+            _train_epoch(state, batches, files, stop, progress, look)
             if place.world > 1:
                 distribute_bn(state.evaluated, place.world, reduce=True)
             progress.start_evaluation(len(validation))
@@ -162,7 +172,7 @@ def _try_once(model: nn.Module, recipe: Recipe, num_classes: int, count: int) ->
             raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {num_classes})")
 
 
-def _open_data(recipe: Recipe, *, check: bool):
+def open_data(recipe: Recipe, *, check: bool):
     """Training and validation data with the classes they share; one process looks the images over for all."""
     if not check:
         recipe = recipe.replaced(check_images=recipe.check_images and recipe.skip_bad_images)
@@ -178,15 +188,15 @@ def _open_data(recipe: Recipe, *, check: bool):
 
 
 def _train_epoch(
-    state: RunState, batches: TrainingBatches, files: RunFiles, stop: StopRequest, progress: Progress
+    state: RunState,
+    batches: TrainingBatches,
+    files: RunFiles,
+    stop: StopRequest,
+    progress: Progress,
+    evaluated: Callable[[], Scores],
 ) -> None:
     recipe, place, position = state.recipe, state.place, state.position
-    model = state.trained
-    model.train()
-    if recipe.freeze_bn:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    _set_mode(state)
     mixup = None
     if recipe.mixup or recipe.cutmix:
         mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=state.num_classes)
@@ -196,6 +206,8 @@ def _train_epoch(
     totals = totals.to(place.device)
     stream = batches.epoch(position.epoch, position.step)
     progress.start_epoch(position.epoch, position.step)
+    if recipe.eval_steps and state.steps_done == 0:
+        _add_to_curve(state, files, evaluated())
     while position.step < state.steps_per_epoch:
         _step(state, stream, batches.per_step, mixup, totals)
         position.step += 1
@@ -206,11 +218,33 @@ def _train_epoch(
             position.totals = totals.tolist()
             _require_finite(position.totals[0], state, files)
             progress.step(position.step, position.totals)
+        if recipe.eval_steps and state.steps_done % recipe.eval_steps == 0:
+            _add_to_curve(state, files, evaluated())
         stopping = look and stop.agreed()
         if saving or stopping:
             _save(state, files)
         if stopping:
             raise Interrupted(files, state, stop)
+
+
+def _set_mode(state: RunState) -> None:
+    """Training mode, but for the norms that the recipe freezes."""
+    state.trained.train()
+    if state.recipe.freeze_bn:
+        for module in state.trained.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _add_to_curve(state: RunState, files: RunFiles, scores: Scores) -> None:
+    """Notes how good the network is within an epoch, and goes back to training it."""
+    _set_mode(state)
+    curve = state.position.curve
+    if curve and curve[-1]["step"] == state.steps_done:  # before a stop that came before the first step
+        return
+    curve.append({"step": state.steps_done, "val_loss": scores.loss, "val_top1": scores.top1})
+    if state.place.rank == 0:
+        files.write_curve(curve)
 
 
 def _step(state: RunState, stream, micro_batches: int, mixup: Mixup | None, totals: Tensor) -> None:
