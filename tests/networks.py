@@ -143,7 +143,7 @@ NETWORKS = {
 
 
 @functools.cache
-def photographs(size: int = 48) -> Tensor:
+def photographs(size: int = 64) -> Tensor:
     """Four crops of the two photographs that scikit-learn carries, standardised, in float64."""
     crops = [
         image[100 : 100 + 4 * size : 4, left : left + 4 * size : 4]
@@ -185,7 +185,7 @@ def output(model: nn.Module, images: Tensor | None = None) -> Tensor:
     if isinstance(y, tuple):  # YOLO in evaluation mode: predictions, and what they are made of
         y = y[1]
     if isinstance(y, dict):
-        return torch.cat([y["boxes"].flatten(), y["scores"].flatten()])
+        return torch.cat([level.flatten() for level in y["feats"]])  # boxes and scores start as their biases
     return y
 
 
