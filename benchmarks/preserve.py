@@ -2,7 +2,8 @@
 
 For each network the relative difference (Euclidean norm over all logits) between the outputs before and after
 ``attach(model, "shuffle", where="residual", groups="auto")``, with ``preserve`` and without, and the share of
-images whose highest logit stays where it was. The networks have random weights, with the affine parts of norms
+images whose highest logit stays where it was. ``rounding_float32`` is the difference between single and double
+precision before anything is attached: what rounding alone does to that network. The networks have random weights, with the affine parts of norms
 drawn at random and the BatchNorm statistics of the images: trained weights would have to be downloaded. The
 statistics are taken from other images than the differences.
 """
@@ -60,14 +61,23 @@ def with_statistics(model: nn.Module, seen: Tensor) -> nn.Module:
     return model.eval()
 
 
+def difference(y: Tensor, expected: Tensor) -> float:
+    return ((y.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@torch.no_grad()
+def rounding(model: nn.Module, probe: Tensor) -> float:
+    return difference(copy.deepcopy(model).float()(probe.float()), model(probe))
+
+
 @torch.no_grad()
 def change(model: nn.Module, probe: Tensor, dtype: torch.dtype, preserve: bool) -> tuple[float, float]:
     model, probe = copy.deepcopy(model).to(dtype), probe.to(dtype)
-    before = model(probe).double()
+    before = model(probe)
     attach(model, "shuffle", where="residual", groups="auto", preserve=preserve)
-    after = model(probe).double()
+    after = model(probe)
     same = (before.argmax(1) == after.argmax(1)).double().mean().item()
-    return ((after - before).norm() / before.norm()).item(), same
+    return difference(after, before), same
 
 
 def main() -> None:
@@ -83,6 +93,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = with_statistics(build(), seen)
         row: dict[str, object] = {"network": name, "images": len(probe), "size": options.size}
+        row["rounding_float32"] = rounding(model, probe)
         for dtype in (torch.float32, torch.float64):
             row[f"preserved_{str(dtype)[6:]}"], row["same_top1_preserved"] = change(model, probe, dtype, True)
         row["not_preserved"], row["same_top1_not_preserved"] = change(model, probe, torch.float64, False)

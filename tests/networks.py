@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import os
-import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -20,9 +18,6 @@ from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock
-
-# ultralytics writes its settings where it is told to, or into the home folder.
-os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-settings-"))
 
 
 class Plain(nn.Module):

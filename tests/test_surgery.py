@@ -81,7 +81,7 @@ class TestEachFamily:
         trained(model)
         assert names < set(model.state_dict())
         assert {key.split(".attention.")[-1] for key in set(model.state_dict()) - names} <= {
-            *("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias", "start_scale")
+            *("cweight", "cbias", "sweight", "sbias", "gn.weight", "gn.bias", "start_scale", "unshuffled")
         }
         attach(other, groups="auto")
         other.load_state_dict(model.state_dict())
@@ -272,6 +272,17 @@ def test_a_part_of_a_network_loads_plain_weights_too():
     model.layer1.load_state_dict(plain.layer1.state_dict())
     with torch.no_grad():
         assert difference(output(model), output(plain)) < EXACT
+
+
+@pytest.mark.parametrize("where", ["norm3", "stage"])
+def test_weights_that_mean_something_else_do_not_load(where):
+    """Preserved without their shuffle, into layers that shuffle, and the other way round."""
+    preserved, published = network("plain"), network("plain")
+    attach(preserved, where=where, groups=2)
+    attach(published, where=where, groups=2, preserve=False)
+    for one, other in ((preserved, published), (published, preserved)):
+        with pytest.raises(RuntimeError, match="attention.unshuffled"):
+            one.load_state_dict(other.state_dict())
 
 
 def test_without_preserve_plain_weights_lack_what_they_lack():
