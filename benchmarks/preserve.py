@@ -3,9 +3,11 @@
 For each network the relative difference (Euclidean norm over all logits) between the outputs before and after
 ``attach(model, "shuffle", where="residual", groups="auto")``, with ``preserve`` and without, and the share of
 images whose highest logit stays where it was. ``rounding_float32`` is the difference between single and double
-precision before anything is attached: what rounding alone does to that network. The networks have random weights, with the affine parts of norms
-drawn at random and the BatchNorm statistics of the images: trained weights would have to be downloaded. The
-statistics are taken from other images than the differences.
+precision before anything is attached: what rounding alone does to that network.
+
+The networks have random weights, with the affine parts of norms drawn at random and the BatchNorm statistics
+of the images: trained weights would have to be downloaded. The statistics are taken from other images than
+the differences.
 """
 
 import argparse

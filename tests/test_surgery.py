@@ -274,10 +274,10 @@ def test_a_part_of_a_network_loads_plain_weights_too():
         assert difference(output(model), output(plain)) < EXACT
 
 
-@pytest.mark.parametrize("where", ["norm3", "stage"])
-def test_weights_that_mean_something_else_do_not_load(where):
+@pytest.mark.parametrize(("name", "where"), [("plain", "norm3"), ("torchvision-resnet", "stage")])
+def test_weights_that_mean_something_else_do_not_load(name, where):
     """Preserved without their shuffle, into layers that shuffle, and the other way round."""
-    preserved, published = network("plain"), network("plain")
+    preserved, published = network(name), network(name)
     attach(preserved, where=where, groups=2)
     attach(published, where=where, groups=2, preserve=False)
     for one, other in ((preserved, published), (published, preserved)):
