@@ -19,13 +19,17 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 	$(BIN)/sanet eval runs/demo/best.pt --json runs/demo/evaluation.json
 	@echo "results: runs/demo (evaluation.json, curves.png, metrics.csv, best.pt)"
 
+# A process a core, at most four, each with one thread and whole files, since what is set up is set up once a file.
 test: .venv/installed ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-bench: .venv/installed ## time the layer, the end of a block and whole networks beside their baselines
-	$(BIN)/python benchmarks/layer.py
-	$(BIN)/python benchmarks/tail.py
-	$(BIN)/python benchmarks/network.py
+bench: .venv/installed ## time the kernels and whole networks beside their baselines, targets beside them
+	$(BIN)/python benchmarks/layer.py --name layer
+	$(BIN)/python benchmarks/call.py --name call
+	$(BIN)/python benchmarks/tail.py --name tail
+	$(BIN)/python benchmarks/network.py --name network
+	$(BIN)/python benchmarks/memory.py --name memory
+	$(BIN)/python benchmarks/picture.py
 
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check .

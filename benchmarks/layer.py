@@ -2,7 +2,8 @@
 
 The map is read and written once by ``x.clone()``, which is the least that a layer can do. Forward
 alone has that same floor; forward and backward read and write five maps where the clone reads and
-writes two, so that their floor is 2.5. The reference is what runs without the kernels.
+writes two, so that their floor is 2.5. The reference is what runs without the kernels; ``compiled`` is
+``torch.compile`` of the reference.
 
 The C library gives large maps back to the system and fetches them anew, page by page, which costs
 more than the copy. ``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592`` in the
@@ -13,7 +14,7 @@ import argparse
 import itertools
 
 import torch
-from timing import Times, interleaved, write
+from timing import Times, interleaved, judged, write
 from torch import Tensor
 
 from shuffle_attention import ShuffleAttention
@@ -25,8 +26,11 @@ TARGETS = {("NCHW", 14): 2.0, ("NCHW", 7): 2.5, ("channels_last", None): 2.0, ("
 BOTH_WAYS_TARGET = 4.5
 
 
-def forward_target(layout: str, size: int) -> float:
-    return TARGETS.get((layout, size), TARGETS[layout, None])
+def targets(batch: int, layout: str, size: int) -> dict[str, float]:
+    """The targets of a row, which are set for batch 32 alone."""
+    if batch != 32:
+        return {}
+    return {"forward": TARGETS.get((layout, size), TARGETS[layout, None]), "both_ways": BOTH_WAYS_TARGET}
 
 
 def layer_with_random_gates(channels: int) -> ShuffleAttention:
@@ -56,7 +60,9 @@ def check(layer: ShuffleAttention, x: Tensor, grad: Tensor) -> None:
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5 * scale)
 
 
-def measure(batch: int, channels: int, size: int, layout: str, dtype: torch.dtype, repetitions: int) -> dict:
+def measure(
+    batch: int, channels: int, size: int, layout: str, dtype: torch.dtype, repetitions: int, compiled: bool
+) -> dict:
     torch.manual_seed(0)
     layer = layer_with_random_gates(channels)
     memory_format = FORMATS[layout]
@@ -79,25 +85,40 @@ def measure(batch: int, channels: int, size: int, layout: str, dtype: torch.dtyp
     def reference_of(x):
         return by_reference(layer, x)
 
-    times = interleaved(
-        {
-            "clone": forward(Tensor.clone),
-            "forward": forward(layer),
-            "both_ways": backward(layer),
-            "reference_forward": forward(reference_of),
-            "reference_both_ways": backward(reference_of),
-        },
-        repetitions,
-    )
+    functions = {
+        "clone": forward(Tensor.clone),
+        "forward": forward(layer),
+        "both_ways": backward(layer),
+        "reference_forward": forward(reference_of),
+        "reference_both_ways": backward(reference_of),
+    }
+    if compiled:
+        torch.compiler.reset()
+        fast = torch.compile(reference_of, dynamic=False)
+        functions |= {"compiled_forward": forward(fast), "compiled_both_ways": backward(fast)}
+    times = interleaved(functions, repetitions)
     row = {"batch": batch, "channels": channels, "size": size, "layout": layout, "dtype": str(dtype)[6:]}
     row |= {"clone_us": round(times["clone"].median * 1e6, 1), "forward_us": round(times["forward"].median * 1e6, 1)}
     row |= {f"{name}_over_clone": _rounded(times, name) for name in times if name != "clone"}
-    row |= {"forward_target": forward_target(layout, size), "both_ways_target": BOTH_WAYS_TARGET}
-    return row
+    return row | {f"{name}_target": target for name, target in targets(batch, layout, size).items()}
 
 
 def _rounded(times: dict[str, Times], name: str) -> list[float]:
     return [round(ratio, 2) for ratio in times[name].over(times["clone"])]
+
+
+def line(row: dict) -> str:
+    """What is printed of a row: medians [quartiles], and beside a target whether it is met."""
+    text = f"{row['layout']:13} {row['batch']:2} x {row['channels']:4} x {row['size']:2}^2"
+    text += f"  clone {row['clone_us']:8.1f} us"
+    for name, label in (("forward", "forward"), ("both_ways", "both ways")):
+        middle, low, high = row[f"{name}_over_clone"]
+        text += f"  {label} {middle:5.2f} [{low:.2f}, {high:.2f}] {judged(middle, row.get(f'{name}_target')):13}"
+    for name in ("reference", "compiled"):
+        if f"{name}_forward_over_clone" in row:
+            ways = (row[f"{name}_{way}_over_clone"][0] for way in ("forward", "both_ways"))
+            text += f"  {name} " + " ".join(f"{ratio:5.1f}" for ratio in ways)
+    return text
 
 
 def main() -> None:
@@ -107,25 +128,17 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--layouts", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--compiled", type=int, nargs="*", default=[32], help="batches to compile the reference for")
     parser.add_argument("--name", help="write results/NAME.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     rows = []
-    print("ratios to x.clone(), median [quartiles]; the targets are for batch 32")
+    print("ratios to x.clone(), median [quartiles]; the targets are for batch 32 in float32")
     for layout, batch, (channels, size) in itertools.product(args.layouts, args.batches, STAGES):
-        row = measure(batch, channels, size, layout, getattr(torch, args.dtype), args.repetitions)
-        rows.append(row)
-        columns = [
-            f"{label} {row[key][0]:5.2f} [{row[key][1]:.2f}, {row[key][2]:.2f}]{target}"
-            for label, key, target in (
-                ("forward", "forward_over_clone", f" <= {row['forward_target']}"),
-                ("both ways", "both_ways_over_clone", f" <= {row['both_ways_target']}"),
-                ("reference", "reference_forward_over_clone", ""),
-                ("both ways", "reference_both_ways_over_clone", ""),
-            )
-        ]
-        print(f"{layout:13} {batch:2} x {channels:4} x {size:2}^2  clone {row['clone_us']:8.1f} us", *columns, sep="  ")
+        dtype = getattr(torch, args.dtype)
+        rows.append(measure(batch, channels, size, layout, dtype, args.repetitions, batch in args.compiled))
+        print(line(rows[-1]), flush=True)
     if args.name:
         print(write(args.name, rows))
 

@@ -1,33 +1,42 @@
 """What attention costs a whole network: ``python benchmarks/network.py``.
 
-SA-ResNet-50 beside timm's ResNet-50 and SE-ResNet-50, and beside itself with its blocks run module by
-module. Every figure is a ratio to ResNet-50 within one repetition; ``kept`` is the bytes that the
-forward of a training step keeps for the backward, parameters apart.
+SA-ResNet-50 beside timm's ResNet-50, its SE-ResNet-50 and ECA-ResNet-50, and beside itself with its
+blocks run module by module. Every figure is a ratio to ResNet-50 within one repetition; ``compiled`` are
+the first two under ``torch.compile``, as a ratio to ResNet-50 compiled.
 """
 
 import argparse
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import timm
 import torch
-from timing import interleaved, write
+from timing import interleaved, judged, write
 from torch import Tensor, nn
 
 import shuffle_attention.models  # noqa: F401  (registers the networks)
 from shuffle_attention import fusing, models
 
 T = TypeVar("T")
-NAMES = {"plain": "resnet50", "sa": "sa_resnet50", "sa-modules": "sa_resnet50", "se": "seresnet50"}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("resnet50", {}),
+    "sa": ("sa_resnet50", {}),
+    "sa-modules": ("sa_resnet50", {}),
+    "se": ("seresnet50", {}),
+    "eca": ("resnet50", {"block_args": {"attn_layer": "eca"}}),  # timm names only variants with another stem
+}
 TARGETS = {"inference": 0.98, "training step": 0.97}
+COMPILED_TARGET = 1.05
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+# An image more takes longer and varies less.
+REPETITIONS = {1: 15, 8: 9, 32: 3}
 
 
 def network(name: str) -> nn.Module:
     """The network with its BatchNorms as they start, so that all of them compute on like numbers."""
     torch.manual_seed(0)
-    return timm.create_model(NAMES[name], zero_init_last=False)
+    model, options = NETWORKS[name]
+    return timm.create_model(model, zero_init_last=False, **options)
 
 
 def unfused(call: Callable[[], T]) -> Callable[[], T]:
@@ -66,63 +75,76 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return run
 
 
-def kept(model: nn.Module, images: Tensor) -> int:
-    """Bytes of what is kept between forward and backward."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(images)
-        total = sum(storages.values())
-    del y
-    return total
+JOBS = {"inference": inference, "training step": training_step}
 
 
-def measure(batch: int, size: int, layout: str, repetitions: int, names: list[str]) -> list[dict[str, object]]:
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[layout])
-    rows = []
-    nets = {name: network(name).to(memory_format=FORMATS[layout]) for name in names}
-    memory = {}
-    for name, net in nets.items():
-        count = partial(kept, net, images)
-        memory[name] = unfused(count)() if name == "sa-modules" else count()
-    for job, make in (("inference", inference), ("training step", training_step)):
-        calls = {name: make(net, images) for name, net in nets.items()}
-        if "sa-modules" in calls:
-            calls["sa-modules"] = unfused(calls["sa-modules"])
-        times = interleaved(calls, repetitions)
-        row: dict[str, object] = {"job": job, "batch": batch, "size": size, "layout": layout, "target": TARGETS[job]}
-        row["plain_ms"] = round(times["plain"].median * 1e3, 1)
-        for name in names:
-            row[f"{name}_over_plain"] = [round(ratio, 3) for ratio in times[name].over(times["plain"])]
-            row[f"{name}_kept_over_plain"] = round(memory[name] / memory["plain"], 3)
-        rows.append(row)
-        print(f"{job:14} {layout:14}", *(f"{n} {row[f'{n}_over_plain'][0]:.3f}" for n in names), flush=True)  # type: ignore[index]
-    print(f"{'kept':14} {layout:14}", *(f"{name} {memory[name] / memory['plain']:.3f}" for name in names), flush=True)
-    return rows
+def images_of(batch: int, size: int, layout: str) -> Tensor:
+    return torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[layout])
+
+
+def calls_of(job: str, names: list[str], images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
+    """The job as a call for each network."""
+    calls = {name: JOBS[job](network(name).to(memory_format=FORMATS[layout]), images) for name in names}
+    if "sa-modules" in calls:
+        calls["sa-modules"] = unfused(calls["sa-modules"])
+    return calls
+
+
+def compiled_calls_of(job: str, images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
+    """The same for the plain network and for that with attention, compiled."""
+    calls = {}
+    for name in ("plain", "sa"):
+        torch.compiler.reset()
+        calls[name] = JOBS[job](torch.compile(network(name).to(memory_format=FORMATS[layout])), images)
+        calls[name]()
+    return calls
+
+
+def measure(calls: dict[str, Callable[[], object]], repetitions: int, target: float, about: dict) -> dict:
+    """Returns the row of figures of ``calls``, after printing it."""
+    times = interleaved(calls, repetitions)
+    row = {**about, "target": target, "plain_ms": round(times["plain"].median * 1e3, 1)}
+    row |= {f"{name}_over_plain": [round(ratio, 3) for ratio in times[name].over(times["plain"])] for name in calls}
+    text = (
+        f"{row['job']:14} {row['batch']:2} {row['layout']:13} plain{' compiled' * row['compiled']} {row['plain_ms']} ms"
+    )
+    for name in calls:
+        if name != "plain":
+            middle, low, high = row[f"{name}_over_plain"]
+            text += f"  {name} {middle:.3f} [{low:.3f}, {high:.3f}]" + f" {judged(middle, target)}" * (name == "sa")
+    print(text, flush=True)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(REPETITIONS))
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument(
+        "--repetitions", type=int, help="for every batch; 15 at batch 1, 9 at 8 and 3 at 32 if not given"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--networks", nargs="+", default=["plain", "sa", "sa-modules"], choices=NAMES)
-    parser.add_argument("--name", default="network")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--compiled", type=int, nargs="*", default=[8], help="batches to compile networks for")
+    parser.add_argument("--name", help="write results/NAME.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    names = list(dict.fromkeys(["plain", *args.networks]))
     rows = []
-    for layout in FORMATS:
-        rows += measure(options.batch, options.size, layout, options.repetitions, options.networks)
-    print(write(options.name, rows))
+    print("ratios to ResNet-50, median [quartiles]; the targets are those of batch 8 at 224 pixels")
+    for batch in args.batches:
+        repetitions = args.repetitions or REPETITIONS.get(batch, 5)
+        for layout in FORMATS:
+            images = images_of(batch, args.size, layout)
+            for job, target in TARGETS.items():
+                about = {"job": job, "batch": batch, "size": args.size, "layout": layout}
+                calls = calls_of(job, names, images, layout)
+                rows.append(measure(calls, repetitions, target, about | {"compiled": False}))
+                if batch in args.compiled:
+                    calls = compiled_calls_of(job, images, layout)
+                    rows.append(measure(calls, repetitions, COMPILED_TARGET, about | {"compiled": True}))
+    if args.name:
+        print(write(args.name, rows))
 
 
 if __name__ == "__main__":

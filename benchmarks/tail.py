@@ -1,7 +1,8 @@
 """What the end of a residual block costs with attention beside without: ``python benchmarks/tail.py``.
 
 The baseline is the plain end of timm's block in training, ``y = bn(u); y += shortcut; relu_(y)``, by
-PyTorch's own operations; forward alone keeps nothing for a backward. Beside it stands the same with the
+PyTorch's own operations; forward alone keeps nothing for a backward, and ``evaluation`` is the forward
+on running statistics. Beside it stands the same with the
 attention module in between: what a block is without the fused op.
 """
 
@@ -10,7 +11,7 @@ import itertools
 
 import torch
 from layer import FORMATS, STAGES
-from timing import Times, interleaved, write
+from timing import Times, interleaved, judged, write
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
@@ -74,19 +75,29 @@ def measure(batch: int, channels: int, size: int, layout: str, repetitions: int)
 
         return run
 
+    def evaluation(function):
+        timed = forward(function)
+
+        def run():
+            modules[0].eval()
+            timed()
+            modules[0].train()
+
+        return run
+
     def backward(function):
         return lambda: both_ways(function, *leaves, grad, *modules)
 
     times = interleaved(
         {
             f"{name}_{way}": timed(function)
-            for way, timed in (("forward", forward), ("both_ways", backward))
+            for way, timed in (("evaluation", evaluation), ("forward", forward), ("both_ways", backward))
             for name, function in (("plain", plain), ("fused", block_tail), ("modules", by_modules))
         },
         repetitions,
     )
     row = {"batch": batch, "channels": channels, "size": size, "layout": layout, "dtype": "float32"}
-    for way in ("forward", "both_ways"):
+    for way in ("evaluation", "forward", "both_ways"):
         row[f"plain_{way}_us"] = round(times[f"plain_{way}"].median * 1e6, 1)
         for name in ("fused", "modules"):
             row[f"{name}_{way}_over_plain"] = _rounded(times, f"{name}_{way}", f"plain_{way}")
@@ -97,32 +108,32 @@ def _rounded(times: dict[str, Times], name: str, baseline: str) -> list[float]:
     return [round(ratio, 2) for ratio in times[name].over(times[baseline])]
 
 
+def line(row: dict) -> str:
+    """What is printed of a row: medians [quartiles], and beside a target whether it is met."""
+    text = f"{row['layout']:13} {row['batch']:2} x {row['channels']:4} x {row['size']:2}^2"
+    for way, label in (("evaluation", "evaluation"), ("forward", "forward"), ("both_ways", "both ways")):
+        middle, low, high = row[f"fused_{way}_over_plain"]
+        verdict = judged(middle, row.get(f"{way}_target"))
+        text += f"  {label} {row[f'plain_{way}_us']:8.1f} us x {middle:4.2f} [{low:.2f}, {high:.2f}] {verdict}"
+        text += f" (modules {row[f'modules_{way}_over_plain'][0]:.2f})"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=21)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--layouts", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--name", help="write results/NAME.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     rows = []
-    print("ratios to the plain end of a block, median [quartiles]")
+    print("the plain end of a block in microseconds, and ratios to it: median [quartiles]")
     for layout, batch, (channels, size) in itertools.product(args.layouts, args.batches, STAGES):
-        row = measure(batch, channels, size, layout, args.repetitions)
-        rows.append(row)
-        columns = [
-            f"{label} {row[key][0]:5.2f} [{row[key][1]:.2f}, {row[key][2]:.2f}]{target}"
-            for label, key, target in (
-                ("forward", "fused_forward_over_plain", f" <= {FORWARD_TARGET}"),
-                ("both ways", "fused_both_ways_over_plain", f" <= {BOTH_WAYS_TARGET}"),
-                ("modules", "modules_forward_over_plain", ""),
-                ("both ways", "modules_both_ways_over_plain", ""),
-            )
-        ]
-        plain_us = f"plain {row['plain_forward_us']:8.1f} {row['plain_both_ways_us']:8.1f} us"
-        print(f"{layout:13} {batch:2} x {channels:4} x {size:2}^2  {plain_us}", *columns, sep="  ", flush=True)
+        rows.append(measure(batch, channels, size, layout, args.repetitions))
+        print(line(rows[-1]), flush=True)
     if args.name:
         print(write(args.name, rows))
 

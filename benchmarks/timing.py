@@ -55,15 +55,20 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def judged(value: float, target: float | None) -> str:
+    """Returns ``<= target`` with whether ``value`` meets it, unrounded; nothing where there is no target."""
+    if target is None:
+        return ""
+    return f"<= {target:g} {'met' if value <= target else 'MISSED'}"
+
+
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of the machine, the versions and the source measured."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "cpu": cpu,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -76,6 +81,15 @@ def machine() -> dict[str, object]:
         "commit": commit + ("+changes" if changed else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the source, or nothing where there is no git."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def write(name: str, rows: list[dict[str, object]]) -> Path:

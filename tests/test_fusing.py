@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from shuffle_attention import ShuffleAttention, models
+from shuffle_attention import ShuffleAttention, models, ops
+from shuffle_attention.fusing import can_fuse
 from shuffle_attention.ops import kernels_loaded
 
 pytestmark = pytest.mark.skipif(not kernels_loaded, reason="the CPU kernels were not built")
@@ -121,6 +123,26 @@ def test_it_steps_aside_where_something_is_between_the_modules(network, fused, r
     expected = REASONS[reason](network)
     network(images()).sum().backward()
     assert len(fused) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "triton", "expected"),
+    [
+        ("cpu", torch.float64, False, True),
+        ("cuda", torch.float32, True, True),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float64, True, False),
+        ("cuda", torch.float32, False, False),
+        ("meta", torch.float32, True, False),
+    ],
+    ids=str,
+)
+def test_it_steps_aside_where_the_device_has_no_kernels(network, monkeypatch, device, dtype, triton, expected):
+    monkeypatch.setattr(ops, "HAS_TRITON", triton)
+    block = network.layer1[0]
+    with FakeTensorMode():  # a map on a device that need not be there
+        u = torch.empty(2, 64, 8, 8, device=device, dtype=dtype)
+        assert can_fuse(u, u, block.bn2, block.sa, block.act2, None) == expected
 
 
 def test_drop_path_that_drops_nothing_does_not_hinder(network, fused):

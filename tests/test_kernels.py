@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,8 +261,9 @@ def test_broken_library_is_an_error(monkeypatch, tmp_path):
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is the inner run")
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_lesser_instruction_sets(capability: str):
-    """The same tests on what an older processor would run."""
-    chosen = "forward or gate or half or (gradients and float32)"
-    command = [sys.executable, "-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider"]
+    """The same comparisons, of the layer and of the block's end, on what an older processor would run."""
+    files = [__file__, Path(__file__).with_name("test_block.py")]
+    chosen = "forward or gate or half or equals or large_mean or (gradients and float32)"
+    command = [sys.executable, "-m", "pytest", *files, "-k", chosen, "-p", "no:cacheprovider"]
     run = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]

@@ -281,5 +281,8 @@ def test_importing_the_package_loads_neither_timm_nor_torchvision():
     import subprocess
     import sys
 
-    code = "import sys, shuffle_attention; print([m for m in ('timm', 'torchvision') if m in sys.modules])"
+    code = (
+        "import sys, shuffle_attention; shuffle_attention.create_attention('sge', 64); "
+        "print([m for m in ('timm', 'torchvision') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

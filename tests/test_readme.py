@@ -13,7 +13,7 @@ import timm
 import torch
 
 import shuffle_attention.models  # noqa: F401  (registers the networks)
-from conftest import write_tree
+from conftest import sanet_here, write_tree
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,17 +62,20 @@ def run(command: str, desk: Path) -> None:
         name, value = words[1].split("=")
         assert (name, value) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         return
-    launcher = {"sanet": ["-m", "shuffle_attention"], "torchrun": ["-m", "torch.distributed.run"]}[words[0]]
     small = SMALL if "train" in words and "--resume" not in words else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *words[1:], *small], cwd=desk, env=environment, capture_output=True, text=True
-    )
+    if words[0] == "sanet":
+        assert sanet_here(*words[1:], *small) == 0, command
+        return
+    assert words[0] == "torchrun"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:], *small]
+    done = subprocess.run(torchrun, cwd=desk, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def test_every_command_runs(desk):
+def test_every_command_runs(desk, monkeypatch):
     """In the order in which they are read: some continue or evaluate what those before them made."""
+    monkeypatch.chdir(desk)
     for command in commands():
         run(command, desk)
     assert (desk / "figures.json").exists()

@@ -154,16 +154,25 @@ def test_interrupted_in_the_evaluation_it_ends_as_if_it_had_not_been(
 
 
 def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
+    """Sent by the process to itself in its first step: two from outside could fall together, or after the end."""
     folder = tmp_path / "run"
-    slow = ["--model", "resnet50", "--img-size", "128", "--batch-size", "64"]
-    process = start(*EVENTFUL, *slow, "--data", shared_tree, "--output", folder)
-    wait_for(folder / "config.yaml", process)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGTERM
+    code = f"""
+import os, signal, sys
+from shuffle_attention.cli import main
+from shuffle_attention.interrupts import StopRequest
+
+def agreed(self):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("asked to stop:", int(self.signal), flush=True)
+
+StopRequest.agreed = agreed
+main({[*map(str, [*"train --data".split(), shared_tree, *EVENTFUL, "--output", folder])]})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout.count("asked to stop: 15") == 1
+    assert (folder / "config.yaml").exists()
     assert not (folder / "last.pt").exists()
 
 

@@ -14,6 +14,7 @@ from shuffle_attention.errors import InputError
 pytest.importorskip("ultralytics", reason="the extra yolo is not installed", exc_type=ImportError)
 
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import SETTINGS
 
@@ -77,20 +78,58 @@ def boxes(root: Path) -> Path:
     return root / "data.yaml"
 
 
-def test_it_trains_under_ultralytics_and_the_checkpoint_loads(tmp_path, monkeypatch):
+@pytest.fixture
+def settled(tmp_path, monkeypatch) -> Path:
+    """A folder that ultralytics works in, with a model file that has attention and one that has not."""
     monkeypatch.chdir(tmp_path)
     SETTINGS.update({"sync": False, "runs_dir": str(tmp_path / "runs"), "datasets_dir": str(tmp_path)})
     (tmp_path / "sa.yaml").write_text(yaml.safe_dump(with_attention()))
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(networks.YOLO))
+    return tmp_path
+
+
+def test_it_trains_under_ultralytics_and_the_checkpoint_loads(settled):
     model = YOLO("sa.yaml", task="detect")
     before = copy.deepcopy(model.model.state_dict())
-    model.train(
-        data=str(boxes(tmp_path / "squares")), epochs=1, imgsz=64, batch=3, workers=0, device="cpu", plots=False,
-        project=str(tmp_path / "runs"), name="run", amp=False, verbose=False, optimizer="SGD", lr0=0.1, warmup_epochs=0,
-    )  # fmt: skip
-    again = YOLO(tmp_path / "runs/run/weights/last.pt").model
+    train(model, settled)
+    again = YOLO(settled / "runs/run/weights/last.pt").model
     layer = again.model[3]
     assert type(layer) is ShuffleAttention
     assert not torch.equal(layer.cweight, before["model.3.cweight"])
+
+
+class Trainer(DetectionTrainer):
+    """As docs/attach.md has it."""
+
+    def get_model(self, cfg=None, weights=None, verbose=True):
+        model = super().get_model(cfg, None, verbose)
+        attach(model, "shuffle", where="residual", groups="auto")
+        if weights:
+            model.load(weights)
+            x = networks.photographs().float()
+            outputs = [networks.output(copy.deepcopy(m).float().eval(), x) for m in (model, weights)]
+            self.difference = networks.difference(*outputs)
+        return model
+
+
+def test_a_trainer_attaches_to_weights_without_attention_and_goes_on_with_those_that_have_it(settled):
+    plain = networks.network("ultralytics-yolo").float()
+    torch.save({"model": plain, "train_args": {}}, settled / "plain.pt")
+    model = YOLO(settled / "plain.pt")
+    train(model, settled, trainer=Trainer)
+    assert model.trainer.difference < 1e-5
+    again = YOLO(settled / "runs/run/weights/last.pt")
+    assert any(isinstance(module, ShuffleAttention) for module in again.model.modules())
+    assert Trainer.get_model(model.trainer, again.model.yaml, again.model, verbose=False) is not None
+    assert model.trainer.difference == 0
+
+
+def train(model: YOLO, folder: Path, **options) -> None:
+    model.train(
+        data=str(boxes(folder / "squares")), epochs=1, imgsz=64, batch=3, workers=0, device="cpu", plots=False,
+        project=str(folder / "runs"), name="run", amp=False, verbose=False, optimizer="SGD", lr0=0.1, warmup_epochs=0,
+        **options,
+    )  # fmt: skip
 
 
 def test_attached_it_survives_the_fusion_of_norms():

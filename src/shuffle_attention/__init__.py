@@ -1,7 +1,7 @@
 """SA-Net: shuffle attention for deep convolutional networks.
 
 Importing this package loads PyTorch and nothing more; ``shuffle_attention.models`` registers the
-networks with timm.
+SA-ResNets with timm, ``shuffle_attention.families`` also those with other attention.
 """
 
 from importlib.metadata import version

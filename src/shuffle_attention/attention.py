@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from .ablation import ShuffleAttentionAblation
 from .errors import InputError, asked_for
 from .layers import ShuffleAttention, SpatialGroupEnhance, largest_groups
 
@@ -38,10 +39,11 @@ def create_attention(name: str, channels: int, *, device=None, dtype=None, **opt
     ``shuffle`` :class:`ShuffleAttention`        3 C / groups
     =========== ================================ =========================== ============================
 
-    ``eca`` has a kernel of k = (log2(C) + 1) / 2 rounded down and made odd upwards, at least 3: 5, 5, 5 and 7 for
-    the stages of a ResNet-50 (the weights released with the paper have 3 in the first). h is rounded and at
-    least 1. ``gc`` starts as the identity, and the spatial gate of ``cbam`` at one half, as in the code that their
-    authors published.
+    h is rounded and at least 1. ``eca`` has a kernel of k = (log2(C) + 1) / 2 rounded down and then up to an odd
+    number, at least 3: 5, 5, 5 and 7 for the stages of a ResNet-50 (its released weights have 3 in the first).
+    ``gc`` starts as the identity, and the spatial gate of ``cbam`` at one half, as in the code that their authors
+    published. ``shuffle`` with ``norm=False``, or with ``gate="conv1x1"`` or ``"none"``, is a
+    :class:`ShuffleAttentionAblation`, for the experiments of its paper.
 
     Args:
         name: One of :func:`attention_names`.
@@ -55,10 +57,10 @@ def create_attention(name: str, channels: int, *, device=None, dtype=None, **opt
     Raises:
         InputError: If there is no such layer, or it does not have such an option.
 
-    Sources: SE: Hu et al., arXiv:1709.01507, sections 3 and 6.1 (reduction 16). CBAM: Woo et al., arXiv:1807.06521,
-    section 3 (reduction 16, 7x7). SGE: Li et al., arXiv:1905.09646 (64 groups). ECA: Wang et al.,
-    arXiv:1910.03151, section 3.2 (gamma 2, b 1). GC: Cao et al., arXiv:1904.11492, section 3.3 (transform by
-    addition, ratio 1/16). SA: Zhang & Yang, arXiv:2102.00240, section 3 (64 groups).
+    Sources: SE: Hu et al., arXiv:1709.01507, section 3 (reduction 16). CBAM: Woo et al., arXiv:1807.06521, section 3
+    (reduction 16, 7x7). SGE: Li et al., arXiv:1905.09646 (64 groups). ECA: Wang et al., arXiv:1910.03151, section 3
+    (gamma 2, b 1). GC: Cao et al., arXiv:1904.11492, section 3 (transform by addition, ratio 1/16). SA: Zhang & Yang,
+    arXiv:2102.00240, sections 3 and 4 (64 groups).
 
     Example:
         >>> create_attention("se", 256, rd_ratio=1 / 8)(torch.randn(2, 256, 14, 14)).shape
@@ -108,11 +110,11 @@ class _Layer:
 
     def options(self) -> list[str]:
         """Returns the names of what the layer can be told beyond its channels, device and type."""
-        parameters = inspect.signature(self.load()).parameters.values()
-        return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in _COMMON]
+        return [name for name in inspect.signature(self.load()).parameters if name not in _NO_OPTIONS]
 
 
-_COMMON = ("channels", "device", "dtype")
+# The last is an argument of timm's GlobalContext that it never reads.
+_NO_OPTIONS = ("channels", "device", "dtype", "init_last_zero")
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
@@ -145,6 +147,24 @@ def _start_gc(module: Any) -> None:
         nn.init.zeros_(module.mlp_add.fc2.bias)
 
 
+def _shuffle(
+    channels: int,
+    groups: int = 64,
+    *,
+    eps: float = 1e-5,
+    norm: bool = True,
+    gate: Any = "affine",
+    shuffle: bool = True,
+    device=None,
+    dtype=None,
+) -> ShuffleAttention | ShuffleAttentionAblation:
+    """The layer itself, or, where a part of it is left out or replaced, the class that can do without."""
+    settings: dict[str, Any] = {"eps": eps, "shuffle": shuffle, "device": device, "dtype": dtype}
+    if norm and gate == "affine":
+        return ShuffleAttention(channels, groups, **settings)
+    return ShuffleAttentionAblation(channels, groups, norm=norm, gate=gate, **settings)
+
+
 def _identity(channels: int, *, device=None, dtype=None) -> nn.Module:
     return nn.Identity()
 
@@ -156,5 +176,5 @@ _FAMILY = {
     "sge": _Layer(lambda: SpatialGroupEnhance),
     "eca": _Layer(_eca),
     "gc": _Layer(lambda: _timm("gc"), {"rd_ratio": 1 / 16, "fuse_add": True, "fuse_scale": False}, _start_gc),
-    "shuffle": _Layer(lambda: ShuffleAttention),
+    "shuffle": _Layer(lambda: _shuffle),
 }

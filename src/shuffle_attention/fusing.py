@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import ShuffleAttention
-from .ops import kernels_loaded
+from .ops import has_kernels
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -16,7 +16,7 @@ def can_fuse(
 
     It is not where somebody looks or reaches between the modules (hooks, a subclass, another norm or
     activation), where the graph is to show them (fx, tracing, export), where branches are dropped,
-    where types differ, and where there is no kernel for the device.
+    where types differ, and where there is no kernel for the device and type.
 
     Args:
         u: What goes into ``norm``.
@@ -33,8 +33,7 @@ def can_fuse(
         and type(attention) is ShuffleAttention
         and type(act) is nn.ReLU
         and (drop_path is None or not drop_path.training)
-        and kernels_loaded
-        and u.device.type == "cpu"
+        and has_kernels(u)
         and u.dtype == shortcut.dtype
         and u.shape == shortcut.shape
         and not any(getattr(module, hooks) for module in (norm, attention, act) for hooks in _HOOKS)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from .errors import InputError
 from .ops import shuffle_attention
 
-# One call in a traced graph, as a layer of PyTorch's own is: its checks read shapes, which a tracer has not.
+# One call each in a traced graph, as a layer of PyTorch's own is: their checks read shapes, which a tracer has not.
 torch.fx.wrap("shuffle_attention")
+torch.fx.wrap("spatial_group_enhance")
 
 
 def fitting_groups(channels: int, parts: int = 2) -> list[int]:
@@ -72,7 +73,7 @@ class ShuffleAttention(nn.Module):
         self, channels: int, groups: int = 64, *, eps: float = 1e-5, shuffle: bool = True, device=None, dtype=None
     ):
         super().__init__()
-        _check_groups(channels, groups)
+        check_groups(channels, groups)
         self.channels = channels
         self.groups = groups
         self.shuffle = shuffle
@@ -115,8 +116,8 @@ class ShuffleAttention(nn.Module):
 class SpatialGroupEnhance(nn.Module):
     """Spatial group-wise enhancement: within each group, a gate on the places that resemble the group's mean.
 
-    With :math:`t_i = \\langle \\mu, x_i \\rangle` the product of a group's mean over the plane with its channels at
-    place i, the gate is :math:`\\sigma(\\text{weight} \\cdot (t_i - \\bar t) / (s_t + \\epsilon) + \\text{bias})`.
+    With t_i the inner product of the group's mean over the plane with its channels at place i, and m and s the
+    mean and the deviation of t over the plane, the gate at i is sigmoid(weight * (t_i - m) / (s + eps) + bias).
     At its start every gate is sigmoid(1). It has ``2 * groups`` parameters, under the names and in the shapes
     of the published network: ``weight`` and ``bias`` of shape (1, groups, 1, 1).
 
@@ -136,8 +137,8 @@ class SpatialGroupEnhance(nn.Module):
         (B, channels, H, W) to the same shape, type and memory format.
 
     Raises:
-        InputError: If ``groups`` does not divide ``channels``, at construction; if a map has another number of
-            channels or of dimensions, when called.
+        InputError: If ``groups`` does not divide ``channels``, at construction; if a map has channels that it does
+            not divide or other dimensions, when called.
 
     Source: Li, Hu & Yang, Spatial Group-wise Enhance, arXiv:1905.09646, section 3; parameters, their start and
     the deviation from the code published with it.
@@ -145,7 +146,7 @@ class SpatialGroupEnhance(nn.Module):
 
     def __init__(self, channels: int, groups: int = 64, *, eps: float = 1e-5, device=None, dtype=None):
         super().__init__()
-        _check_groups(channels, groups, parts=1)
+        check_groups(channels, groups, parts=1)
         self.channels = channels
         self.groups = groups
         self.eps = eps
@@ -160,23 +161,31 @@ class SpatialGroupEnhance(nn.Module):
         nn.init.ones_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise InputError(f"a map must have the shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        grouped = x.unflatten(1, (self.groups, -1))
-        exact = grouped.to(dtype)
-        # Not a matrix product: autocast would take that back to half precision.
-        t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
-        t = t - t.mean((2, 3), keepdim=True)
-        deviation = t.std((2, 3), correction=1 if t.shape[2] * t.shape[3] > 1 else 0, keepdim=True)
-        gate = torch.sigmoid(t / (deviation + self.eps) * self.weight.to(dtype) + self.bias.to(dtype))
-        return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
+        return spatial_group_enhance(x, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, groups={self.groups}"
 
 
-def _check_groups(channels: int, groups: int, parts: int = 2) -> None:
+def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Returns the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
+    groups = weight.numel()
+    if x.dim() != 4 or x.shape[1] % groups:
+        raise InputError(f"a map must have the shape (B, multiple of {groups} groups, H, W), got {tuple(x.shape)}")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    grouped = x.unflatten(1, (groups, -1))
+    exact = grouped.to(dtype)
+    # Not a matrix product: autocast would take that back to half precision.
+    t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
+    t = t - t.mean((2, 3), keepdim=True)
+    # The norm, unlike a square root, has a gradient where a map is flat.
+    deviation = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(t.shape[2] * t.shape[3] - 1, 1) ** 0.5
+    gate = torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
+    return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
+
+
+def check_groups(channels: int, groups: int, parts: int = 2) -> None:
+    """Refuses a number of groups that :func:`fitting_groups` does not list, and names those next to it."""
     if channels < parts or channels % parts:
         kind = "positive even number" if parts == 2 else "positive number"
         raise InputError(f"channels must be a {kind}, got channels={channels}")

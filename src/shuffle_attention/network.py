@@ -10,7 +10,7 @@ import torch
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
-from . import models
+from . import families, models, shufflenet  # noqa: F401  (the first and the last register their networks)
 from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from .errors import InputError, asked_for
 from .recipe import Recipe

@@ -58,7 +58,7 @@ class Recipe:
     mixup: float = _option(0.0, "alpha of mixup; 0 is off", "images")
     cutmix: float = _option(0.0, "alpha of cutmix; 0 is off", "images")
 
-    model: str = _option("sa_resnet50", "any model of timm, or a sa_resnet", "model")
+    model: str = _option("sa_resnet50", "any model of timm, or one of docs/networks.md", "model")
     model_args: dict[str, Any] = _option({}, "further arguments of timm.create_model, as YAML", "model")
     small_stem: bool = _option(False, "3x3 stem of stride 1, for images of at most 64 pixels", "model")
     drop_rate: float = _option(0.0, "dropout before the classifier", "model")

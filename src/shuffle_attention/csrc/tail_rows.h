@@ -38,6 +38,13 @@ struct Image {
   }
 };
 
+// Whether what is written is to be asked for as well: not where an image is small enough for the nearer
+// caches to have what was there before.
+template <class T>
+SIMD_INLINE bool writes_are_cold(const Map& map) {
+  return map.channels * map.plane * static_cast<int64_t>(sizeof(T)) > (1 << 20);
+}
+
 // The two vectors that a tile's columns become after the shuffle.
 template <class Tile>
 struct Places {
@@ -127,6 +134,7 @@ void output_rows(const Tail& t, const Span& span) {
   const Image<const T> u(static_cast<const T*>(t.u), t, span);
   const Image<const T> shortcut(static_cast<const T*>(t.shortcut), t, span);
   const Image<T> out(static_cast<T*>(t.out), t, span);
+  const bool cold = writes_are_cold<T>(t.map);
   for_tiles<T>(t, span, t.map.plane, [&](const auto& tile, int64_t from, int64_t to) {
     const TileNumbers<std::decay_t<decltype(tile)>, A> n(t, span, tile);
     const Places<std::decay_t<decltype(tile)>> places(tile);
@@ -135,6 +143,7 @@ void output_rows(const Tail& t, const Span& span) {
       for (int c = 0; c < 2; ++c) {
         u.ahead(tile, i, tile.channel_of(c));
         shortcut.ahead(tile, i, places.channel[c]);
+        if (cold) out.ahead(tile, i, places.channel[c]);
         const V d = tile.source(u.at, i, c) - n.pivot[c];
         placed[c] = y[c] = (d * n.scale[c] + n.shift[c]) * gate_of(d * n.exponent_scale[c] + n.exponent[c]);
       }
@@ -179,6 +188,7 @@ void gradient_sums_rows(const Tail& t, const Span& span) {
   const Image<const T> u(static_cast<const T*>(t.u), t, span), grad(static_cast<const T*>(t.grad), t, span);
   const Image<const T> activated(static_cast<const T*>(t.activated), t, span);
   const Image<T> dshortcut(static_cast<T*>(t.dshortcut), t, span), du(static_cast<T*>(t.du), t, span);
+  const bool cold = writes_are_cold<T>(t.map);
   A* const sums = row_of<A>(t.raw_sums, t, 0, kRawSums, 0);
   for_tiles<T>(t, span, t.map.plane, [&](const auto& tile, int64_t from, int64_t to) {
     const TileNumbers<std::decay_t<decltype(tile)>, A> n(t, span, tile);
@@ -190,6 +200,8 @@ void gradient_sums_rows(const Tail& t, const Span& span) {
         u.ahead(tile, i, tile.channel_of(c));
         grad.ahead(tile, i, places.channel[c]);
         activated.ahead(tile, i, places.channel[c]);
+        if (cold) dshortcut.ahead(tile, i, places.channel[c]);
+        if (cold && kKeepsPart<T>) du.ahead(tile, i, tile.channel_of(c));
       }
       load_passed<A>(tile, places, grad.at, activated.at, dshortcut.at, i, g);
       for (int c = 0; c < 2; ++c) {

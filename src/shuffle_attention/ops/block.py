@@ -6,7 +6,7 @@ algebra stands in :mod:`.block_reference`, whose functions are the bodies of the
 for a device takes their place.
 
 The op itself changes nothing that it is given: it returns the batch statistics, and :func:`block_tail`
-brings the running ones up to date.
+brings the running ones up to date. Like the layer's, the op takes maps in any layout.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from . import block_reference
+from .library import HAS_TRITON
 
 if TYPE_CHECKING:
     from ..layers import ShuffleAttention
 
 
-@torch.library.custom_op("shuffle_attention::block_tail", mutates_args=())
+@torch.library.custom_op("shuffle_attention::block_tail", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _forward(
     u: Tensor,
     shortcut: Optional[Tensor],  # noqa: UP045 - the schema is made from the types, and a union has no schema
@@ -50,7 +51,7 @@ def _forward(
     return torch.empty_like(u).copy_(y), statistics, moments
 
 
-@torch.library.custom_op("shuffle_attention::block_tail_backward", mutates_args=())
+@torch.library.custom_op("shuffle_attention::block_tail_backward", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _backward(
     grad: Tensor,
     u: Tensor,
@@ -137,6 +138,21 @@ def _differentiate_twice(ctx, *grads):
             del outputs[1], grads[1]
     dgrad, du, dweight, dbias, *rest = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
     return dgrad, du, None, None, dweight, dbias, None, None, *rest, *(None,) * 4
+
+
+if HAS_TRITON:
+
+    @_forward.register_kernel("cuda")
+    def forward_cuda(*arguments):
+        from . import triton_block
+
+        return triton_block.forward(*arguments)
+
+    @_backward.register_kernel("cuda")
+    def backward_cuda(*arguments):
+        from . import triton_block
+
+        return triton_block.backward(*arguments)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -1,19 +1,19 @@
 """The registered op ``shuffle_attention::shuffle_attention``: schema, checks, shapes and autograd.
 
 Its body is :mod:`.reference`; a kernel registered for a device takes its place there through
-PyTorch's dispatcher, which is the only fallback there is.
+PyTorch's dispatcher, which is the only fallback there is. The tag tells ``torch.compile`` that the op
+takes a map in any layout: without it the compiler copies every map back into the layout it was traced in.
 """
-
-import importlib.util
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from . import reference
+from .library import HAS_TRITON
 
 
-@torch.library.custom_op("shuffle_attention::shuffle_attention", mutates_args=())
+@torch.library.custom_op("shuffle_attention::shuffle_attention", mutates_args=(), tags=torch.Tag.flexible_layout)
 def _forward(
     x: Tensor,
     cweight: Tensor,
@@ -29,7 +29,9 @@ def _forward(
     return torch.empty_like(x).copy_(y)
 
 
-@torch.library.custom_op("shuffle_attention::shuffle_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "shuffle_attention::shuffle_attention_backward", mutates_args=(), tags=torch.Tag.flexible_layout
+)
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -78,16 +80,16 @@ def _differentiate_twice(ctx, *grads):
     return *torch.autograd.grad(outputs, inputs, grads), None, None
 
 
-if importlib.util.find_spec("triton") is not None:  # PyTorch comes with it where there is CUDA, save on Windows
+if HAS_TRITON:
 
     @_forward.register_kernel("cuda")
-    def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def forward_cuda(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
         from . import triton_kernels
 
         return triton_kernels.forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
 
     @_backward.register_kernel("cuda")
-    def _(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def backward_cuda(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
         from . import triton_kernels
 
         return triton_kernels.backward(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)

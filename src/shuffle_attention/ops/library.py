@@ -1,11 +1,13 @@
-"""Loads the CPU kernels, which take the place of the reference in PyTorch's dispatcher."""
+"""Which kernels there are to take the place of the reference in PyTorch's dispatcher; loads those for CPUs."""
 
+import importlib.util
 import logging
 from pathlib import Path
 
 import torch
 
 LIBRARY = Path(__file__).parents[1] / "_C.so"
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # PyTorch comes with it for CUDA, save on Windows
 
 
 def load_kernels() -> bool:

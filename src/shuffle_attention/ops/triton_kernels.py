@@ -1,4 +1,4 @@
-"""Triton kernels of the layer for CUDA; nothing else in the package imports triton.
+"""Triton kernels of the layer for CUDA. Only the files ``triton_*.py`` import triton, and they load when they run.
 
 With ``d = x - mean``, the gate of a plane is ``sigmoid(slope * d + offset)``:
 
@@ -278,11 +278,11 @@ def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
     n = sw.numel()
     # (scale or shift, branch, n): the first branch's are those of the channel gate, the second's of the spatial one.
     scale, shift = sums.view(2, -1, 2, n).sum(1)
-    gradients = (
-        scale[0],
-        shift[0],
+    gradients = (  # none a part of another, which PyTorch forbids the outputs of an op
+        scale[0].clone(),
+        shift[0].clone(),
         gw.flatten() * scale[1] + gb.flatten() * shift[1],
-        shift[1],
+        shift[1].clone(),
         sw.flatten() * scale[1],
         sw.flatten() * shift[1],
     )
@@ -294,12 +294,12 @@ def _run(x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, s
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     n = parameters[0].numel()
-    in_rows = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-    dense = _in_layout(x, in_rows)
+    in_rows = is_in_rows(x)
+    dense = in_layout(x, in_rows)
     out = torch.empty_like(dense)
     sums = torch.empty(2, batch * channels if grad is not None else 0, dtype=torch.float32, device=x.device)
     packed = torch.cat([p.reshape(-1).float() for p in parameters])
-    upstream = dense if grad is None else _in_layout(grad, in_rows)
+    upstream = dense if grad is None else in_layout(grad, in_rows)
     backward = grad is not None
     if in_rows:
         tile = min(triton.next_power_of_2(pixels), _TILE // _CHANNELS)
@@ -318,5 +318,11 @@ def _run(x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, s
     return (out if out.stride() == torch.empty_like(x).stride() else torch.empty_like(x).copy_(out)), sums
 
 
-def _in_layout(x: Tensor, in_rows: bool) -> Tensor:
+def is_in_rows(x: Tensor) -> bool:
+    """Whether the channels of a position are neighbours in memory: channels_last."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def in_layout(x: Tensor, in_rows: bool) -> Tensor:
+    """The map, copied if it does not have the layout."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if in_rows else x.contiguous()

@@ -1,0 +1,296 @@
+"""What the kernels of a residual block's end do with the numbers of planes and channels; Triton, for CUDA.
+
+The algebra and its letters stand in :mod:`.block_reference`. Statistics of planes are (B, 3, C): a value
+near the mean, what has to be added to it, the biased variance. Where a plane is summed up in chunks by
+several programs, those of chunks are (B, chunks, 3, C), and are merged here in one order, so that results
+are the same every time. Sums over samples are float64: there are few of them, and what cancels in the
+variance of a far mean does not matter there.
+"""
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
+# What a kernel is launched with, and what a tensor of Triton can do, is not in the types that it is written with.
+
+import triton
+import triton.language as tl
+
+# Rows of what channels have in common, (NUMBERS, C) in float32.
+SCALE = tl.constexpr(0)  # a
+BIAS = tl.constexpr(1)
+MEAN = tl.constexpr(2)  # M is this and the next
+REST = tl.constexpr(3)
+CWEIGHT = tl.constexpr(4)  # 0 in the spatial branch
+ALPHA = tl.constexpr(5)  # 0 in the channel branch
+BETA = tl.constexpr(6)  # the gate's shift, without what follows from the plane
+INVSTD = tl.constexpr(7)
+NUMBERS = 8
+
+# Rows of what a pass needs of a plane, (B, COEFFICIENTS, C) in float32; with d = u - pivot, z is
+# scale * d + shift, the gate sigmoid(slope * d + offset), and du = scale * q + slope * h + by_mean + by_distance * d.
+# A program needs them for every thread that has a value of the plane, so that they are few and ready.
+COEFFICIENTS = tl.constexpr(7)
+
+
+@triton.jit
+def gate_coefficients(coefficients, sample, c, channels, inside):
+    """Pivot, scale, shift, slope and offset of some planes."""
+    at = coefficients + sample * (COEFFICIENTS * channels) + c
+    pivot = tl.load(at, inside, 0.0)
+    scale = tl.load(at + channels, inside, 0.0)
+    shift = tl.load(at + 2 * channels, inside, 0.0)
+    slope = tl.load(at + 3 * channels, inside, 0.0)
+    return pivot, scale, shift, slope, tl.load(at + 4 * channels, inside, 0.0)
+
+
+@triton.jit
+def gradient_coefficients(coefficients, sample, c, channels, inside):
+    """The two others."""
+    at = coefficients + sample * (COEFFICIENTS * channels) + c
+    return tl.load(at + 5 * channels, inside, 0.0), tl.load(at + 6 * channels, inside, 0.0)
+
+
+@triton.jit
+def _of_planes(statistics, sample, c, channels, part):
+    at = statistics + sample * (3 * channels) + c
+    return tl.load(at, part, 0.0), tl.load(at + channels, part, 0.0), tl.load(at + 2 * channels, part, 0.0)
+
+
+@triton.jit
+def attended(d, scale, shift, slope, offset):
+    return (scale * d + shift) / (1.0 + tl.exp(-(slope * d + offset)))
+
+
+@triton.jit
+def gate_gradient(g, d, scale, shift, slope, offset):
+    """``q`` and ``h``: the gradient behind the gate, and that of the gate's argument."""
+    gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
+    q = gate * g
+    return q, (1.0 - gate) * q * (scale * d + shift)
+
+
+@triton.jit
+def merge_statistics(
+    partial, statistics, channels, pixels, chunks, length, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """Merges the statistics of chunks of ``length`` pixels to those of planes, as distances from the first chunk's."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    valid = c < channels
+    partial += sample * chunks * (3 * channels)
+    origin = tl.load(partial + c, valid, 0.0).to(tl.float64)
+    distance = tl.zeros((CHUNKS, CHANNELS), tl.float64)
+    spread = tl.zeros((CHUNKS, CHANNELS), tl.float64)
+    within = tl.zeros((CHUNKS, CHANNELS), tl.float64)
+    for start in range(0, chunks, CHUNKS):
+        chunk = start + tl.arange(0, CHUNKS)[:, None]
+        part = (chunk < chunks) & valid[None, :]
+        at = partial + chunk.to(tl.int64) * (3 * channels) + c[None, :]
+        share = tl.where(part, tl.minimum(pixels - chunk * length, length).to(tl.float64) / pixels, 0.0)
+        from_origin = tl.load(at, part, 0.0).to(tl.float64) - origin[None, :]
+        from_origin += tl.load(at + channels, part, 0.0)
+        distance += share * from_origin
+        spread += share * from_origin * from_origin
+        within += share * tl.load(at + 2 * channels, part, 0.0)
+    shift = tl.sum(distance, 0)
+    between = tl.sum(spread, 0) - shift * shift
+    centre = origin + shift
+    pivot = centre.to(tl.float32)
+    at = statistics + sample * (3 * channels) + c
+    tl.store(at, pivot, valid)
+    tl.store(at + channels, (centre - pivot).to(tl.float32), valid)
+    tl.store(at + 2 * channels, (tl.sum(within, 0) + tl.where(between < 0.0, 0.0, between)).to(tl.float32), valid)
+
+
+@triton.jit
+def merge_sums(partial, sums, channels, chunks, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Adds the four sums of chunks up to those of planes."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    valid = c < channels
+    for row in tl.static_range(4):
+        total = tl.zeros((CHUNKS, CHANNELS), tl.float32)
+        for start in range(0, chunks, CHUNKS):
+            chunk = start + tl.arange(0, CHUNKS)[:, None]
+            at = partial + ((sample * chunks + chunk) * 4 + row) * channels + c[None, :]
+            total += tl.load(at, (chunk < chunks) & valid[None, :], 0.0)
+        tl.store(sums + (sample * 4 + row) * channels + c, tl.sum(total, 0), valid)
+
+
+@triton.jit
+def pool_statistics(
+    statistics, moments, numbers, coefficients, weight, bias, mean, var,
+    cweight, cbias, sweight, sbias, gn_weight, gn_bias, norm_eps, eps, batch, channels, n,
+    by_batch: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Pools planes to channels, as distances from the first sample's, and writes all that follows."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    valid = c < channels
+    if by_batch:
+        origin = tl.load(statistics + c, valid, 0.0).to(tl.float64)
+        distance = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+        spread = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+        within = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+        for start in range(0, batch, SAMPLES):
+            sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
+            part = (sample < batch) & valid[None, :]
+            pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
+            from_origin = tl.where(part, (pivot.to(tl.float64) - origin[None, :]) + rest, 0.0)
+            distance += from_origin
+            spread += from_origin * from_origin
+            within += variance
+        apart = tl.sum(distance, 0) / batch
+        between = tl.sum(spread, 0) / batch - apart * apart
+        centre = origin + apart
+        variance_of = tl.sum(within, 0) / batch + tl.where(between < 0.0, 0.0, between)
+    else:
+        centre = tl.load(mean + c, valid, 0.0).to(tl.float64)
+        variance_of = tl.load(var + c, valid, 0.0).to(tl.float64)
+    near = centre.to(tl.float32)
+    far = (centre - near).to(tl.float32)
+    invstd = (1.0 / tl.sqrt(variance_of + norm_eps)).to(tl.float32)
+    scale = tl.load(weight + c, valid, 0.0).to(tl.float32) * invstd
+    shift = tl.load(bias + c, valid, 0.0).to(tl.float32)
+    tl.store(moments + c, near, valid)
+    tl.store(moments + channels + c, variance_of.to(tl.float32), valid)
+    j = c % n
+    spatial = c % (2 * n) >= n
+    cw = tl.load(cweight + j, valid, 0.0).to(tl.float32)
+    cb = tl.load(cbias + j, valid, 0.0).to(tl.float32)
+    sw = tl.load(sweight + j, valid, 0.0).to(tl.float32)
+    sb = tl.load(sbias + j, valid, 0.0).to(tl.float32)
+    gw = tl.load(gn_weight + j, valid, 0.0).to(tl.float32)
+    gb = tl.load(gn_bias + j, valid, 0.0).to(tl.float32)
+    cw = tl.where(spatial, 0.0, cw)
+    alpha = tl.where(spatial, sw * gw, 0.0)
+    beta = tl.where(spatial, sw * gb + sb, cb)
+    tl.store(numbers + SCALE * channels + c, scale, valid)
+    tl.store(numbers + BIAS * channels + c, shift, valid)
+    tl.store(numbers + MEAN * channels + c, near, valid)
+    tl.store(numbers + REST * channels + c, far, valid)
+    tl.store(numbers + CWEIGHT * channels + c, cw, valid)
+    tl.store(numbers + ALPHA * channels + c, alpha, valid)
+    tl.store(numbers + BETA * channels + c, beta, valid)
+    tl.store(numbers + INVSTD * channels + c, invstd, valid)
+    for start in range(0, batch, SAMPLES):
+        sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
+        part = (sample < batch) & valid[None, :]
+        pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
+        mean_of = scale[None, :] * ((pivot - near[None, :]) + (rest - far[None, :])) + shift[None, :]
+        rho = 1.0 / tl.sqrt(scale[None, :] * scale[None, :] * variance + eps)
+        slope = alpha[None, :] * rho * scale[None, :]
+        at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
+        tl.store(at, pivot, part)
+        tl.store(at + channels, tl.broadcast_to(scale[None, :], (SAMPLES, CHANNELS)), part)
+        tl.store(at + 2 * channels, mean_of - scale[None, :] * rest, part)
+        tl.store(at + 3 * channels, slope, part)
+        tl.store(at + 4 * channels, beta[None, :] + cw[None, :] * mean_of - slope * rest, part)
+
+
+@triton.jit
+def pool_gradients(
+    sums, statistics, numbers, coefficients, plane_sums, channel_sums, dweight, dbias, eps, values,
+    batch, channels, n, pixels, by_batch: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """From the sums of q, q d, h and h d over each plane to all that follows from them.
+
+    ``plane_sums`` (B, 2, C) are those of h, and of h times what the gate is a function of: the plane
+    normalised, or its mean. ``channel_sums`` (2, C) are the same over the samples.
+    """
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    valid = c < channels
+    spatial = (c % (2 * n) >= n)[None, :]
+    scale_of = tl.load(numbers + SCALE * channels + c, valid, 0.0)
+    invstd = tl.load(numbers + INVSTD * channels + c, valid, 0.0)
+    scale = scale_of[None, :]
+    bias = tl.load(numbers + BIAS * channels + c, valid, 0.0)[None, :]
+    near = tl.load(numbers + MEAN * channels + c, valid, 0.0)[None, :]
+    far = tl.load(numbers + REST * channels + c, valid, 0.0)[None, :]
+    cweight = tl.load(numbers + CWEIGHT * channels + c, valid, 0.0)[None, :]
+    alpha = tl.load(numbers + ALPHA * channels + c, valid, 0.0)[None, :]
+    shift = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+    scaled = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+    all_h = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+    all_weighted = tl.zeros((SAMPLES, CHANNELS), tl.float64)
+    for start in range(0, batch, SAMPLES):
+        sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
+        part = (sample < batch) & valid[None, :]
+        at = sums + sample * (4 * channels) + c[None, :]
+        q = tl.load(at, part, 0.0)
+        qd = tl.load(at + channels, part, 0.0)
+        h = tl.load(at + 2 * channels, part, 0.0)
+        hd = tl.load(at + 3 * channels, part, 0.0)
+        pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
+        from_mean = (pivot - near) + (rest - far)
+        rho = 1.0 / tl.sqrt(scale * scale * variance + eps)
+        qd -= rest * q
+        hd -= rest * h
+        dz = q + cweight * h
+        dzd = qd + alpha * rho * (eps * rho * rho) * hd + from_mean * dz
+        weighted = tl.where(spatial, scale * rho * hd, (scale * from_mean + bias) * h)
+        at = plane_sums + sample * (2 * channels) + c[None, :]
+        tl.store(at, h, part)
+        tl.store(at + channels, weighted, part)
+        shift += tl.where(part, dz, 0.0)
+        scaled += tl.where(part, dzd, 0.0)
+        all_h += tl.where(part, h, 0.0)
+        all_weighted += tl.where(part, weighted, 0.0)
+    by_bias = tl.sum(shift, 0).to(tl.float32)
+    by_weight = tl.sum(scaled, 0).to(tl.float32) * invstd
+    tl.store(dbias + c, by_bias, valid)
+    tl.store(dweight + c, by_weight, valid)
+    tl.store(channel_sums + c, tl.sum(all_h, 0).to(tl.float32), valid)
+    tl.store(channel_sums + channels + c, tl.sum(all_weighted, 0).to(tl.float32), valid)
+    # What goes through BatchNorm's statistics, where they are those of the batch.
+    if by_batch:
+        by_bias = (scale_of * by_bias / values)[None, :]
+        by_weight = (scale_of * by_weight * invstd / values)[None, :]
+    else:
+        by_bias = tl.zeros((1, CHANNELS), tl.float32)
+        by_weight = tl.zeros((1, CHANNELS), tl.float32)
+    tl.debug_barrier()  # what one thread stored above another may read here
+    for start in range(0, batch, SAMPLES):
+        sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
+        part = (sample < batch) & valid[None, :]
+        pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
+        from_mean = (pivot - near) + (rest - far)
+        rho = 1.0 / tl.sqrt(scale * scale * variance + eps)
+        slope = alpha * rho * scale
+        at = plane_sums + sample * (2 * channels) + c[None, :]
+        h = tl.load(at, part, 0.0)
+        by_distance = -slope * scale * rho * tl.load(at + channels, part, 0.0) / pixels - by_weight
+        by_mean = (scale * cweight - slope) * h / pixels - (by_bias + by_weight * from_mean)
+        at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
+        tl.store(at + 5 * channels, by_mean - by_distance * rest, part)
+        tl.store(at + 6 * channels, by_distance, part)
+
+
+@triton.jit
+def attention_gradients(
+    channel_sums, sweight, gn_weight, gn_bias, dcweight, dcbias, dsweight, dsbias, dgn_weight, dgn_bias, channels, n,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the six parameters, which all groups share."""
+    j = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    valid = j < n
+    cshift = tl.zeros((GROUPS, WIDTH), tl.float32)
+    cscale = tl.zeros((GROUPS, WIDTH), tl.float32)
+    sshift = tl.zeros((GROUPS, WIDTH), tl.float32)
+    sscale = tl.zeros((GROUPS, WIDTH), tl.float32)
+    for start in range(0, channels // (2 * n), GROUPS):
+        c = (start + tl.arange(0, GROUPS))[:, None] * (2 * n) + j[None, :]
+        part = (c < channels) & valid[None, :]
+        cshift += tl.load(channel_sums + c, part, 0.0)
+        cscale += tl.load(channel_sums + channels + c, part, 0.0)
+        sshift += tl.load(channel_sums + n + c, part, 0.0)
+        sscale += tl.load(channel_sums + channels + n + c, part, 0.0)
+    shift, scale = tl.sum(sshift, 0), tl.sum(sscale, 0)
+    sw = tl.load(sweight + j, valid, 0.0).to(tl.float32)
+    gw = tl.load(gn_weight + j, valid, 0.0).to(tl.float32)
+    gb = tl.load(gn_bias + j, valid, 0.0).to(tl.float32)
+    tl.store(dcweight + j, tl.sum(cscale, 0), valid)
+    tl.store(dcbias + j, tl.sum(cshift, 0), valid)
+    tl.store(dsweight + j, gw * scale + gb * shift, valid)
+    tl.store(dsbias + j, shift, valid)
+    tl.store(dgn_weight + j, sw * scale, valid)
+    tl.store(dgn_bias + j, sw * shift, valid)
