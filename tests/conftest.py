@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from shuffle_attention.loading import Place
 # Small runs: two threads, so that results and times do not depend on the machine.
 os.environ["OMP_NUM_THREADS"] = "2"
 torch.set_num_threads(2)
+# ultralytics writes its settings where it is told to, or into the home folder.
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-settings-"))
 
 CPU = Place(torch.device("cpu"))
 # A network and a length of training that a test can afford; what it tests does not depend on them.

@@ -19,6 +19,7 @@ from .preserving import Fold, set_constant_start
 CHILD = "attention"
 _RECORD = "_attachment"
 _SCALE = "start_scale"
+_UNSHUFFLED = "unshuffled"
 
 
 @dataclass
@@ -168,6 +169,7 @@ def _start(layer: Any, fold: Fold, folded: list[str]) -> str:
     without = ", without shuffle" if getattr(layer, "shuffle", False) else ""
     if without:
         layer.shuffle = False
+        layer.register_buffer(_UNSHUFFLED, torch.empty(0))  # so that a layer that shuffles does not load its weights
     if folded:
         return f"folded into {where}{without}"
     if fold.constant == 1:

@@ -122,7 +122,9 @@ def attach(
         >>> report = attach(torchvision.models.resnet50(), "shuffle", where="last")  # doctest: +SKIP
     """
     _refuse_wrapped(model)
-    create_attention(attention, 64, **{**options, "groups": "auto"} if "groups" in options else options)
+    # Name and options, before the network runs; what depends on the channels is looked at for each place.
+    known = {**options, "groups": "auto"} if "groups" in options else options
+    create_attention(attention, 4096, device="meta", **known)
     present = [f"{name}.{CHILD}" for name, _ in attached(model)]
     places, flow = find_places(model, where, example, present)
     layers = _build(model, attention, places, options)

@@ -42,16 +42,20 @@ def register() -> None:
 def _with_channels(row: list[Any]) -> list[Any]:
     """The row with the names of what it needs to know before its own arguments."""
     source, repeats, module, arguments = row
-    return [source, repeats, module, ["ch", source, *arguments]] if module == ROW else row
+    if module != ROW:
+        return row
+    if not isinstance(source, int):
+        raise InputError(f"a row {ROW} takes one row that it comes from, got from={source!r}")
+    return [source, repeats, module, ["ch", source, *arguments]]
 
 
 class ShuffleAttentionRow(nn.Module):
     """What a row makes: the layer itself. It is a class because ultralytics prints its name and checks its kind."""
 
     def __new__(cls, channels: list[int], source: int, groups: int | str = "auto"):
-        if not isinstance(channels, list) or not isinstance(source, int):
+        if not isinstance(channels, list):
             raise InputError(
-                f"a row {ROW} needs one row that it comes from and an ultralytics whose parse_model keeps the channels "
-                f"in a list 'ch'; got from={source!r} and ch={channels!r}"
+                f"a row {ROW} needs an ultralytics whose parse_model has the channels of all rows in a list 'ch', as "
+                f"8.4 has; got {channels!r}"
             )
         return create_attention("shuffle", channels[source], groups=groups)
