@@ -92,6 +92,8 @@ def _create(
     **kwargs,
 ) -> AttentionResNet:
     variant = f"{attention}_resnet{depth}"
+    if attention == "sge":  # as for shuffle attention: in a narrow stage as many groups as fit
+        attention_options = {"groups": "auto", **(attention_options or {})}
     if pretrained:
         require_weights(variant, kwargs)
     return build_model_with_cfg(
