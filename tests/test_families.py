@@ -242,11 +242,7 @@ def test_shufflenet_is_trained_and_evaluated_by_the_commands(shared_tree, tmp_pa
 
 def test_narrow_stages_have_as_many_groups_as_fit():
     model = timm.create_model("sge_resnet18", channels=(16, 32, 64, 128))
-    assert [stage[0].se.groups for stage in (model.layer1, model.layer2, model.layer3, model.layer4)] == [
-        16,
-        32,
-        64,
-        64,
-    ]
-    with pytest.raises(InputError, match="nearest groups that fit: 16"):
+    groups = [layer.groups for layer in model.modules() if isinstance(layer, SpatialGroupEnhance)]
+    assert groups == [16, 16, 32, 32, 64, 64, 64, 64]
+    with pytest.raises(ValueError, match="nearest groups that fit: 16"):
         timm.create_model("sge_resnet18", channels=(16, 32, 64, 128), attention_options={"groups": 64})
