@@ -129,7 +129,9 @@ def _report(comparison: Comparison, failed: dict[str, str], *, place: Place | No
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:
-        console.print(f"{len(failed)} runs failed; the same command tries them again and keeps the others")
+        console.print(
+            f"runs that failed: {len(failed)}. The same command tries them again; delete a folder to begin anew"
+        )
     return FAILED if failed else 0
 
 

@@ -208,5 +208,5 @@ def _draw(tables: list[list[Profile]], title: str, path: Path) -> None:
             values = over["parameters"], over["multiply_adds"], over["forward"][0], over["step"][0], over["kept_bytes"]
             for panel, value in zip(panels.values(), values, strict=True):
                 panel.append(value)
-    baselines = " and ".join(table[0].name for table in tables)
-    draw_bars(names, panels, f"over {baselines}: {title}", path)
+    baselines = [table[0].name for table in tables]
+    draw_bars(names, baselines, panels, f"over {' and '.join(baselines)}: {title}", path)
