@@ -13,10 +13,12 @@ from scipy import stats
 
 import shuffle_attention.comparing as comparing
 from conftest import QUICK, sanet_here
-from shuffle_attention.comparing import Variant, variants_of
 from shuffle_attention.evaluation import evaluate
 from shuffle_attention.paired import paired_difference, summary
 from shuffle_attention.recipe import Recipe
+from shuffle_attention.reporting import RunFiles
+from shuffle_attention.training import Outcome
+from shuffle_attention.variants import Variant, variants_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = (*QUICK[:2], *QUICK[4:], "--epochs", 1, "--no-small-stem", "--model-args", "{channels: [8, 8, 16, 16]}")
@@ -71,6 +73,8 @@ def test_variants_differ_in_their_attention_alone():
         (("--attention", "none,shufle"), "no attention 'shufle'; did you mean 'shuffle'?"),
         ((*TWO, "--depth", 20), "no ResNet of depth 20"),
         ((*TWO, "--model", "resnet18"), "sanet compare chooses the model"),
+        ((*TWO, "--where", "stage", "--preserve", "no"), "--where and --preserve would have no effect without --from"),
+        (("--models", "resnet10t,resnet18", "--depth", 50), "--depth would have no effect with --from or --models"),
         ((*TWO, "--seeds", 0), "--seeds must be at least 1, got 0"),
         ((*TWO, "--data", "nowhere"), "name a recipe for these data"),
         ((*TWO, "--recipe", "cifar10", "--data", "nowhere"), "no folder nowhere"),
@@ -145,7 +149,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(compared, shared_tree, 
 def test_a_report_needs_no_training(compared, capsys, monkeypatch):
     monkeypatch.setattr(comparing, "train", None)
     assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "shuffle,none") == 0
-    assert "over shuffle" in capsys.readouterr().out
+    assert "over" in capsys.readouterr().out
     assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "none,se") == 2
     assert "has no runs of se; it has none, shuffle" in capsys.readouterr().err
 
@@ -173,9 +177,22 @@ def test_a_run_that_fails_does_not_lose_the_others(shared_tree, tmp_path, monkey
         Path(folder).mkdir(parents=True)
         (Path(folder) / "metrics.csv").write_text("epoch,val_top1\n1,40\n2,30\n")
         (Path(folder) / "summary.json").write_text("{}")
+        return Outcome({}, RunFiles(Path(folder)))
 
     monkeypatch.setattr(comparing, "train", failing)
-    arguments = ("compare", *SMALL, "--data", shared_tree, *TWO, "--seeds", 2, "--output", tmp_path / "out")
+    arguments = (
+        "compare",
+        *SMALL,
+        *TWO,
+        "--epochs",
+        2,
+        "--data",
+        shared_tree,
+        "--output",
+        tmp_path / "out",
+        "--seeds",
+        2,
+    )
     assert sanet_here(*arguments) == 1
     printed = capsys.readouterr().out
     assert trained == [("resnet18", 0), ("sa_resnet18", 0), ("resnet18", 1), ("sa_resnet18", 1)]
@@ -208,3 +225,101 @@ def test_attention_attached_to_a_trained_network_starts_where_it_was(shared_tree
     assert sanet_here("eval", best, "--workers", 0, "--device", "cpu", "--json", figures) == 0
     summary = json.loads((best.parent / "summary.json").read_text())
     assert json.loads(figures.read_text())["top1"] == summary["best"]["val_top1"]
+
+
+def test_the_network_to_start_from_is_a_plain_one(shared_tree, tmp_path, capsys):
+    start = tmp_path / "start.pt"
+    content = {"recipe": Recipe(model="resnet18", attach={"name": "se"}).to_dict(), "num_classes": 4}
+    torch.save(content, start)
+    arguments = ("compare", *QUICK[:2], "--data", shared_tree, "--output", tmp_path / "out", "--from", start)
+    assert sanet_here(*arguments, *TWO) == 2
+    assert "has attention attached already" in capsys.readouterr().err
+    assert sanet_here(*arguments, *TWO, "--attach", "{name: se}") == 2
+    assert "chooses what is attached" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> Outcome:
+    """Leaves what a run leaves that a comparison reads."""
+    files = RunFiles(Path(folder))
+    files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)])
+    files.summary.write_text("{}")
+    return Outcome({}, files)
+
+
+def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree, tmp_path, monkeypatch, capsys):
+    late = []
+
+    def ended(*arguments, **options):
+        late.append(arguments)
+        return Outcome({}, trained_nothing(*arguments).files, signal.SIGTERM)
+
+    monkeypatch.setattr(comparing, "train", ended)
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", tmp_path / "out", "--seeds", 1)
+    assert sanet_here(*arguments) == 143
+    assert len(late) == 1
+    assert "Go on with the same command" in capsys.readouterr().out
+
+
+def test_figures_of_runs_that_cannot_be_used_are_named(shared_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    folder = tmp_path / "out"
+    assert sanet_here("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds", 2) == 0
+    (folder / "none/seed-1-copy").mkdir()
+    report = ("compare", "--output", folder, "--report-only")
+    assert sanet_here(*report) == 0
+    metrics = folder / "none/seed-1/metrics.csv"
+    for text, message in [
+        ("epoch,val_top1\n1,40\n2,41\n", "has 2 epochs and the comparison 1"),
+        ("epoch,val_top1\n1\n", f"{metrics} cannot be read"),
+        ("", "has 0 epochs and the comparison 1"),
+        (None, f"{metrics} cannot be read"),
+    ]:
+        metrics.unlink()
+        if text is not None:
+            metrics.write_text(text)
+        assert sanet_here(*report) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert f"delete {metrics.parent}" in printed
+    (folder / "comparison.yaml").write_text("recipe: {}\nvariants: {none: 3}\n")
+    assert sanet_here(*report) == 2
+    assert "does not say what is compared" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_images(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    arguments = ("compare", *SMALL, *TWO, "--data", tree, "--output", tmp_path / "out", "--seeds", 1)
+    assert sanet_here(*arguments) == 0
+    tree.rename(tmp_path / "elsewhere")
+    assert sanet_here("compare", "--output", tmp_path / "out", "--report-only") == 0
+
+
+def test_what_has_not_begun_may_change_and_what_a_killed_process_left_is_no_hindrance(
+    shared_tree, tmp_path, monkeypatch
+):
+    def failing(*arguments, **options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".comparison.yaml.unfinished-x").touch()
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds", 1)
+    monkeypatch.setattr(comparing, "train", failing)
+    assert sanet_here(*arguments, "--lr", 5) == 1
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    assert sanet_here(*arguments) == 0
+
+
+def test_a_second_process_in_the_same_folder_is_refused(shared_tree, tmp_path, monkeypatch, capsys):
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", tmp_path / "out", "--seeds", 1)
+    codes = []
+
+    def again(*given, **options):
+        codes.append(sanet_here(*arguments))
+        return trained_nothing(*given)
+
+    monkeypatch.setattr(comparing, "train", again)
+    assert sanet_here(*arguments) == 0
+    assert codes == [2, 2]
+    assert "another process is working in" in capsys.readouterr().err

@@ -162,3 +162,8 @@ def test_labels_are_spread_and_stay_in_order():
 
 def test_the_record_of_the_machine_names_the_commit_or_none():
     assert set(machine()["commit"]) <= set("0123456789abcdef+changes")
+
+
+def test_two_repetitions_give_their_ends_and_not_what_lies_beyond():
+    assert Times([1.0, 3.0]).over(Times([1.0, 1.0])) == (2.0, 1.0, 3.0)
+    assert Times([2.0]).over(Times([1.0])) == (2.0, 2.0, 2.0)

@@ -153,6 +153,19 @@ def test_interrupted_in_the_evaluation_it_ends_as_if_it_had_not_been(
     same_run(uninterrupted, folder)
 
 
+def test_a_signal_when_the_last_epoch_is_over_is_reported(shared_tree, tmp_path, monkeypatch):
+    """Nothing is left to stop, but what comes after the run may have to."""
+
+    def signalled(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "finish_epoch", signalled)
+    options = {"data": str(shared_tree), "model": "resnet10t", "epochs": 1, "batch_size": 32, "img_size": 32}
+    outcome = train(Recipe(**options, workers=0, device="cpu"), tmp_path / "run", CPU)
+    assert outcome.stop == signal.SIGTERM
+    assert outcome.files.summary.exists()
+
+
 def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
     """Sent by the process to itself in its first step: two from outside could fall together, or after the end."""
     folder = tmp_path / "run"

@@ -1,6 +1,7 @@
 """The pictures of the measurements, as PNG."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,14 @@ def _drawing(path: Path, **figure: Any):
         canvas.savefig(file, format="png", dpi=120)
 
 
-def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
-    """Draws bars of figures that are ratios to those of the first name, one panel beside the other.
+def draw_bars(
+    names: Sequence[str], baselines: Collection[str], panels: Mapping[str, Sequence[float]], title: str, path: Path
+) -> None:
+    """Draws bars of figures that are ratios to those of a baseline, one panel beside the other.
 
     Args:
-        names: What is compared; the first is the baseline.
+        names: What is compared.
+        baselines: Those among them that are compared with, in grey.
         panels: Title of each panel, with a ratio for each name.
         title: Title of the whole.
         path: PNG to write.
@@ -46,7 +50,7 @@ def draw_bars(names: Sequence[str], panels: Mapping[str, Sequence[float]], title
         for axes, (panel, ratios) in zip(
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
         ):
-            axes.barh(range(len(names)), ratios, color=["0.6"] + ["C0"] * (len(names) - 1))
+            axes.barh(range(len(names)), ratios, color=["0.6" if name in baselines else "C0" for name in names])
             axes.axvline(1, color="0.3", lw=0.8)
             axes.set_xlim(0, 1.3 * max(ratios))
             for place, ratio in enumerate(ratios):
@@ -84,10 +88,11 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
         reach = max(0.7 * (max(c.millions for c in circles) - min(c.millions for c in circles)), 0.01 * middle)
         axes.set_xlim(middle - reach, middle + reach)
         axes.ticklabel_format(axis="both", useOffset=False)
+        axes.locator_params(axis="x", nbins=5)  # labels of three decimals have to fit beside one another
         wanted = [(circle.top1 - bottom) / (top - bottom) for circle in circles]
         for index, height in _spread(wanted, 0.065).items():
             circle = circles[index]
-            text = f"{circle.label}  {circle.top1:.2f} %, {circle.millions:.3g} M, {circle.gflops:.3g} G"
+            text = f"{circle.label}  {circle.top1:.2f} %, {circle.millions:.4g} M, {circle.gflops:.3g} G"
             axes.annotate(
                 text,
                 (circle.millions, circle.top1),
@@ -96,7 +101,7 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
                 va="center",
                 fontsize=9,
                 color=f"C{index % 10}",
-                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": f"C{index % 10}", "shrinkB": 3},
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": f"C{index % 10}", "shrinkB": 3, "relpos": (0, 0.5)},
                 annotation_clip=False,
             )
         axes.set_xlabel("parameters, millions")
@@ -106,13 +111,18 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
 
 
 def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
-    """Draws accuracy over the steps of training, from the first one on, a line for each name."""
+    """Draws accuracy over the steps of training, from the first one on, a line for each name.
+
+    One attention has one colour: its line is dashed where the network's function was not preserved.
+    """
+    colours: dict[str, str] = {}
     with _drawing(path, figsize=(8, 5)) as figure:
         axes = figure.add_subplot()
-        for index, (name, points) in enumerate(curves.items()):
+        for name, points in curves.items():
+            colour = colours.setdefault(re.sub("-(un)?preserved$", "", name), f"C{len(colours) % 10}")
             steps, accuracies = zip(*points, strict=True)
             style = "--" if name.endswith("-unpreserved") else "-"
-            axes.plot(steps, accuracies, style, marker=".", label=name, color=f"C{index % 10}")
+            axes.plot(steps, accuracies, style, marker=".", label=name, color=colour)
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel("top-1, %")
         axes.grid(alpha=0.3)

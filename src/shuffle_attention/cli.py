@@ -112,13 +112,11 @@ def _add_compare(commands: Any) -> None:
     run.add_argument(
         "--attention", type=_names, default=[], metavar="A,B", help="attentions; the first is the baseline"
     )
-    run.add_argument("--depth", type=int, default=18, metavar="N", help="layers of their ResNet (18)")
+    run.add_argument("--depth", type=int, metavar="N", help="layers of their ResNet (18)")
     run.add_argument("--models", type=_names, default=[], metavar="A,B", help="models, in place of attentions")
     run.add_argument("--from", dest="start", metavar="FILE", help="trained plain network to attach the attentions to")
-    run.add_argument("--where", default="residual", metavar="PLACE", help="residual, stage, last or a glob (residual)")
-    run.add_argument(
-        "--preserve", choices=["both", "yes", "no"], default="both", help="attached with what it computed kept (both)"
-    )
+    run.add_argument("--where", metavar="PLACE", help="residual, stage, last or a glob (residual)")
+    run.add_argument("--preserve", choices=["both", "yes", "no"], help="attached with what it computed kept (both)")
     run.add_argument("--seeds", type=int, default=3, metavar="N", help="how many, from --seed on (3)")
     run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names())}, or a YAML file")
     run.add_argument("--output", metavar="DIR", required=True, help="folder of the comparison")

@@ -2,102 +2,29 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from .attention import attention_names
 from .errors import InputError
-from .families import resnet_with
+from .files import held, remove_left_over
+from .interrupts import StopSignal
 from .loading import Place
 from .network import create_network
 from .profiling import Size, size_of
 from .recipe import Recipe
 from .reporting import RunFiles, write_text
 from .training import open_data, train
+from .variants import Variant
 
 # What changes how fast a run goes, or when it looks or saves, and not what comes out of it.
 _MAY_CHANGE = ("workers", "check_images", "checkpoint_steps")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the networks that are compared.
-
-    Attributes:
-        name: What it is called in tables, and its folder.
-        model: timm's name of it.
-        model_args: What to create it with, before what the recipe says.
-        attach: Attention put into it.
-    """
-
-    name: str
-    model: str
-    model_args: dict[str, Any]
-    attach: dict[str, Any] = field(default_factory=dict)
-
-    def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """Returns the recipe of the run with a seed."""
-        own = {"attach": self.attach} if self.attach else {}
-        return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
-
-
-def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) -> list[Variant]:
-    """Returns ResNets with attentions of the family, or models of timm by their names.
-
-    Raises:
-        InputError: If both or neither are given, one is named twice, or there is no such attention or depth.
-    """
-    if bool(attentions) == bool(models):
-        raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
-    names = list(attentions or models)
-    if len(names) < 2:
-        raise InputError(f"a comparison needs two or more, the first as the baseline; got {', '.join(names)}")
-    if len(set(names)) < len(names):
-        raise InputError(f"each can be compared once, got {', '.join(names)}")
-    if attentions:
-        return [Variant(name, *resnet_with(name, depth)) for name in names]
-    for name in names:
-        if Path(name).name != name:
-            raise InputError(f"the name of a model names its folder as well, which {name!r} cannot")
-    return [Variant(name, name, {}) for name in names]
-
-
-def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, preserve: str) -> list[Variant]:
-    """Returns the network of a recipe with attention attached, with or without its function preserved, or both.
-
-    Args:
-        attentions: Names of the family; ``none`` is the network as it is.
-        plain: Recipe that the network was trained with.
-        where: Where the attention goes, as :func:`attach` takes it.
-        preserve: ``yes``, ``no`` or ``both``.
-
-    Raises:
-        InputError: If there is no such attention, or fewer than two variants come of it.
-    """
-    unknown = sorted(set(attentions) - set(attention_names()))
-    if unknown:
-        raise InputError(f"no attention {', '.join(unknown)}; there are {', '.join(attention_names())}")
-    found = []
-    for name in attentions:
-        if name == "none":
-            found.append(Variant(name, plain.model, plain.model_args))
-            continue
-        for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
-            options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
-            if name in ("shuffle", "sge"):
-                options["groups"] = "auto"
-            label = f"{name}-{'preserved' if keep else 'unpreserved'}"
-            found.append(Variant(label, plain.model, plain.model_args, options))
-    if len(found) < 2 or len({v.name for v in found}) < len(found):
-        raise InputError(
-            f"a comparison needs two or more, each once; --attention gave {', '.join(attentions) or 'none'}"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -112,9 +39,19 @@ class Run:
     def finished(self) -> bool:
         return self.files.summary.exists()
 
-    def history(self) -> list[dict[str, float]]:
-        """Returns the figures of its epochs."""
-        return _rows(self.files.metrics)
+    def history(self, epochs: int) -> list[dict[str, float]]:
+        """Returns the figures of its epochs.
+
+        Raises:
+            InputError: If they cannot be read, or are of other epochs than ``epochs``.
+        """
+        rows = _rows(self.files.metrics)
+        if len(rows) != epochs:
+            raise InputError(
+                f"{self.files.metrics} has {len(rows)} epochs and the comparison {epochs}; delete "
+                f"{self.files.folder}, and the command that trained it trains it anew"
+            )
+        return rows
 
     def curve(self) -> list[dict[str, float]]:
         """Returns the figures of the evaluations within its epochs, if there were any."""
@@ -132,12 +69,14 @@ class Comparison:
         base: The recipe; its model and seed are replaced.
         seeds: Seeds of the runs of each.
         folder: Where the runs lie.
+        num_classes: What the networks tell apart.
     """
 
     variants: list[Variant]
     base: Recipe
     seeds: list[int]
     folder: Path
+    num_classes: int
 
     @property
     def runs(self) -> list[Run]:
@@ -148,23 +87,35 @@ class Comparison:
             for variant in self.variants
         ]
 
-    def begin(self) -> None:
-        """Makes the folder, or makes sure that what it holds is this comparison; seeds and variants may be added.
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Makes the folder, or makes sure that what it holds is this comparison, and keeps other processes out of it.
+
+        Seeds and variants may be added, and everything may change while no run has begun.
 
         Raises:
-            InputError: If the folder holds something else.
+            InputError: If the folder holds something else, or another process is working in it.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with held(self.folder):
+            remove_left_over(self.folder)
+            self._say_what_is_compared()
+            yield
+
+    def _say_what_is_compared(self) -> None:
         path = self.folder / "comparison.yaml"
-        said = {
+        said: dict[str, Any] = {
+            "num_classes": self.num_classes,
             "recipe": self.shared_fields(),
             "variants": {v.name: [v.model, v.model_args, v.attach] for v in self.variants},
         }
-        if path.exists():
+        if any(self.folder.glob("*/seed-*/config.yaml")) and path.exists():
             before = _read(path)
+            recipe = _recipe(before, path).to_dict()
             differences = [
-                f"{name} was {before['recipe'].get(name)!r} and is {value!r}"
+                f"{name} was {recipe[name]!r} and is {value!r}"
                 for name, value in said["recipe"].items()
-                if name not in _MAY_CHANGE and before["recipe"].get(name) != value
+                if name not in _MAY_CHANGE and recipe[name] != value
             ]
             differences += [
                 f"{name} was {before['variants'][name]} and is {what}"
@@ -174,23 +125,21 @@ class Comparison:
             if differences:
                 raise InputError(f"{self.folder} holds another comparison: {'; '.join(differences)}")
             said["variants"] = before["variants"] | said["variants"]
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif not path.exists() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder} is not empty and holds no comparison; name another --output")
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(said, sort_keys=False))
 
     def sizes(self) -> dict[str, Size]:
         """Returns what each network has and computes for one image; nothing is stored for it.
 
         Raises:
-            InputError: If a network cannot be made, or the data cannot be used.
+            InputError: If a network cannot be made.
         """
-        *_, num_classes = open_data(self.base.replaced(check_images=False), check=False)
         found = {}
         for variant in self.variants:
             recipe = variant.recipe(self.base, self.seeds[0])
             with torch.device("meta"):
-                network = create_network(recipe, num_classes, restored=True)
+                network = create_network(recipe, self.num_classes, restored=True)
             found[variant.name] = size_of(network, recipe.in_chans, recipe.img_size)
         return found
 
@@ -205,6 +154,7 @@ class Comparison:
 
         Raises:
             Interrupted: If SIGTERM or SIGINT arrived while a network trained; its run is saved.
+            StopSignal: If it arrived too late for that: the run is finished.
         """
         failed = {}
         base = self.base
@@ -212,13 +162,16 @@ class Comparison:
             announce(run, number)
             recipe = run.variant.recipe(base, run.seed)
             try:
-                train(recipe, run.files.folder, place, resume=run.files.last.exists())
-                base = base.replaced(check_images=False)
+                outcome = train(recipe, run.files.folder, place, resume=run.files.last.exists())
             except (InputError, RuntimeError, OSError) as error:
                 # Processes that do not fail together would wait for one another.
                 if place.world > 1:
                     raise
                 failed[os.fspath(run.files.folder)] = str(error) or type(error).__name__
+            else:
+                base = base.replaced(check_images=False)
+                if outcome.stop is not None:
+                    raise StopSignal(outcome.stop)
             if place.device.type == "cuda":
                 torch.cuda.empty_cache()
         return failed
@@ -244,13 +197,36 @@ def read_comparison(folder: Path) -> Comparison:
         raise InputError(f"no comparison in {folder}: there is no {path}")
     said = _read(path)
     variants = [Variant(name, *what) for name, what in said["variants"].items()]
-    seeds = {int(found.name.removeprefix("seed-")) for v in variants for found in (folder / v.name).glob("seed-[0-9]*")}
-    return Comparison(variants, Recipe().replaced(**said["recipe"]), sorted(seeds), folder)
+    names = {found.name for variant in variants for found in (folder / variant.name).glob("seed-*")}
+    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch("seed-[0-9]+", name))
+    base = _recipe(said, path)
+    return Comparison(variants, base, seeds, folder, said.get("num_classes") or count_classes(base))
+
+
+def count_classes(recipe: Recipe) -> int:
+    """Returns how many classes the networks of a recipe tell apart.
+
+    Raises:
+        InputError: If the data cannot be used.
+    """
+    return open_data(recipe.replaced(check_images=False), check=False)[-1]
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    with open(path, newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file, strict=True)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a line without all of the columns
+        raise InputError(
+            f"{path} cannot be read ({error}); delete {path.parent}, and the command that trained it trains it anew"
+        ) from error
+
+
+def _recipe(said: dict[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe().replaced(**{str(name): value for name, value in said["recipe"].items()})
+    except InputError as error:
+        raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -258,6 +234,7 @@ def _read(path: Path) -> dict[str, Any]:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(said, dict) or not all(isinstance(said.get(key), dict) for key in ("recipe", "variants")):
+    right = isinstance(said, dict) and all(isinstance(said.get(key), dict) for key in ("recipe", "variants"))
+    if not right or not all(isinstance(what, list) and len(what) == 3 for what in said["variants"].values()):
         raise InputError(f"{path} does not say what is compared")
     return said

@@ -47,7 +47,7 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
     best: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
     for run in comparison.runs:
         if run.finished:
-            accuracies = [row["val_top1"] for row in run.history()]
+            accuracies = [row["val_top1"] for row in run.history(comparison.base.epochs)]
             top1[run.variant.name][run.seed] = accuracies[-1]
             best[run.variant.name][run.seed] = max(accuracies)
     baseline = comparison.variants[0].name
@@ -68,7 +68,7 @@ def print_findings(found: list[Finding], seeds: int) -> None:
     """Prints the table."""
     baseline = found[0].name
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "params M", "GFLOPs", "top-1 %", "std", "runs", f"over {baseline}", "95 % interval"):
+    for column in ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", f"over\n{baseline}", "95 %\ninterval"):
         table.add_column(column, justify="right" if column else "left")
     for finding in found:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
@@ -125,9 +125,16 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     if circles:
         written.append(folder / "comparison.png")
         epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
-        title = f"{Path(base.data).name}, {epochs}, mean and standard deviation of {len(comparison.seeds)} seeds"
+        title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(found)}"
         draw_accuracy(circles, title, written[-1])
     return written
+
+
+def _runs_in_words(found: list[Finding]) -> str:
+    counts = sorted({len(finding.top1) for finding in found} - {0})
+    if counts[-1] == 1:
+        return "one seed each"
+    return f"mean and standard deviation of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
 
 
 def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:

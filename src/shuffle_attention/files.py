@@ -1,11 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process at a time writes to."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from .errors import InputError
 
 _UNFINISHED = ".unfinished-"
 
@@ -34,5 +37,34 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        # A signal that came right after the replacement finds it gone.
+        Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process, until the end of the block or of the process, however it ends.
+
+    Raises:
+        InputError: If another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a folder cannot be locked
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is working in {folder}; wait for it, or name another folder") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        # Loader processes have the descriptor too: closing it here alone would not let the folder go.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import read_checkpoint
-from .comparing import Comparison, Run, Variant, attached_variants, read_comparison, variants_of
+from .comparing import Comparison, Run, count_classes, read_comparison
 from .comparison_report import findings, print_findings, write_findings
 from .errors import InputError
 from .interrupts import StopSignal, stop_signals_raised
@@ -15,6 +17,7 @@ from .loading import Place
 from .network import recipe_of
 from .progress import console, duration
 from .training import Interrupted
+from .variants import Variant, attached_variants, variants_of
 
 FAILED = 1
 # What a network was trained with and goes on with, unless said otherwise.
@@ -27,13 +30,13 @@ def compare_command(
     output: str,
     *,
     attentions: Sequence[str],
-    depth: int,
+    depth: int | None,
     models: Sequence[str],
     seeds: int,
     report_only: bool,
     start: str | None = None,
-    where: str = "residual",
-    preserve: str = "both",
+    where: str | None = None,
+    preserve: str | None = None,
 ) -> int:
     """Runs ``sanet compare`` and returns its exit code: 1 where a run failed and the others were trained."""
     folder = Path(output)
@@ -46,29 +49,42 @@ def compare_command(
         raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
+    _refuse_what_is_not_read(start, models, depth=depth, where=where, preserve=preserve)
     recipe = named_recipe(name, overrides)
     if start is None:
-        variants = variants_of(attentions, depth, models)
+        variants = variants_of(attentions, depth or 18, models)
     else:
-        if models:
-            raise InputError("--from has the network that attention is attached to; --models cannot be given with it")
+        if recipe.attach:
+            raise InputError("sanet compare --from chooses what is attached: --attention, and not --attach")
         plain, _ = recipe_of(read_checkpoint(start), start)
-        variants = attached_variants(attentions, plain, where, preserve)
+        variants = attached_variants(attentions, plain, where or "residual", preserve or "both")
         as_trained = {key: getattr(plain, key) for key in _OF_THE_NETWORK if key not in overrides}
         recipe = recipe.replaced(**as_trained, initial=start)
-    comparison = Comparison(variants, recipe, [recipe.seed + n for n in range(seeds)], folder)
+    seen = [recipe.seed + n for n in range(seeds)]
+    comparison = Comparison(variants, recipe, seen, folder, count_classes(recipe))
     with place_on(recipe.device) as place, stop_signals_raised():
         try:
             comparison.sizes()  # a network that cannot be made is known before another one trains
-            if place.rank == 0:
-                comparison.begin()
-            failed = comparison.train(place, _Overview(comparison, place).announce)
-            return _report(comparison, failed, place=place)
+            with comparison.begun() if place.rank == 0 else nullcontext():
+                failed = comparison.train(place, _Overview(comparison, place).announce)
+                return _report(comparison, failed, place=place)
         except (Interrupted, StopSignal) as stopped:
             if place.rank == 0:
-                saved = str(stopped).partition(". Continue")[0]
-                console.print(f"{saved}. Go on with the same command; finished runs are kept")
+                said = stopped.where if isinstance(stopped, Interrupted) else str(stopped)
+                console.print(f"{said}. Go on with the same command; finished runs are kept")
             return stopped.exit_code
+
+
+def _refuse_what_is_not_read(start: str | None, models: Sequence[str], **options: int | str | None) -> None:
+    if start is not None and models:
+        raise InputError("--from has the network that attention is attached to; --models cannot be given with it")
+    unread = ["where", "preserve"] if start is None else ["depth"]
+    if models:
+        unread.append("depth")
+    given = [f"--{name}" for name in unread if options[name] is not None]
+    if given:
+        without = "without --from" if start is None and given != ["--depth"] else "with --from or --models"
+        raise InputError(f"{' and '.join(given)} would have no effect {without}")
 
 
 def _only(comparison: Comparison, names: Sequence[str]) -> Comparison:
@@ -77,7 +93,7 @@ def _only(comparison: Comparison, names: Sequence[str]) -> Comparison:
     if missing:
         raise InputError(f"{comparison.folder} has no runs of {', '.join(missing)}; it has {', '.join(known)}")
     chosen: list[Variant] = [known[name] for name in names]
-    return Comparison(chosen, comparison.base, comparison.seeds, comparison.folder)
+    return replace(comparison, variants=chosen)
 
 
 class _Overview:
@@ -113,7 +129,9 @@ def _report(comparison: Comparison, failed: dict[str, str], *, place: Place | No
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:
-        console.print(f"{len(failed)} runs failed; the same command tries them again and keeps the others")
+        console.print(
+            f"runs that failed: {len(failed)}. The same command tries them again; delete a folder to begin anew"
+        )
     return FAILED if failed else 0
 
 

@@ -1,6 +1,7 @@
 """The command ``sanet profile``: what networks cost, as tables, JSON and a picture."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,6 +54,10 @@ def profile_command(
     for option, file in (("--json", json_file), ("--picture", picture)):
         if file is not None and not Path(file).resolve().parent.is_dir():
             raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")
+        if file is not None and Path(file).is_dir():
+            raise InputError(f"{option} {file}: that is a folder; name a file in it")
+        if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
+            raise InputError(f"{option} {file}: {Path(file).parent} cannot be written to")
     if len(set(models)) < len(models):
         raise InputError(f"a model is named twice: {', '.join(models)}")
     threads_before = torch.get_num_threads()
@@ -116,7 +121,7 @@ def _network(which: str | tuple[str, int]) -> tuple[str, nn.Module]:
 def print_costs(profiles: Sequence[Profile]) -> None:
     """Prints what networks cost, and the ratios to the first of them."""
     first = profiles[0]
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "parameters", "GFLOPs", "forward", "training step", "kept"):
         table.add_column(column, justify="right" if column else "left")
     for p in profiles:
@@ -125,9 +130,11 @@ def print_costs(profiles: Sequence[Profile]) -> None:
         table.add_row(p.name, f"{p.size.parameters:,}", gflops, *times, f"{p.kept / 2**20:,.0f} MiB")
     console.print(table)
     if len(profiles) > 1:
-        ratios = Table(box=SIMPLE, pad_edge=False, title=f"over {first.name}, times with quartiles")
+        ratios = Table(
+            box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=f"over {first.name}, times with quartiles"
+        )
         for column in ("", "params", "GFLOPs", "forward", "training step", "kept"):
-            ratios.add_column(column, justify="right" if column else "left")
+            ratios.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
         for p in profiles[1:]:
             over = p.to_dict(first)["over_first"]
             counts = [f"{over[name]:.4f}" for name in ("parameters", "multiply_adds")]
@@ -201,5 +208,5 @@ def _draw(tables: list[list[Profile]], title: str, path: Path) -> None:
             values = over["parameters"], over["multiply_adds"], over["forward"][0], over["step"][0], over["kept_bytes"]
             for panel, value in zip(panels.values(), values, strict=True):
                 panel.append(value)
-    baselines = " and ".join(table[0].name for table in tables)
-    draw_bars(names, panels, f"over {baselines}: {title}", path)
+    baselines = [table[0].name for table in tables]
+    draw_bars(names, baselines, panels, f"over {' and '.join(baselines)}: {title}", path)

@@ -78,10 +78,12 @@ class RunFiles:
         self._board.flush()
 
     def finish(self, recipe: Recipe, best: dict[str, float], history: list[dict[str, float]]) -> None:
-        """Draws the curves and writes the summary."""
+        """Draws the curves and writes the summary; nothing is added to the figures after that."""
         draw_curves(history, f"{recipe.model} on {Path(recipe.data).name}", self.curves)
         summary = {"model": recipe.model, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_text(self.summary, json.dumps({**summary, **versions()}, indent=2) + "\n")
+        if self._board is not None:
+            self._board.close()
 
     def write_curve(self, rows: list[dict[str, float]]) -> None:
         """Writes the figures of the evaluations within the epochs."""

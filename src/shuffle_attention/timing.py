@@ -24,9 +24,11 @@ class Times:
         return statistics.median(self.seconds)
 
     def over(self, other: "Times") -> tuple[float, float, float]:
-        """Median and quartiles of the ratios to ``other``, each taken within one repetition."""
+        """Median and quartiles of the ratios to ``other``, each taken within one repetition; the ends of one or two."""
         ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        if len(ratios) < 3:  # quartiles of two would lie beyond them
+            return statistics.median(ratios), min(ratios), max(ratios)
+        low, middle, high = statistics.quantiles(ratios, n=4)
         return middle, low, high
 
 

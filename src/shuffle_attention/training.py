@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 import torch
 from timm.data import Mixup
@@ -35,16 +36,16 @@ class Interrupted(Exception):
 
     Attributes:
         exit_code: 128 and the number of the signal, as a shell reports it.
+        where: Which signal stopped it after which step.
     """
 
     def __init__(self, files: RunFiles, state: RunState, stop: StopRequest):
         position = state.position
         self.exit_code = 128 + int(stop.signal or 0)
         name = stop.signal.name if stop.signal else "a signal"
-        super().__init__(
-            f"stopped by {name} after step {position.step} of {state.steps_per_epoch} in epoch {position.epoch + 1}; "
-            f"saved. Continue with: sanet train --resume {files.folder}"
-        )
+        step = f"step {position.step} of {state.steps_per_epoch} in epoch {position.epoch + 1}"
+        self.where = f"stopped by {name} after {step}; saved"
+        super().__init__(f"{self.where}. Continue with: sanet train --resume {files.folder}")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class Outcome:
     Attributes:
         best: Figures of its best epoch.
         files: Where its results lie.
+        stop: The signal that came when nothing was left to stop, or None.
     """
 
     best: dict[str, float]
     files: RunFiles
+    stop: Signals | None = None
 
 
 def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bool = False) -> Outcome:
@@ -136,12 +139,13 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
             _name_failures(training, validation)
             if state.position.epoch < recipe.epochs and stop.agreed():
                 raise Interrupted(files, state, stop)
+        late = stop.signal if stop.agreed() else None
     best = state.position.best
     if best is None:
         raise InputError(f"epochs must be more than the {state.position.epoch} that the run has had")
     if place.rank == 0:
         files.finish(recipe, best, state.position.history)
-    return Outcome(best, files)
+    return Outcome(best, files, late)
 
 
 @contextmanager

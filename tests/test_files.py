@@ -1,0 +1,40 @@
+"""Files that are written whole, whatever interrupts it, and folders that one process has."""
+
+import os
+
+import pytest
+
+from shuffle_attention.errors import InputError
+from shuffle_attention.files import held, written_whole
+
+
+def test_what_stops_the_writing_leaves_what_was_there(tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("before")
+    with pytest.raises(TypeError), written_whole(path) as file:
+        file.writelines([b"half", "no bytes"])
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["figures.csv"]
+
+
+def test_a_signal_right_after_the_replacement_is_not_lost(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def interrupted(*arguments):
+        replace(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "figures.csv") as file:
+        file.write(b"whole")
+    assert (tmp_path / "figures.csv").read_text() == "whole"
+
+
+def test_a_folder_is_had_by_one_at_a_time(tmp_path):
+    with held(tmp_path):
+        with pytest.raises(InputError, match="another process is working in"), held(tmp_path):
+            pass
+        with pytest.raises(InputError), held(tmp_path):  # the refused one has not let it go
+            pass
+    with held(tmp_path):
+        pass
