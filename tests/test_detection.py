@@ -130,6 +130,20 @@ def test_it_learns_from_objects_and_from_images_without_any(arch):
             assert output["masks"].shape == (len(boxes), 1, height, width)
 
 
+def test_in_mixed_precision_losses_gradients_and_boxes_are_finite():
+    """Mask R-CNN has all the parts of the others."""
+    torch.manual_seed(0)
+    model = create_detector("mask_rcnn", "sa_resnet18", 4, **small("mask_rcnn"))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = DetectionTask(model)(*batch())
+        with torch.no_grad():
+            outputs = model.eval()(batch()[0])
+    result["loss"].backward()
+    assert result["loss"].isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(output["boxes"].isfinite().all() for output in outputs)
+
+
 @pytest.mark.parametrize("attention", attention_names())
 def test_every_attention_of_the_family_is_a_backbone(attention):
     name, options = resnet_with(attention, 18)
@@ -241,6 +255,32 @@ def test_parameters_are_the_published_ones():
     assert trainable - 4 * (1024 + 1) == 41_527_712
     total = sum(p.numel() for p in model.parameters())
     assert sum(p.numel() for p in attentive.parameters()) == total + 708
+
+
+def test_multiply_adds_are_the_published_ones():
+    """mmdetection's 207.07 G at 1280 x 800, which counts modules: of norms two for each value, of activations and
+    pooling one, and biases. Its RPN has a functional ReLU, which does not count."""
+    with torch.device("meta"):
+        model = create_detector("faster_rcnn", "resnet50", 81).eval()
+        images, proposals = torch.empty(1, 3, 800, 1280), torch.empty(1000, 256, 7, 7)
+    products = others = 0
+
+    def count(module, inputs, output):
+        nonlocal products, others
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            products += output.numel() * module.weight[0].numel()
+            others += 0 if module.bias is None else output.numel()
+        elif isinstance(module, nn.BatchNorm2d | nn.ReLU | nn.MaxPool2d):
+            others += inputs[0].numel() * (2 if isinstance(module, nn.BatchNorm2d) else 1)
+
+    skipped = {module for module in model.rpn.modules() if isinstance(module, nn.ReLU)}
+    for module in set(model.modules()) - skipped:
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        model.rpn.head(list(model.backbone(images).values()))
+        model.roi_heads.box_predictor(model.roi_heads.box_head(proposals))
+    assert products == 206_334_448_640
+    assert round((products + others) / 1e9, 2) == 207.07
 
 
 def test_multiply_adds_are_those_of_the_parts():

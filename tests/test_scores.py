@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from shuffle_attention.detection.scores import (
     read_results,
     write_results,
 )
-from shuffle_attention.errors import DataError
+from shuffle_attention.errors import DataError, InputError
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -163,3 +164,9 @@ def test_what_was_found_is_drawn_and_the_rest_is_not():
     assert (inside != 128).any()
     assert (inside != small).any()  # the smaller one, inside the other, is seen
     assert np.asarray(draw_detections(grey, output, ["one"], threshold=0.95, scale=1)).std() == 0
+
+
+def test_without_the_evaluator_it_is_said_how_to_get_it(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(InputError, match=r"pip install shuffle-attention\[detection\]"):
+        coco_scores(data, [])

@@ -36,6 +36,7 @@ def coco_results(
     """
     boxes = output["boxes"].float().cpu().numpy().astype(np.float64)
     scores, labels = output["scores"].float().tolist(), output["labels"].tolist()
+    masks = (output["masks"][:, 0] >= mask_threshold).cpu().numpy() if "masks" in output else None
     # A COCO-sized head has outputs for labels that smaller data do not have.
     known = [index for index, label in enumerate(labels) if 1 <= label <= len(data.categories)]
     found = []
@@ -47,8 +48,8 @@ def coco_results(
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": scores[index],
         }
-        if "masks" in output:
-            record["segmentation"] = encode_mask((output["masks"][index, 0] >= mask_threshold).cpu().numpy())
+        if masks is not None:
+            record["segmentation"] = encode_mask(masks[index])
         found.append(record)
     return found
 
