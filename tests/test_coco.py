@@ -248,6 +248,12 @@ def test_many_faults_are_counted_by_kind_and_the_first_named(tmp_path):
         read(write(tmp_path, content))
 
 
+def test_an_area_that_is_none_is_counted_from_the_mask_or_the_box(tmp_path):
+    for area, segmentation, expected in ((float("nan"), [[1, 1, 4, 1, 4, 3, 1, 3]], 6), ("big", [], 9)):
+        data = read(write(tmp_path, spoil(area=area, segmentation=segmentation)))
+        assert data.annotations[-1]["area"] == expected
+
+
 def test_a_box_that_reaches_out_of_its_image_is_said_and_cut(tmp_path, caplog):
     folder = write(tmp_path, spoil(bbox=[12, 8, 10, 10], segmentation=[[12, 8, 16, 8, 16, 12, 12, 12]]))
     data = read(folder)

@@ -19,7 +19,7 @@ from .. import families, models  # noqa: F401  (they register their networks)
 from ..checkpoints import load_checkpoint
 from ..errors import InputError, asked_for
 
-__all__ = ["PyramidBackbone", "create_body", "freeze_first_stages", "load_backbone"]
+__all__ = ["PyramidBackbone", "create_body", "freeze_first_stages", "load_backbone", "normalisation"]
 
 
 class PyramidBackbone(nn.Module):

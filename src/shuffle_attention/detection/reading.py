@@ -214,7 +214,7 @@ def _object(record: dict[str, Any], number: int, height: int, width: int) -> dic
     box = [float(side) for side in record["bbox"]]
     segmentation = record.get("segmentation")
     area = record.get("area")
-    if not isinstance(area, int | float):
+    if not isinstance(area, int | float) or not 0 <= area < math.inf:
         area = box[2] * box[3] if not segmentation else int(decode_mask(segmentation, height, width).sum())
     found = {
         "id": number,
