@@ -51,6 +51,8 @@ def draw_detections(
     labels, scores = output["labels"].cpu()[shown].tolist(), output["scores"].cpu()[shown].tolist()
     titles = [f"{_name(names, label)}: {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     boxes = (output["boxes"].float().cpu()[shown] * scale).round()
+    # A title stands in its box, and must not hide what is small.
+    font_size = int((boxes[:, 3] - boxes[:, 1]).median().div(4).clamp(9, 14))
     limit = torch.tensor([canvas.width - 1, canvas.height - 1] * 2)
     pixels = draw_bounding_boxes(
         pixels,
@@ -59,7 +61,7 @@ def draw_detections(
         colors=colours,
         width=2,
         font=_font(),
-        font_size=14,
+        font_size=font_size,
         fill_labels=True,
     )
     return functional.to_pil_image(pixels)
