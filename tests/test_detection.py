@@ -311,6 +311,8 @@ BAD = {
         "fcos takes no argument 'nms_treshold'; did you mean nms_thresh",
     ),
     "value": (("mask_rcnn", "sa_resnet18"), {"min_size": 64, "box_roi_pool": 3}, "box_roi_pool=3 cannot be used"),
+    "no-anchors": (("fcos", "sa_resnet18"), {"anchor_sizes": (8, 16, 32, 64, 128)}, "fcos has no anchors"),
+    "anchors": (("retinanet", "sa_resnet18"), {"anchor_sizes": (8, 16)}, "five lengths, .* got \\(8, 16\\)"),
     "backbone-argument": (("fcos", "sa_resnet18"), {"backbone_options": {"nope": 1}}, "nope=1 cannot be used"),
 }
 
@@ -320,6 +322,19 @@ def test_what_cannot_be_built_is_said(case):
     arguments, options, message = BAD[case]
     with pytest.raises(InputError, match=message):
         create_detector(*arguments, **options)
+
+
+@pytest.mark.parametrize("arch", ["mask_rcnn", "retinanet"])
+def test_anchors_differ_from_torchvisions_in_size_alone(arch):
+    with torch.device("meta"):
+        models_ = [
+            create_detector(arch, "resnet10t", 3, anchor_sizes=sizes)
+            for sizes in (None, (32, 64, 128, 256, 512), (8, 16, 32, 64, 128))
+        ]
+    default, same, small = (model.rpn if arch == "mask_rcnn" else model for model in models_)
+    assert same.anchor_generator.sizes == default.anchor_generator.sizes
+    assert same.anchor_generator.aspect_ratios == default.anchor_generator.aspect_ratios
+    assert small.anchor_generator.sizes[2] == default.anchor_generator.sizes[0]
 
 
 def test_strides_are_those_asked_for():

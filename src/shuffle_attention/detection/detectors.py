@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
@@ -35,23 +36,26 @@ class Architecture:
         strides: Strides of the maps that the pyramid is built on.
         extra_blocks: Makes the levels above them.
         masks: Whether it segments what it finds.
+        anchors: Name of the argument that takes its anchors, and their octaves at each level; None without anchors.
     """
 
     network: type[nn.Module]
     strides: tuple[int, ...]
     extra_blocks: Callable[[], ExtraFPNBlock]
     masks: bool = False
+    anchors: tuple[str, tuple[float, ...]] | None = None
 
 
 def _p6_and_p7() -> ExtraFPNBlock:
     return LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS)
 
 
+_RPN_ANCHORS = ("rpn_anchor_generator", (0.0,))
 ARCHITECTURES = {
-    "faster_rcnn": Architecture(FasterRCNN, (4, 8, 16, 32), LastLevelMaxPool),
-    "mask_rcnn": Architecture(MaskRCNN, (4, 8, 16, 32), LastLevelMaxPool, masks=True),
+    "faster_rcnn": Architecture(FasterRCNN, (4, 8, 16, 32), LastLevelMaxPool, anchors=_RPN_ANCHORS),
+    "mask_rcnn": Architecture(MaskRCNN, (4, 8, 16, 32), LastLevelMaxPool, masks=True, anchors=_RPN_ANCHORS),
     # Without stride 4, whose anchors would be too many (RetinaNet, section 4).
-    "retinanet": Architecture(RetinaNet, (8, 16, 32), _p6_and_p7),
+    "retinanet": Architecture(RetinaNet, (8, 16, 32), _p6_and_p7, anchors=("anchor_generator", (0.0, 1 / 3, 2 / 3))),
     "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7),
 }
 
@@ -68,6 +72,7 @@ def create_detector(
     frozen_norm: bool | None = None,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
+    anchor_sizes: Sequence[int] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -93,6 +98,8 @@ def create_detector(
         min_size: Length to which the shorter side of an image is resized, in pixels; several are drawn from at
             random in training, and evaluation takes the last.
         max_size: Length that the longer side does not exceed.
+        anchor_sizes: Side of the anchors of each of the five levels, in pixels of the resized image; 32 to 512 by
+            default. Objects of half the smallest are hardly found.
         backbone_options: Further arguments of ``timm.create_model``.
         **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
 
@@ -122,8 +129,22 @@ def create_detector(
     frozen_norm = has_weights if frozen_norm is None else frozen_norm
     pyramid = PyramidBackbone(body, PYRAMID_CHANNELS, chosen.extra_blocks(), frozen_norm=frozen_norm)
     settings = {**normalisation(body), "min_size": min_size, "max_size": max_size, **kwargs}
+    if anchor_sizes is not None:
+        settings |= _anchors(arch, anchor_sizes)
     with asked_for(arch=arch, **kwargs):
         return chosen.network(pyramid, num_classes, **settings)
+
+
+def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:
+    """Anchors as torchvision's defaults but for their sizes: three ratios, and RetinaNet's three octaves."""
+    anchors = ARCHITECTURES[arch].anchors
+    if anchors is None:
+        raise InputError(f"{arch} has no anchors; leave anchor_sizes={tuple(sizes)} out")
+    if len(sizes) != 5 or not all(size > 0 for size in sizes):
+        raise InputError(f"anchor_sizes must be five lengths, one for each level, got {tuple(sizes)}")
+    argument, octaves = anchors
+    levels = tuple(tuple(int(size * 2**octave) for octave in octaves) for size in sizes)
+    return {argument: AnchorGenerator(levels, ((0.5, 1.0, 2.0),) * len(levels))}
 
 
 def _require_known(arch: str, network: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
