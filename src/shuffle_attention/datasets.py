@@ -70,7 +70,7 @@ class Samples(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, int]:
         if isinstance(key, tuple):
             epoch, index = key
-            with _seeded(self.seed, epoch, index):
+            with seeded(self.seed, epoch, index):
                 image, label = self._readable(index)
                 return self.transform(image), label
         image = self._decode(key)
@@ -115,7 +115,7 @@ class Samples(Dataset):
 
 
 @contextmanager
-def _seeded(*key: int) -> Iterator[None]:
+def seeded(*key: int) -> Iterator[None]:
     """Randomness that depends on the key alone, for every generator that transforms draw from."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
