@@ -175,6 +175,15 @@ def test_where(where):
         assert difference(output(model), expected) < EXACT
 
 
+def test_a_pooled_map_is_no_stage():
+    maps = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)]
+    model = nn.Sequential(*maps, nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Flatten())
+    with pytest.raises(InputError, match="no map with two convolutions"):
+        attach(model, where="stage", groups=2)
+    maps[0].padding = maps[1].padding = 1
+    assert [row.place for row in attach(model, where="stage", groups=2).layers] == ["1"]
+
+
 def test_where_may_be_a_predicate():
     model = network("torchvision-resnet")
     report = attach(model, where=lambda name, module: isinstance(module, nn.BatchNorm2d) and module.num_features == 512)
@@ -231,6 +240,48 @@ def test_parameters_that_are_used_twice_are_not_permuted():
     assert difference(model(x), expected) < EXACT
 
 
+class TwoResults(nn.Module):
+    """A network whose second result is what its convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        return self.norm(y), y
+
+
+def test_results_of_the_network_are_preserved_wherever_they_are_taken():
+    model, x = TwoResults().double().eval(), photographs(16)
+    with torch.no_grad():
+        expected = model(x)
+        assert attach(model, where="norm", groups=2).layers[0].preserved == "folded into norm, without shuffle"
+        for y, z in zip(model(x), expected, strict=True):
+            assert difference(y, z) < EXACT
+
+
+class LooksAtItsOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.gate = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        self.score = self.gate(y.mean((2, 3)))
+        return y
+
+
+def test_what_a_module_does_with_its_output_before_it_gives_it_is_preserved():
+    block = LooksAtItsOutput()
+    model, x = nn.Sequential(block).double().eval(), photographs(16)
+    with torch.no_grad():
+        y, score = model(x), block.score
+        attach(model, where="0", groups=2)
+        assert difference(model(x), y) < EXACT
+        assert difference(block.score, score) < EXACT
+
+
 def test_attached_in_turn_they_come_out_in_turn():
     model = network("plain")
     state = state_of(model)
@@ -266,6 +317,67 @@ def test_weights_that_leave_it_out_do_not_move_it():
     assert alike(model.state_dict(), state)
 
 
+def test_weights_of_a_head_beside_what_was_folded_do_not_move_it():
+    model = network("plain")
+    attach(model, where="residual", groups=2)
+    trained(model)
+    state = state_of(model)
+    head = {key: value for key, value in state.items() if key.startswith("head.")}
+    model.load_state_dict(head, strict=False)
+    assert alike(model.state_dict(), state)
+
+
+class TwoNames(nn.Module):
+    """A convolution and a norm that are registered by themselves and in a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.stem = nn.Sequential(self.conv, self.norm)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.stem(x)))
+
+
+def test_plain_weights_load_where_the_modules_around_attention_have_none():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))), photographs(16).float()
+    state, expected = state_of(model), model(x)
+    attach(model, where="1.?", groups=2)
+    trained(model)
+    model.load_state_dict(state)
+    assert difference(model(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_plain_weights_load_under_each_name_of_a_module(checkpoint, tmp_path):
+    model, x = TwoNames().double().eval(), photographs(16)
+    state = state_of(model)
+    torch.save(state, tmp_path / "plain.pth")
+    with torch.no_grad():
+        expected = model(x)
+        attach(model, where="norm", groups=2)
+        trained(model)
+        if checkpoint:
+            load_checkpoint(model, tmp_path / "plain.pth")
+        else:
+            model.load_state_dict(state)
+        assert difference(model(x), expected) < EXACT
+    detach(model)
+    assert alike(model.state_dict(), state)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_what_is_restored_alone(tmp_path):
+    model = network("plain")
+    state = state_of(model)
+    attach(model, groups=2)
+    torch.save({key: value + 1 for key, value in state.items() if key != "head.weight"}, tmp_path / "plain.pth")
+    with pytest.raises(InputError, match="missing: head.weight"):
+        load_checkpoint(model, tmp_path / "plain.pth")
+    detach(model)
+    assert alike(model.state_dict(), state)
+
+
 def test_a_part_of_a_network_loads_plain_weights_too():
     model, plain = network("torchvision-resnet"), network("torchvision-resnet")
     attach(model, groups="auto")
@@ -296,6 +408,7 @@ def test_types_and_layouts_follow_the_network():
     model = network("torchvision-resnet").to(torch.bfloat16)
     attach(model, groups="auto", where="stage")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.bfloat16, torch.int64}  # those of norms, which count batches
     model = model.float().to(memory_format=torch.channels_last)
     y = model(photographs().float().contiguous(memory_format=torch.channels_last))
     assert y.dtype == torch.float32
@@ -371,6 +484,22 @@ def compiled(model: nn.Module) -> None:
     attach(torch.compile(model, backend="eager"))
 
 
+def compiled_in_part(model: nn.Module) -> None:
+    model.layer1 = torch.compile(model.layer1, backend="eager")
+    attach(model, groups="auto")
+
+
+def made_for_inference() -> nn.Module:
+    with torch.inference_mode():
+        return Plain()
+
+
+def kept_for_backward() -> nn.Module:
+    model = nn.Sequential(LooksAtItsOutput())
+    model(photographs(16).float())
+    return model
+
+
 RESNET: Callable[[], nn.Module] = lambda: network("torchvision-resnet")  # noqa: E731
 ERRORS = {
     "unknown attention": (RESNET, lambda m: attach(m, "shufle"), "did you mean 'shuffle'"),
@@ -378,6 +507,11 @@ ERRORS = {
     "matches nothing": (RESNET, lambda m: attach(m, where="layer*.bn4"), "matches no module.*names like 'layer4'"),
     "like a preset": (RESNET, lambda m: attach(m, where="stages"), "'stage' \\(after.*names like 'stage'"),
     "not a where": (RESNET, lambda m: attach(m, where=3), "a glob or a predicate"),
+    "a class": (RESNET, lambda m: attach(m, where=nn.BatchNorm2d), "a predicate.*where=lambda name, module: isinst"),
+    "a module": (RESNET, lambda m: attach(m, where=m.layer1), "a glob or a predicate"),
+    "made for inference": (made_for_inference, lambda m: attach(m, groups=2), "made under torch.inference_mode"),
+    "cannot be copied": (kept_for_backward, lambda m: attach(m, where="0"), "cannot be copied.*under torch.no_grad"),
+    "compiled in part": (RESNET, compiled_in_part, "layer1 is compiled already"),
     "shared module": (RESNET, lambda m: attach(m, where="*.relu"), "layer1.0.relu is called 2 times"),
     "no map": (RESNET, lambda m: attach(m, where="fc"), r"fc gives \(1, 5\), which is no map"),
     "groups": (RESNET, lambda m: attach(m), "groups=64.*32.*groups='auto' chooses"),

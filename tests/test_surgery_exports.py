@@ -8,7 +8,7 @@ import torch.distributed
 from torch import nn
 
 from networks import difference, network, output, photographs
-from shuffle_attention import ShuffleAttention, attach
+from shuffle_attention import ShuffleAttention, attach, detach
 
 
 @pytest.fixture
@@ -34,6 +34,36 @@ def test_compiled_to_machine_code_it_trains_as_before():
     expected.square().mean().backward()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_code_compiled_without_attention_does_not_run_with_it_nor_the_other_way_round(in_place):
+    """Networks of one class share their compiled code, and one network has its own before and after."""
+    torch.compiler.reset()
+    plain, x = network("plain"), photographs(32)
+    model = copy.deepcopy(plain)
+
+    def compiled(network: nn.Module) -> nn.Module:
+        if not in_place:
+            return torch.compile(network, backend="eager")
+        network.compile(backend="eager")
+        return network
+
+    with torch.no_grad():
+        expected = plain(x)
+        compiled(plain)(x)
+        compiled(model)(x)
+        attach(model, groups=2, where="residual")
+        nn.init.ones_(model.norm2.attention.sweight)
+        attended = model.forward(x)
+        assert difference(attended, expected) > 1e-3
+        for _ in range(2):
+            assert difference(compiled(copy.deepcopy(model))(x), attended) < 1e-12
+            assert difference(compiled(model)(x), attended) < 1e-12
+            assert difference(compiled(plain)(x), expected) < 1e-12
+        detach(model)
+        assert difference(compiled(model)(x), expected) < 1e-12
+    torch.compiler.reset()
 
 
 def test_under_ddp_every_parameter_gets_its_gradient(model, tmp_path):

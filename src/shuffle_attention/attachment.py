@@ -4,6 +4,7 @@ The hooks are functions and methods that pickle and copy by name, and take the m
 from the call, so that copies of a network have their own.
 """
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,23 +45,42 @@ class Attachment:
 
     def take_plain_weights(self, host: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Folds weights that know nothing of attention, in ``state``; called before the host loads them."""
-        known = [key for key in state if key.startswith(prefix)]
-        child = f"{prefix}{self.place}.{CHILD}."
-        if self.fold is None or not known or any(key.startswith(child) for key in known):
+        self.fold_into(state, prefix, remember=True)
+
+    def fold_into(self, state: dict[str, Any], prefix: str, *, remember: bool) -> None:
+        """Folds weights that know nothing of attention, in ``state``.
+
+        Args:
+            state: State dict of a network; it is changed.
+            prefix: What stands before the names of the host there.
+            remember: Whether these are the weights that :func:`take_out` restores.
+
+        Raises:
+            InputError: If a module that was folded into is gone.
+        """
+        if self.fold is None:
             return
-        names = {id(module): prefix + (f"{name}." if name else "") for name, module in host.named_modules()}
-        for module in self.fold.modules():
-            if id(module) not in names:
-                raise InputError(_lost(self, "a module that it was folded into"))
-            own = {name: f"{names[id(module)]}{name}" for name in self.fold.names(module)}
-            values = {
-                name: state[key]
-                for name, key in own.items()
-                if key in state and state[key].shape == getattr(module, name).shape
-            }
-            state.update({own[name]: value for name, value in self.fold.folded(module, values).items()})
+        prefixes = _prefixes(self.host, prefix)
+        modules = self.fold.modules()
+        if any(id(module) not in prefixes for module in modules):
+            raise InputError(_lost(self, "a module that it was folded into"))
+        children = tuple(f"{each}{CHILD}." for each in prefixes.get(id(self.module), ()))
+        changed = {f"{each}{name}" for m in modules for each in prefixes[id(m)] for name in self.fold.names(m)}
+        # A part of a network that holds nothing that was folded says nothing about attention.
+        known = any(key in changed for key in state) if changed else any(key.startswith(prefix) for key in state)
+        if not known or any(key.startswith(children) for key in state):
+            return
+        for module in modules:
+            for each in prefixes[id(module)]:
+                values = {
+                    name: state[each + name]
+                    for name in self.fold.names(module)
+                    if each + name in state and state[each + name].shape == getattr(module, name).shape
+                }
+                folded = self.fold.folded(module, values, remember=remember)
+                state.update({each + name: value for name, value in folded.items()})
         start = _start_of(self.module.get_submodule(CHILD))
-        state.update({child + key: value for key, value in start.items()})
+        state.update({child + key: value for child in children for key, value in start.items()})
 
     def check_in_place(self, host: nn.Module, args: tuple[Any, ...]) -> None:
         """Stops a network whose folded weights have lost their attention; called before the host runs."""
@@ -80,9 +100,12 @@ def put_in(model: nn.Module, place: Place, layer: nn.Module, fold: Fold | None, 
     folded = _names(model, [] if fold is None else fold.modules())
     preserved = "no" if fold is None else _start(layer, fold, [_short(model, name) for name in folded])
     host_name = _common([place.name, *(f"{name}.weight" for name in folded)])
+    while host_name and not _has_weights(model.get_submodule(host_name)):  # plain weights are known by what they hold
+        host_name = host_name.rpartition(".")[0]
     host = model.get_submodule(host_name)
     record = Attachment(module, host, place.name.removeprefix(f"{host_name}."), fold, order)
     module.add_module(CHILD, layer)
+    _tell_compilers_apart(model, module, attached=True)
     if place.before:
         record.handles.append(module.register_forward_pre_hook(_attend_before))
     else:
@@ -114,6 +137,7 @@ def take_out(model: nn.Module, first: int = 0) -> None:
             record.fold.undo()
         delattr(record.module, CHILD)
         delattr(record.module, _RECORD)
+        _tell_compilers_apart(model, record.module, attached=False)
 
 
 def attached(model: nn.Module) -> Iterator[tuple[str, Attachment]]:
@@ -128,13 +152,40 @@ def is_attached(module: nn.Module) -> bool:
     return _RECORD in module.__dict__
 
 
-def fold_plain_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns weights as the network takes them: those from before attention was attached, folded and completed."""
+def fold_plain_weights(model: nn.Module, weights: Mapping[str, Tensor], *, remember: bool) -> dict[str, Tensor]:
+    """Returns weights as the network takes them: those from before attention was attached, folded and completed.
+
+    Args:
+        model: Network.
+        weights: State dict.
+        remember: Whether these are the weights that :func:`take_out` restores: they are about to be loaded.
+    """
     state = dict(weights)
-    names = {id(module): f"{name}." if name else "" for name, module in model.named_modules()}
+    prefixes = _prefixes(model)
     for _, record in attached(model):
-        record.take_plain_weights(record.host, state, names[id(record.host)])
+        for prefix in prefixes[id(record.host)]:
+            record.fold_into(state, prefix, remember=remember)
     return state
+
+
+def _prefixes(model: nn.Module, before: str = "") -> dict[int, list[str]]:
+    """What stands before the names of each module in a state dict: more than one if it is registered twice."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        found[id(module)].append(f"{before}{name}." if name else before)
+    return dict(found)
+
+
+def _tell_compilers_apart(model: nn.Module, module: nn.Module, *, attached: bool) -> None:
+    """Keeps code that ``torch.compile`` made for a network without attention from running one with it.
+
+    Compiled code is shared by all networks of a class, and is not looked at for hooks when it is chosen
+    (``torch._dynamo.config.skip_nnmodule_hook_guards``), but for the types of the dicts that hold modules.
+    """
+    for parent in model.modules():
+        if module in parent._modules.values():
+            inside = attached or any(child is not None and is_attached(child) for child in parent._modules.values())
+            parent._modules = (OrderedDict if inside else dict)(parent._modules)
 
 
 def _start_of(attention: nn.Module) -> dict[str, Tensor]:
@@ -169,7 +220,8 @@ def _start(layer: Any, fold: Fold, folded: list[str]) -> str:
     without = ", without shuffle" if getattr(layer, "shuffle", False) else ""
     if without:
         layer.shuffle = False
-        layer.register_buffer(_UNSHUFFLED, torch.empty(0))  # so that a layer that shuffles does not load its weights
+        # So that a layer that shuffles does not load its weights.
+        layer.register_buffer(_UNSHUFFLED, next(layer.parameters()).new_empty(0))
     if folded:
         return f"folded into {where}{without}"
     if fold.constant == 1:
@@ -194,6 +246,11 @@ def _names(model: nn.Module, modules: list[nn.Module]) -> list[str]:
 def _short(model: nn.Module, name: str) -> str:
     last = name.rpartition(".")[2]
     return f"{type(model.get_submodule(name)).__name__} {last}" if last.isdigit() else last
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether a module has weights besides those of attention."""
+    return any(f".{CHILD}." not in f".{key}" for key in module.state_dict())
 
 
 def _common(names: list[str]) -> str:

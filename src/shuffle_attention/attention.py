@@ -66,13 +66,13 @@ def create_attention(name: str, channels: int, *, device=None, dtype=None, **opt
         >>> create_attention("se", 256, rd_ratio=1 / 8)(torch.randn(2, 256, 14, 14)).shape
         torch.Size([2, 256, 14, 14])
     """
-    layer = _FAMILY.get(name)
+    layer = _FAMILY.get(name) if isinstance(name, str) else None
     if layer is None:
         close = difflib.get_close_matches(str(name), _FAMILY, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"no attention {name!r}; {hint}there are {', '.join(_FAMILY)}")
-    if channels < 1:
-        raise InputError(f"channels must be a positive number, got channels={channels}")
+    if not isinstance(channels, int) or channels < 1:
+        raise InputError(f"channels must be a positive whole number, got channels={channels!r}")
     taken = layer.options()
     unknown = sorted(options.keys() - taken)
     if unknown:

@@ -84,7 +84,8 @@ def load_checkpoint(
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
     own = model.state_dict()
-    weights = fold_plain_weights(model, unwrapped(weights, own))
+    unfolded = unwrapped(weights, own)
+    weights = fold_plain_weights(model, unfolded, remember=False)
     patterns = tuple(may_differ)
 
     def allowed(key: str) -> bool:
@@ -111,6 +112,7 @@ def load_checkpoint(
             + ". Nothing was loaded. Name what may differ in may_differ, such as ['fc.*'] for a new head."
         )
     kept = {*missing, *reshaped}
+    weights = fold_plain_weights(model, unfolded, remember=True)
     model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
     return LoadReport(len(own) - len(kept), name, tuple(sorted(kept)), tuple(unexpected + reshaped))
 

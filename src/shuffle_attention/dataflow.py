@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .errors import InputError
+
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _CHANNELS_SECOND = (*CONVOLUTIONS, "batch_norm", "group_norm", "instance_norm")
 _CHANNELS_LAST = ("linear", "layer_norm", "rms_norm")
@@ -60,10 +62,11 @@ class Call:
 
 @dataclass
 class Dataflow:
-    """One run of a network: values in the order they were computed, calls in the order they ended."""
+    """One run of a network: values in the order they were computed, calls in the order they ended, and its results."""
 
     values: list[Value] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    results: tuple[int, ...] = ()
 
     def by_name(self) -> dict[str, list[Call]]:
         found: dict[str, list[Call]] = defaultdict(list)
@@ -89,9 +92,18 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> D
 
     A copy runs, which shares the parameters and has its own modules, buffers and hooks: whatever
     happens, the network itself stays as it is.
+
+    Raises:
+        InputError: If it cannot be copied.
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    twin = copy.deepcopy(model, shared).eval()
+    try:
+        twin = copy.deepcopy(model, shared).eval()
+    except Exception as error:  # whatever a module may raise
+        raise InputError(
+            f"{type(model).__name__} cannot be looked at, for it cannot be copied ({type(error).__name__}: {error}); "
+            f"tensors of a backward pass that its modules keep are gone after a forward pass under torch.no_grad()"
+        ) from error
     recorder = _Recorder()
     for name, module in twin.named_modules():
         recorder.watch(name, module)
@@ -126,6 +138,8 @@ class _Recorder(TorchFunctionMode):
                 self._add(output, "unknown", inputs, frozenset())
             found = self._index(output) if isinstance(output, Tensor) else None
             self.flow.calls.append(Call(name, inputs, found))
+            if not name:
+                self.flow.results = self._indices(output)
 
         module.register_forward_pre_hook(entered, with_kwargs=True)
         module.register_forward_hook(left, with_kwargs=True)

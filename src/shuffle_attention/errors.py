@@ -25,6 +25,6 @@ def asked_for(**received: Any) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         settings = ", ".join(f"{name}={value!r}" for name, value in received.items())
         raise InputError(f"{settings} cannot be used: {str(error) or type(error).__name__}") from error

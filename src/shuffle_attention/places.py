@@ -56,7 +56,7 @@ def find_places(
     - A *block* is a module of the class of one that does a residual addition, with an addition or without (as
       where a stride or a change of width forbids one). A *stage* is all blocks that give maps of one
       height and width. In a network without residual additions it is all that is computed at one height and
-      width, with two convolutions at least, and ends with the last of its outermost modules.
+      width of more than one pixel, with two convolutions at least, and ends with the last of its outermost modules.
 
     Args:
         model: Network.
@@ -150,7 +150,8 @@ class _Finder:
                 continue
             size = self.flow.values[place.value].shape[2:]
             inner = size in ends and call.name.count(".") > ends[size].name.count(".")
-            if blocks or (convolutions.count(size) > 1 and not inner):
+            pooled = max(size) == 1  # as what squeeze-and-excitation and heads compute on
+            if blocks or (convolutions.count(size) > 1 and not inner and not pooled):
                 ends[size] = place
         if not ends:
             raise InputError(f"where='stage' finds no map with two convolutions in {type(self.model).__name__}")
@@ -159,10 +160,13 @@ class _Finder:
     def matching(self, where: Where) -> list[Place]:
         if isinstance(where, str):
             names = [name for name in self.modules if fnmatch.fnmatchcase(name, where)]
-        elif callable(where):
+        elif callable(where) and not isinstance(where, type | nn.Module):
             names = [name for name, module in self.modules.items() if where(name, module)]
         else:
-            raise InputError(f"where must be a preset, a glob or a predicate of name and module, got {where!r}")
+            raise InputError(
+                f"where must be a preset, a glob or a predicate of name and module, got {where!r}; for all modules "
+                f"of a class: where=lambda name, module: isinstance(module, nn.BatchNorm2d)"
+            )
         if not names:
             raise InputError(f"where={where!r} matches no module of {type(self.model).__name__}; {self._hint(where)}")
         found = {name: self.place(self.last_of(name)) for name in names}
@@ -233,6 +237,8 @@ def run(model: nn.Module, example: Example | None) -> Dataflow:
     kwargs = example if isinstance(example, dict) else {}
     try:
         return record(model, args, kwargs)
+    except InputError:
+        raise
     except Exception as error:  # whatever a network may raise
         shapes = ", ".join(str(tuple(t.shape)) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
         raise InputError(

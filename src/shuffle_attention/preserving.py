@@ -114,8 +114,8 @@ class Fold:
                 values[name] = value
             self._write(module, values)
 
-    def folded(self, module: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the values that a module needs for its own to be preserved, and remembers its own."""
+    def folded(self, module: nn.Module, values: dict[str, Tensor], *, remember: bool = True) -> dict[str, Tensor]:
+        """Returns the values that a module needs for its own to be preserved, and remembers its own for ``undo``."""
         folded = {}
         for name, value in values.items():
             value = value.detach()
@@ -123,7 +123,8 @@ class Fold:
                 value = value[self.source.argsort().to(value.device)]
             if self._in(self.scaled, module, name):
                 original = value.to("cpu", getattr(module, name).dtype, copy=True)
-                self.originals[self._key(module, name)] = original
+                if remember:
+                    self.originals[self._key(module, name)] = original
                 value = self._divided(original).to(value.device)
             folded[name] = value
         return folded
@@ -169,7 +170,12 @@ def plan_fold(model: nn.Module, flow: Dataflow, place: Place, attention: nn.Modu
     if fold.constant == 1:  # and no shuffle
         return fold
     value = flow.values[place.value]
-    if place.before and len(flow.children(value.index)) > 1:
+    children = flow.children(value.index)
+    if place.before:  # what the module is given
+        elsewhere = len(children) > 1 or value.index in flow.results
+    else:  # what it gives; only the module itself sees it without attention
+        elsewhere = any(f"{child.owner}.".startswith(f"{place.name}.") for child in children)
+    if elsewhere:
         return fold
     last = _maker(model, flow, value.index)
     if last is None or value.operation not in (*_NORMS, *CONVOLUTIONS):
@@ -185,7 +191,11 @@ def plan_fold(model: nn.Module, flow: Dataflow, place: Place, attention: nn.Modu
     if value.operation == "batch_norm":
         before = value.parents[0]
         first = _maker(model, flow, before)
-        alone = len(flow.children(before)) == 1 and flow.values[before].operation in CONVOLUTIONS
+        alone = (
+            len(flow.children(before)) == 1
+            and before not in flow.results
+            and flow.values[before].operation in CONVOLUTIONS
+        )
         if first is None or not alone or others & {call.name for call in flow.outputs(before)}:
             return fold
         statistics = [name for name in ("running_mean", "running_var") if getattr(last, name, None) is not None]

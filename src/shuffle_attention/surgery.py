@@ -132,6 +132,11 @@ def attach(
     if preserve:
         if any(tensor.is_meta for tensor in model.parameters()):
             raise InputError("preserve=True changes weights, and those of this network are on the meta device")
+        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+            raise InputError(
+                "preserve=True changes weights, and those of this network were made under torch.inference_mode(), "
+                "which forbids it; make the network outside of it, or copy it with copy.deepcopy()"
+            )
         names = {place.name for place in places}
         folds = [plan_fold(model, flow, p, layer, names - {p.name}) for p, layer in zip(places, layers, strict=True)]
     rows, first = [], 1 + max((record.order for _, record in attached(model)), default=0)
@@ -165,6 +170,9 @@ def _refuse_wrapped(model: nn.Module) -> None:
         raise InputError("attention cannot be put into a scripted or traced module; attach it before")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise InputError(f"attach before wrapping: {type(model).__name__} holds the network, which has to be given")
+    compiled = next((name for name, module in model.named_modules() if hasattr(module, "_orig_mod")), None)
+    if compiled is not None:
+        raise InputError(f"attach before compiling: {compiled} is compiled already")
 
 
 def _build(model: nn.Module, attention: str, places: Iterable[Place], options: dict[str, Any]) -> list[nn.Module]:
