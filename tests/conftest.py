@@ -13,9 +13,9 @@ from shuffle_attention.cli import main
 from shuffle_attention.datasets import load_digits
 from shuffle_attention.loading import Place
 
-# Small runs: two threads, so that results and times do not depend on the machine.
-os.environ["OMP_NUM_THREADS"] = "2"
-torch.set_num_threads(2)
+# One thread: results and times do not depend on the machine, and `make test` has a process for each core.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # ultralytics writes its settings where it is told to, or into the home folder.
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-settings-"))
 
