@@ -30,6 +30,7 @@ bench: .venv/installed ## time the kernels and whole networks beside their basel
 	$(BIN)/python benchmarks/network.py --name network
 	$(BIN)/python benchmarks/memory.py --name memory
 	$(BIN)/python benchmarks/picture.py
+	$(BIN)/python benchmarks/tables.py
 
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check .

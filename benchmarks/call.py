@@ -1,61 +1,67 @@
 """What one call costs beside its arithmetic, for a map so small that it shows: ``python benchmarks/call.py``.
 
-The kernel's own time is proportional to the number of images, as each is worked on by itself, and all
-else (Python, the dispatcher, autograd, allocation, the parameters, waking threads) is paid once a call.
-A line through the times of one to four images of 2048 x 7 x 7, all of which fit in the second cache, has
-the first as its slope and the second where it meets zero images.
+The kernel's own time is proportional to the number of channels, as each plane is worked on by itself,
+and all else (Python, the dispatcher, autograd, allocation, waking threads) is paid once a call. A line
+through the times of one image of a quarter, a half, three quarters and all of 2048 x 7 x 7, which fit
+in the second cache with their outputs, has the first as its slope and the second where it meets zero.
 """
 
 import argparse
 import statistics
+from collections.abc import Callable
 
 import torch
 from layer import FORMATS, layer_with_random_gates
 from timing import interleaved, judged, write
 from torch import Tensor
 
-CHANNELS, SIZE, BATCHES = 2048, 7, (1, 2, 3, 4)
+from shuffle_attention import ShuffleAttention
+
+CHANNELS, SIZE, PARTS = 2048, 7, (0.25, 0.5, 0.75, 1.0)
 TARGET = 25.0  # microseconds
+
+
+def op_of(layer: ShuffleAttention) -> Callable[[Tensor], Tensor]:
+    """The registered op with the layer's parameters, without what the module does around it."""
+    gates = [p.detach() for p in (layer.cweight, layer.cbias, layer.sweight, layer.sbias)]
+    norm = [layer.gn.weight.detach(), layer.gn.bias.detach()]
+    return lambda x: torch.ops.shuffle_attention.shuffle_attention(x, *gates, *norm, layer.gn.eps, True)
+
+
+def without_gradients(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return function(x)
+
+    return run
 
 
 def measure(layout: str, repetitions: int) -> list[dict]:
     torch.manual_seed(0)
-    layer = layer_with_random_gates(CHANNELS)
-    detached = [p.detach() for p in (layer.cweight, layer.cbias, layer.sweight, layer.sbias)]
-    norm = [layer.gn.weight.detach(), layer.gn.bias.detach()]
-
-    def op(x: Tensor) -> Tensor:
-        return torch.ops.shuffle_attention.shuffle_attention(x, *detached, *norm, layer.gn.eps, True)
-
-    def without_gradients(function, x: Tensor):
-        def run():
-            with torch.no_grad():
-                return function(x)
-
-        return run
-
     functions = {}
-    for batch in BATCHES:
-        x = torch.randn(batch, CHANNELS, SIZE, SIZE).to(memory_format=FORMATS[layout])
+    for part in PARTS:
+        channels = round(CHANNELS * part)
+        layer = layer_with_random_gates(channels)
+        x = torch.randn(1, channels, SIZE, SIZE).to(memory_format=FORMATS[layout])
+        functions["clone", part] = without_gradients(Tensor.clone, x)
+        functions["op", part] = without_gradients(op_of(layer), x)
+        functions["module", part] = without_gradients(layer, x)
         leaf = x.clone().requires_grad_()
-        functions["clone", batch] = without_gradients(Tensor.clone, x)
-        functions["op", batch] = without_gradients(op, x)
-        functions["module", batch] = without_gradients(layer, x)
-        functions["module, training", batch] = lambda x=leaf: layer(x)
+        functions["module, training", part] = lambda layer=layer, leaf=leaf: layer(leaf)
     times = interleaved(functions, repetitions)
     rows = []
     for name in ("clone", "op", "module", "module, training"):
         # A line for each repetition: what disturbs the machine then is the same for its points.
         lines = [
-            statistics.linear_regression(BATCHES, [times[name, batch].seconds[r] * 1e6 for batch in BATCHES])
+            statistics.linear_regression(PARTS, [times[name, part].seconds[r] * 1e6 for part in PARTS])
             for r in range(repetitions)
         ]
         low, middle, high = statistics.quantiles([fit.intercept for fit in lines], n=4)
         row = {
             "call": name,
             "layout": layout,
-            "one_image_us": round(times[name, 1].median * 1e6, 1),
-            "an_image_us": round(statistics.median(fit.slope for fit in lines), 1),
+            "one_image_us": round(times[name, 1.0].median * 1e6, 1),
+            "kernel_us": round(statistics.median(fit.slope for fit in lines), 1),
             "a_call_us": [round(us, 1) for us in (middle, low, high)],
         }
         if name != "clone":
@@ -72,14 +78,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
-    print(f"one image of {CHANNELS} x {SIZE} x {SIZE}; of this, what an image and what a call takes [quartiles]")
+    print(f"one image of {CHANNELS} x {SIZE} x {SIZE}; of this, what the kernel and what the call takes [quartiles]")
     for layout in FORMATS:
         for row in measure(layout, args.repetitions):
             rows.append(row)
             middle, low, high = row["a_call_us"]
             print(
-                f"{layout:13} {row['call']:17} {row['one_image_us']:6.1f} us   an image {row['an_image_us']:6.1f} us   "
-                f"a call {middle:6.1f} [{low:.1f}, {high:.1f}] us {judged(middle, row.get('target'))}",
+                f"{layout:13} {row['call']:17} {row['one_image_us']:6.1f} us   kernel {row['kernel_us']:6.1f} us   "
+                f"the call {middle:6.1f} [{low:.1f}, {high:.1f}] us {judged(middle, row.get('target'))}",
                 flush=True,
             )
     if args.name:

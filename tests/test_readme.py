@@ -117,6 +117,14 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
         assert f"{figures['top5']:.2f} %" in page.read_text()
 
 
+def test_the_tables_of_the_kernels_are_those_of_the_files():
+    page = ROOT / "docs/kernels.md"
+    code = f"import sys; from tables import written; sys.stdout.write(written(open({str(page)!r}).read()))"
+    paths = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
+    assert done.stdout == page.read_text(), "run python benchmarks/tables.py"
+
+
 def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_once(tmp_path):
     """``pip install .`` where there is no compiler, without the dependencies, which are here already."""
     # A tree in which nothing has been built before.

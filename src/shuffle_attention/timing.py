@@ -90,5 +90,5 @@ def _commit() -> str:
     # Installed into an environment inside another repository, the package has no commit of that one.
     if git("ls-files", "--error-unmatch", here.name).returncode:
         return ""
-    changed = git("status", "--porcelain", "-uno").stdout.strip()
+    changed = git("status", "--porcelain", "-uno", "--", ":/src", ":/benchmarks/*.py").stdout.strip()
     return git("rev-parse", "HEAD").stdout.strip() + ("+changes" if changed else "")
