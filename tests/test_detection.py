@@ -247,7 +247,7 @@ def test_pixels_are_normalised_as_the_backbone_was_trained():
 
 
 def test_parameters_are_the_published_ones():
-    """mmdetection's 41.53 M: 80 classes, stem and first stage not counted, no box for the background."""
+    """The published 41.53 M: 80 classes, stem and first stage not counted, no box for the background."""
     with torch.device("meta"):
         model = create_detector("faster_rcnn", "resnet50", 81, trainable_layers=3, frozen_norm=False)
         attentive = create_detector("faster_rcnn", "sa_resnet50", 81)
@@ -258,8 +258,8 @@ def test_parameters_are_the_published_ones():
 
 
 def test_multiply_adds_are_the_published_ones():
-    """mmdetection's 207.07 G at 1280 x 800, which counts modules: of norms two for each value, of activations and
-    pooling one, and biases. Its RPN has a functional ReLU, which does not count."""
+    """207.07 G at 1280 x 800, near the published 207.18 G, counted by modules: of norms two for each value, of
+    activations and pooling one, and biases. Its RPN has a functional ReLU, which does not count."""
     with torch.device("meta"):
         model = create_detector("faster_rcnn", "resnet50", 81).eval()
         images, proposals = torch.empty(1, 3, 800, 1280), torch.empty(1000, 256, 7, 7)
