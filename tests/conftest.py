@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from shuffle_attention.cli import main
 from shuffle_attention.datasets import load_digits
@@ -18,6 +19,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # ultralytics writes its settings where it is told to, or into the home folder.
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-settings-"))
+os.environ["YOLO_AUTOINSTALL"] = "false"
+
+OPEN = Image.open
+
+
+@pytest.fixture(autouse=True)
+def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow as it is: ultralytics, once imported, has a function of its own open all images of the process."""
+    monkeypatch.setattr(Image, "open", OPEN)
+
 
 CPU = Place(torch.device("cpu"))
 # A network and a length of training that a test can afford; what it tests does not depend on them.
