@@ -13,6 +13,7 @@ from published import Published
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
+from shuffle_attention.profiling import kept_for_backward
 
 NETWORK_TARGETS = {"eager": 1.00, "compiled": 1.03}
 
@@ -54,22 +55,9 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def kept(model: nn.Module, images: Tensor) -> int:
-    """Bytes kept between the forward and the backward of a training step, parameters apart."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast(images.device.type, torch.bfloat16):
-            y = model(images)
-        total = sum(storages.values())
-    del y
-    return total
+    """Bytes that a forward in bfloat16 keeps for the backward."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return kept_for_backward(model, images)
 
 
 def compiled(net: nn.Module, dry: bool) -> nn.Module:

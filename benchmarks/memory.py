@@ -16,28 +16,10 @@ from pathlib import Path
 import torch
 from network import FORMATS, NETWORKS, images_of, network, training_step, unfused
 from timing import judged, write
-from torch import Tensor, nn
+
+from shuffle_attention.profiling import kept_for_backward
 
 KEPT_TARGET = 1.0
-
-
-def kept(model: nn.Module, images: Tensor) -> int:
-    """Bytes of what is kept between forward and backward."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(images)
-        total = sum(storages.values())
-    del y
-    return total
 
 
 def resident() -> int:
@@ -56,7 +38,7 @@ def of_one(name: str, batch: int, size: int, layout: str) -> dict[str, int]:
         for _ in range(2):  # the second has the optimiser's state beside the rest
             step()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # kilobytes on Linux
-        return {"kept": kept(model, images), "peak": peak}
+        return {"kept": kept_for_backward(model, images), "peak": peak}
 
     return unfused(run)() if name == "sa-modules" else run()
 

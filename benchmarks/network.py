@@ -7,24 +7,18 @@ the first two under ``torch.compile``, as a ratio to ResNet-50 compiled.
 
 import argparse
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import timm
 import torch
 from timing import interleaved, judged, write
 from torch import Tensor, nn
 
-import shuffle_attention.models  # noqa: F401  (registers the networks)
 from shuffle_attention import fusing, models
+from shuffle_attention.families import resnet_with
 
 T = TypeVar("T")
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "plain": ("resnet50", {}),
-    "sa": ("sa_resnet50", {}),
-    "sa-modules": ("sa_resnet50", {}),
-    "se": ("seresnet50", {}),
-    "eca": ("resnet50", {"block_args": {"attn_layer": "eca"}}),  # timm names only variants with another stem
-}
+NETWORKS = {"plain": "none", "sa": "shuffle", "sa-modules": "shuffle", "se": "se", "eca": "eca"}
 TARGETS = {"inference": 0.98, "training step": 0.97}
 COMPILED_TARGET = 1.05
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -35,8 +29,8 @@ REPETITIONS = {1: 15, 8: 9, 32: 3}
 def network(name: str) -> nn.Module:
     """The network with its BatchNorms as they start, so that all of them compute on like numbers."""
     torch.manual_seed(0)
-    model, options = NETWORKS[name]
-    return timm.create_model(model, zero_init_last=False, **options)
+    model, options = resnet_with(NETWORKS[name], 50)
+    return timm.create_model(model, **options)
 
 
 def unfused(call: Callable[[], T]) -> Callable[[], T]:

@@ -1,12 +1,12 @@
 """The fused end of a residual block against the modules one by one, over one table of maps and one of settings."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from maps import MapCase, channels_last, contiguous, every_other, transposed
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.ops import block_tail
 
@@ -15,36 +15,7 @@ BACKWARD = torch.ops.shuffle_attention.block_tail_backward.default
 NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def contiguous(x: Tensor) -> Tensor:
-    return x
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def transposed(x: Tensor) -> Tensor:
-    """Dense, in an order of dimensions that no kernel has."""
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def every_other(x: Tensor) -> Tensor:
-    """With gaps between its elements."""
-    return torch.stack([x, x], dim=-1)[..., 0]
-
-
-@dataclass(frozen=True)
-class Case:
-    shape: tuple[int, ...]
-    groups: int
-    layout: object = contiguous
-    shuffle: bool = True
-
-    def __str__(self) -> str:
-        return (
-            "x".join(map(str, self.shape)) + f"-{self.groups}-{self.layout.__name__}" + "-straight" * (not self.shuffle)
-        )
-
+class Case(MapCase):
     def modules(self, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Module, ShuffleAttention]:
         channels = self.shape[1]
         norm = NORMS[len(self.shape)](channels, dtype=dtype, **options)

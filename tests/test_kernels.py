@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from maps import MapCase, channels_last, contiguous, every_other, transposed
 from shuffle_attention.ops import library, reference, shuffle_attention
 
 pytestmark = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CPU kernels were not built")
@@ -17,36 +17,7 @@ FORWARD = torch.ops.shuffle_attention.shuffle_attention.default
 BACKWARD = torch.ops.shuffle_attention.shuffle_attention_backward.default
 
 
-def contiguous(x: Tensor) -> Tensor:
-    return x
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def transposed(x: Tensor) -> Tensor:
-    """Dense, in an order of dimensions that no kernel has."""
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def every_other(x: Tensor) -> Tensor:
-    """With gaps between its elements."""
-    return torch.stack([x, x], dim=-1)[..., 0]
-
-
-@dataclass(frozen=True)
-class Case:
-    shape: tuple[int, ...]
-    groups: int
-    layout: object = contiguous
-    shuffle: bool = True
-
-    def __str__(self) -> str:
-        return (
-            "x".join(map(str, self.shape)) + f"-{self.groups}-{self.layout.__name__}" + "-straight" * (not self.shuffle)
-        )
-
+class Case(MapCase):
     @property
     def n(self) -> int:
         return self.shape[1] // (2 * self.groups)

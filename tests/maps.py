@@ -1,0 +1,37 @@
+"""Maps in every layout that a kernel may meet, and what a case of a table of maps is."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def contiguous(x: Tensor) -> Tensor:
+    return x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Dense, in an order of dimensions that no kernel has."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def every_other(x: Tensor) -> Tensor:
+    """With gaps between its elements."""
+    return torch.stack([x, x], dim=-1)[..., 0]
+
+
+@dataclass(frozen=True)
+class MapCase:
+    shape: tuple[int, ...]
+    groups: int
+    layout: object = contiguous
+    shuffle: bool = True
+
+    def __str__(self) -> str:
+        return (
+            "x".join(map(str, self.shape)) + f"-{self.groups}-{self.layout.__name__}" + "-straight" * (not self.shuffle)
+        )
