@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from .cli_explain import add_explain
 from .errors import BAD_INPUT, InputError
 from .recipe import Recipe, recipe_names
 
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(evaluate, only=_EVALUATION_FIELDS)
     _add_profile(commands)
     _add_compare(commands)
+    add_explain(commands)
     return parser
 
 
