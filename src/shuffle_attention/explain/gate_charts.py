@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..charts import drawing
@@ -35,7 +34,7 @@ def draw_gates(found: Sequence[Gates], image: int, title: str, path: Path) -> No
             (upper, "channel gates: one for each plane", [gates.of_channels()[image] for gates in found]),
             (lower, "spatial gates: one for each place", [gates.of_places()[image] for gates in found]),
         ):
-            counts = np.stack([np.histogram(v.cpu().flatten(), _BINS, (0, 1))[0] / v.numel() for v in values], axis=1)
+            counts = np.stack([np.histogram(v.cpu().numpy(), _BINS, (0, 1))[0] / v.numel() for v in values], axis=1)
             extent = (-0.5, len(found) - 0.5, 0, 1)
             # Most gates may lie in one bin: the square root shows the others too.
             shown = axes.imshow(
@@ -93,7 +92,7 @@ def draw_spatial_gates(
         grid = figure.subplots(len(found), columns + 1, squeeze=False)
         shown: Any = None
         for row, gates, chosen in zip(grid, found, channels, strict=True):
-            planes = gates.values[image, list(chosen)].cpu()
+            planes = gates.values[image, list(chosen)].cpu().numpy()
             row[0].imshow(np.asarray(pixels))
             rows, cols = planes.shape[1:]
             row[0].set_ylabel(f"{gates.layer}\n{rows} x {cols}", fontsize=7)
@@ -197,7 +196,7 @@ def draw_groups(
             for cell in row[1 + len(order) :]:
                 cell.set_visible(False)
             for cell, group in zip(row[1:], order, strict=False):
-                cell.imshow(scores.means[group].cpu(), cmap="viridis", interpolation="nearest")
+                cell.imshow(scores.means[group].cpu().numpy(), cmap="viridis", interpolation="nearest")
                 cell.set_title(f"group {group}: {100 * scores.probabilities[group, 0]:.0f} %", fontsize=7, pad=2)
             for cell in row:
                 cell.set_xticks([])
@@ -206,8 +205,8 @@ def draw_groups(
 
 def _draw_depth(axes: Any, found: Sequence[GroupScores], whole: Sequence[float], names: Sequence[str]) -> None:
     for index, (name, probability) in enumerate(zip(names, whole, strict=True)):
-        columns = [scores.probabilities[:, index].cpu() for scores in found]
-        quartiles = torch.stack([column.quantile(torch.tensor([0.25, 0.5, 0.75])) for column in columns], dim=1)
+        columns = [scores.probabilities[:, index].cpu().numpy() for scores in found]
+        quartiles = np.stack([np.quantile(column, [0.25, 0.5, 0.75]) for column in columns], axis=1)
         places = np.arange(len(found))
         axes.fill_between(places, quartiles[0], quartiles[2], color=f"C{index}", alpha=0.2, lw=0)
         axes.plot(places, quartiles[1], "o-", ms=3, color=f"C{index}", label=f"{name}, whole image {probability:.2f}")

@@ -63,8 +63,11 @@ class MapPictures:
                 overlay = _overlay(subject, images[number], explanation, share[number], number)
                 overlays.append(overlay)
                 records.append(self._write(subject, picture, overlay, explanation, number))
-            self._images.append({"file": str(picture.path), "name": picture.name, "networks": records})
-            self._rows.append((picture.name, overlays))
+            labelled = _labelled(self.subjects[0], picture)
+            self._images.append(
+                {"file": str(picture.path), "name": picture.name, "labelled": labelled, "networks": records}
+            )
+            self._rows.append((f"labelled {labelled}" if labelled else picture.name, overlays))
             if len(self.subjects) > 1 and len(self._rows) == PER_PAGE:
                 self._draw_page()
             advance(1)
@@ -111,6 +114,13 @@ class MapPictures:
         draw_comparison(rows, columns, names, f"{self.method}: where the evidence for the class is", path)
         self._pages.append(path)
         self._rows = []
+
+
+def _labelled(subject: Subject, picture: Picture) -> str | None:
+    """The class in whose folder the image lies, where the network knows one of that name."""
+    folder = picture.path.resolve().parent.name
+    classes = subject.classes or []
+    return subject.names[classes.index(folder)] if folder in classes else None
 
 
 def _overlay(subject: Subject, image: Tensor, explanation: Explanation, share: Tensor, number: int) -> Overlay:
