@@ -61,7 +61,7 @@ def test_several_networks_stand_side_by_side(run, val, tmp_path, capsys, monkeyp
     out = tmp_path / "out"
     sources = (run / "best.pt", run / "last.pt", "test_resnet")
     asked = ("--limit", 3, "--labels", "best,last,timm's", "--layer", "stage2", "--target", 3, "--method", "layercam")
-    assert explained(val, "--compare", *sources, *asked, "--img-size", 32, "--output", out) == 0
+    assert explained(val, "--compare", *sources, *asked, "--img-size", 64, "--output", out) == 0
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert folders == ["best", "last", "timm's"]
     assert all(len(list((out / folder).glob("*.npy"))) == 3 for folder in folders)
@@ -69,10 +69,10 @@ def test_several_networks_stand_side_by_side(run, val, tmp_path, capsys, monkeyp
     assert tall[0] == short[0]
     assert 1.5 * short[1] < tall[1] < 2 * short[1]
     first = json.loads((out / "explanations.json").read_text())["images"][0]["networks"]
-    assert [(found["network"], found["class"], found["layer"]) for found in first] == [
-        ("best", 3, "layer2"),
-        ("last", 3, "layer2"),
-        ("timm's", 3, "layer2"),
+    assert [(found["network"], found["class"], found["layer"], found["map_shape"]) for found in first] == [
+        ("best", 3, "layer2", [8, 8]),
+        ("last", 3, "layer2", [8, 8]),
+        ("timm's", 3, "layer2", [8, 8]),
     ]
     assert first[0]["class_name"] == "digit3"
     said = capsys.readouterr().out

@@ -63,9 +63,7 @@ def explain_command(
         raise InputError(f"no model {sources[0]!r}; a checkpoint is given with --checkpoint")
     pictures = find_pictures(images, limit)
     coco = read_coco(boxes, images[0], check_files=False) if boxes is not None else None
-    subjects = open_subjects(
-        sources, labels=labels, pretrained=pretrained, ema=ema, settings={"img_size": img_size} if img_size else None
-    )
+    subjects = open_subjects(sources, labels=labels, pretrained=pretrained, ema=ema, img_size=img_size)
     if target is not None:
         for subject in subjects:
             subject.target(target)

@@ -63,7 +63,9 @@ def find_pictures(sources: Sequence[str | os.PathLike], limit: int | None = None
         if limit < 1:
             raise InputError(f"limit must be at least 1, got {limit}")
         found = [found[index * len(found) // limit] for index in range(limit)]
-    with ThreadPool(min(16, 4 * (os.cpu_count() or 1))) as pool:
+    # Here and not in each thread: what a thread restores, another may have changed.
+    with warnings.catch_warnings(), ThreadPool(min(16, 4 * (os.cpu_count() or 1))) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         faults = pool.map(_fault, [path for path, _ in found], chunksize=64)
     bad = [f"{path} ({fault})" for (path, _), fault in zip(found, faults, strict=True) if fault]
     if bad:
@@ -85,10 +87,8 @@ def _fault(path: Path) -> str:
     """What is wrong with an image file; of a very large one its header is read and no more."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
+        with Image.open(path) as image:
+            width, height = image.size
     except Exception as error:  # decoders raise whatever stood in their way; the look below finds words for it
         if isinstance(error, Image.DecompressionBombError):
             return f"more than {2 * (limit or 0):,} pixels; make it smaller first"

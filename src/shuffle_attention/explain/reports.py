@@ -67,14 +67,15 @@ class MapPictures:
             self._images.append(
                 {"file": str(picture.path), "name": picture.name, "labelled": labelled, "networks": records}
             )
-            self._rows.append((f"labelled {labelled}" if labelled else picture.name, overlays))
-            if len(self.subjects) > 1 and len(self._rows) == PER_PAGE:
+            if len(self.subjects) > 1:
+                self._rows.append((f"labelled {labelled}" if labelled else picture.name, overlays))
+            if len(self._rows) == PER_PAGE:
                 self._draw_page()
             advance(1)
 
     def finish(self, settings: dict[str, Any]) -> list[str]:
         """Draws what is left of the comparison, writes the JSON, and returns what to say."""
-        if len(self.subjects) > 1 and self._rows:
+        if self._rows:
             self._draw_page()
         path = self.folder / "explanations.json"
         content = {"method": self.method, **settings, "images": self._images, **versions()}

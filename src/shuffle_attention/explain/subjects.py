@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
@@ -48,7 +46,7 @@ def open_subjects(
     labels: Sequence[str] = (),
     pretrained: bool = False,
     ema: bool | None = None,
-    settings: dict[str, Any] | None = None,
+    img_size: int | None = None,
 ) -> list[Subject]:
     """Returns the networks in checkpoints, or of timm by their names.
 
@@ -57,7 +55,7 @@ def open_subjects(
         labels: What to call them; by default the models' names, or where these are the same the checkpoints' folders.
         pretrained: Whether a named model gets timm's weights, which are fetched; else it is initialised afresh.
         ema: Whether to take averaged weights of checkpoints; None takes them where there are some.
-        settings: Fields of the recipe for checkpoints that hold none.
+        img_size: Side of the input in pixels; that which they were trained with by default.
 
     Raises:
         InputError: If there is no such checkpoint or model, or the labels are not one for each.
@@ -69,7 +67,7 @@ def open_subjects(
         if not Path(source).exists() and timm.is_model(source):
             found.append((source, *_named(source, pretrained)))
         else:
-            restored = restore_network(source, ema=ema, settings=settings)
+            restored = restore_network(source, ema=ema)
             found.append((source, restored.model, restored.recipe, restored.classes, restored.num_classes))
     if not labels:
         labels = [recipe.model for _, _, recipe, _, _ in found]
@@ -77,8 +75,9 @@ def open_subjects(
             labels = [Path(source).resolve().parent.name for source, *_ in found]
         if len(set(labels)) < len(labels):
             labels = [str(source) for source, *_ in found]
+    other = {} if img_size is None else {"img_size": img_size}
     return [
-        Subject(label, source, model.eval(), View(recipe), classes, readable(classes, count))
+        Subject(label, source, model.eval(), View(recipe.replaced(**other)), classes, readable(classes, count))
         for label, (source, model, recipe, classes, count) in zip(labels, found, strict=True)
     ]
 
