@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -203,6 +204,27 @@ def test_models_are_named_and_outputs_are_folders(val, tmp_path, capsys):
     assert explained(image, "--model", "test_resnet", "--output", tmp_path / "file" / "inside") == 2
     assert explained(image, "--model", "test_resnet", "--gates", "--output", tmp_path / "out") == 2
     assert "test_resnet has no shuffle attention" in capsys.readouterr().err
+
+
+def test_bare_weights_are_of_the_model_that_is_named(run, val, tmp_path, capsys):
+    weights = timm.create_model("test_resnet", num_classes=4).state_dict()
+    torch.save(weights, tmp_path / "bare.pt")
+    arguments = (val / "digit0/000.png", "--checkpoint", tmp_path / "bare.pt", "--output", tmp_path / "out")
+    assert explained(*arguments) == 2
+    assert "name it with --model" in capsys.readouterr().err
+    assert explained(*arguments, "--model", "test_resnet") == 0
+    assert explained(*arguments[:1]) == 2
+    assert "name a network: --checkpoint FILE" in capsys.readouterr().err
+    assert explained(*arguments[:1], "--compare", run / "best.pt", "--model", "test_resnet") == 2
+    assert "--model cannot be given with it" in capsys.readouterr().err
+
+
+def test_a_side_that_the_network_does_not_take_is_said(val, tmp_path, capsys):
+    asked = ("--model", "vit_tiny_patch16_224", "--img-size", 48, "--output", tmp_path / "out")
+    for job in ([], ["--scores"]):
+        assert explained(val / "digit0/000.png", *asked, *job) == 2
+        assert "vit_tiny_patch16_224 cannot be used with --img-size 48: Input" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_large_images_are_refused_before_they_are_decoded(run, val, tmp_path, monkeypatch, capsys):

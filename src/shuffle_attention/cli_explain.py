@@ -18,16 +18,18 @@ def add_explain(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files, and folders with all that is inside them")
-    networks = command.add_argument_group("networks").add_mutually_exclusive_group(required=True)
-    networks.add_argument("--checkpoint", metavar="FILE", help="of sanet train, a published one, or bare weights")
-    networks.add_argument("--compare", nargs="+", metavar="FILE", help="several checkpoints or models, side by side")
-    networks.add_argument("--model", metavar="NAME", help="a model of timm; with --pretrained or weights of chance")
-    more = command.add_argument_group("about the networks")
-    more.add_argument("--pretrained", action="store_true", help="fetch timm's weights of models that are named")
-    more.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
-    more.add_argument("--labels", type=_names, default=[], metavar="A,B", help="what to call the networks")
-    more.add_argument("--img-size", type=int, metavar="N", help="side of the input; as trained by default")
-    more.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, mps, ... (auto)")
+    networks = command.add_argument_group("networks")
+    files = networks.add_mutually_exclusive_group()
+    files.add_argument("--checkpoint", metavar="FILE", help="of sanet train, a published one, or bare weights")
+    files.add_argument("--compare", nargs="+", metavar="FILE", help="several checkpoints or models, side by side")
+    networks.add_argument(
+        "--model", metavar="NAME", help="a model of timm; with --checkpoint, the one whose bare weights the file has"
+    )
+    networks.add_argument("--pretrained", action="store_true", help="fetch timm's weights of models that are named")
+    networks.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
+    networks.add_argument("--labels", type=_names, default=[], metavar="A,B", help="what to call the networks")
+    networks.add_argument("--img-size", type=int, metavar="N", help="side of the input; as trained by default")
+    networks.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, mps, ... (auto)")
     what = command.add_argument_group("what to show")
     what.add_argument("--method", choices=_METHODS, default="gradcam", help="kind of map (gradcam)")
     what.add_argument("--target", metavar="CLASS", help="name or number of a class; the predicted one by default")
@@ -56,8 +58,5 @@ def _numbers(text: str) -> list[int]:
 def _run(options: argparse.Namespace) -> int:
     from .launch_explain import explain_command
 
-    sources = options.compare or [options.checkpoint or options.model]
-    given = {
-        name: value for name, value in vars(options).items() if name not in ("run", "compare", "checkpoint", "model")
-    }
-    return explain_command(sources=sources, named=options.model is not None, **given)
+    given = vars(options)
+    return explain_command(**{name: value for name, value in given.items() if name != "run"})

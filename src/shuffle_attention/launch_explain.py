@@ -18,6 +18,7 @@ from .explain.pictures import Picture, find_pictures
 from .explain.reports import GatePictures, MapPictures, print_scores, write_scores
 from .explain.scoring import score
 from .explain.subjects import Subject, open_subjects
+from .explain.untouched import untouched
 from .launch import place_on
 from .loading import Place
 from .progress import console
@@ -26,8 +27,9 @@ from .progress import console
 def explain_command(
     *,
     images: Sequence[str],
-    sources: Sequence[str],
-    named: bool,
+    checkpoint: str | None,
+    compare: Sequence[str] | None,
+    model: str | None,
     pretrained: bool,
     ema: bool | None,
     labels: Sequence[str],
@@ -59,17 +61,21 @@ def explain_command(
         raise InputError("--boxes goes with --scores and one folder, in which the annotated files lie")
     if channels and not (gates and layer):
         raise InputError("--channels goes with --gates and --layer, whose channels they are")
-    if named and not timm.is_model(sources[0]):
-        raise InputError(f"no model {sources[0]!r}; a checkpoint is given with --checkpoint")
+    sources = _sources(checkpoint, compare, model)
     pictures = find_pictures(images, limit)
     coco = read_coco(boxes, images[0], check_files=False) if boxes is not None else None
-    subjects = open_subjects(sources, labels=labels, pretrained=pretrained, ema=ema, img_size=img_size)
+    of_weights = model if checkpoint is not None else None
+    subjects = open_subjects(
+        sources, labels=labels, pretrained=pretrained, ema=ema, img_size=img_size, of_weights=of_weights
+    )
     if target is not None:
         for subject in subjects:
             subject.target(target)
     with place_on(device) as place:
         for subject in subjects:
             place.take(subject.model, channels_last=False)
+            if img_size is not None:
+                _try(subject, img_size, place)
         if scores:
             options = {"method": method, "target": target, "layer": layer, "steps": steps, "tolerance": tolerance}
             found = []
@@ -95,6 +101,31 @@ def explain_command(
     for line in written:
         console.print(line)
     return 0
+
+
+def _sources(checkpoint: str | None, compare: Sequence[str] | None, model: str | None) -> list[str]:
+    """The files and models that are to be opened."""
+    if compare is not None:
+        if model is not None:
+            raise InputError("--compare takes models by their names too; --model cannot be given with it")
+        return list(compare)
+    if checkpoint is not None:
+        return [checkpoint]
+    if model is None:
+        raise InputError("name a network: --checkpoint FILE, --compare FILE FILE ... or --model NAME")
+    if not timm.is_model(model):
+        raise InputError(f"no model {model!r}; a checkpoint is given with --checkpoint")
+    return [model]
+
+
+def _try(subject: Subject, img_size: int, place: Place) -> None:
+    """Refuses a size that a network does not take before it is in the middle of its first layer."""
+    channels = 3 if subject.view.mode == "RGB" else 1
+    try:
+        with untouched(subject.model), torch.no_grad():
+            subject.model(torch.zeros(1, channels, img_size, img_size, device=place.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f"{subject.label} cannot be used with --img-size {img_size}: {error}") from error
 
 
 def _maps(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
@@ -47,6 +48,7 @@ def open_subjects(
     pretrained: bool = False,
     ema: bool | None = None,
     img_size: int | None = None,
+    of_weights: str | None = None,
 ) -> list[Subject]:
     """Returns the networks in checkpoints, or of timm by their names.
 
@@ -56,6 +58,7 @@ def open_subjects(
         pretrained: Whether a named model gets timm's weights, which are fetched; else it is initialised afresh.
         ema: Whether to take averaged weights of checkpoints; None takes them where there are some.
         img_size: Side of the input in pixels; that which they were trained with by default.
+        of_weights: The model that checkpoints have weights of which do not say it themselves.
 
     Raises:
         InputError: If there is no such checkpoint or model, or the labels are not one for each.
@@ -67,7 +70,7 @@ def open_subjects(
         if not Path(source).exists() and timm.is_model(source):
             found.append((source, *_named(source, pretrained)))
         else:
-            restored = restore_network(source, ema=ema)
+            restored = restore_network(source, ema=ema, settings={"model": of_weights} if of_weights else None)
             found.append((source, restored.model, restored.recipe, restored.classes, restored.num_classes))
     if not labels:
         labels = [recipe.model for _, _, recipe, _, _ in found]
