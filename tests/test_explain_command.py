@@ -58,7 +58,7 @@ def test_one_network_gives_an_overlay_an_array_and_the_figures(run, val, tmp_pat
 
 def test_several_networks_stand_side_by_side(run, val, tmp_path, capsys, monkeypatch):
     """A row for each image, on pages; folders for the networks; the named class is explained."""
-    monkeypatch.setattr("shuffle_attention.explain.reports.PER_PAGE", 2)
+    monkeypatch.setattr("shuffle_attention.explain.map_report.PER_PAGE", 2)
     out = tmp_path / "out"
     sources = (run / "best.pt", run / "last.pt", "test_resnet")
     asked = ("--limit", 3, "--labels", "best,last,timm's", "--layer", "stage2", "--target", 3, "--method", "layercam")
@@ -202,6 +202,7 @@ def test_models_are_named_and_outputs_are_folders(val, tmp_path, capsys):
     assert explained(image, "--model", "test_resnet", "--output", tmp_path / "file") == 2
     assert "that is a file; name a folder" in capsys.readouterr().err
     assert explained(image, "--model", "test_resnet", "--output", tmp_path / "file" / "inside") == 2
+    assert "file cannot be written to" in capsys.readouterr().err
     assert explained(image, "--model", "test_resnet", "--gates", "--output", tmp_path / "out") == 2
     assert "test_resnet has no shuffle attention" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """The command ``sanet explain``: maps, gates and figures of networks on images, as pictures, arrays and tables."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import torch
 from rich import progress
 from torch import Tensor
 
+from .detection.coco import CocoData
 from .detection.reading import read_coco
 from .errors import InputError
 from .explain.cams import explain
 from .explain.gate_charts import draw_shuffle
+from .explain.gate_report import GatePictures
 from .explain.gates import attention_layers
+from .explain.map_report import MapPictures
 from .explain.pictures import Picture, find_pictures
-from .explain.reports import GatePictures, MapPictures, print_scores, write_scores
+from .explain.score_report import print_scores, write_scores
 from .explain.scoring import score
 from .explain.subjects import Subject, open_subjects
 from .explain.untouched import untouched
@@ -57,6 +61,9 @@ def explain_command(
         raise InputError(f"--tolerance must not be below 0, got {tolerance}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output}: that is a file; name a folder")
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"--output {output}: {there} cannot be written to")
     if boxes is not None and (not scores or len(images) != 1 or not Path(images[0]).is_dir()):
         raise InputError("--boxes goes with --scores and one folder, in which the annotated files lie")
     if channels and not (gates and layer):
@@ -77,23 +84,8 @@ def explain_command(
             if img_size is not None:
                 _try(subject, img_size, place)
         if scores:
-            options = {"method": method, "target": target, "layer": layer, "steps": steps, "tolerance": tolerance}
-            found = []
-            with _Bar(len(subjects) * len(pictures), "scoring") as advance:
-                for subject in subjects:
-                    found.append(
-                        score(
-                            subject,
-                            pictures,
-                            coco=coco,
-                            batch_size=batch_size,
-                            device=place.device,
-                            watch=advance,
-                            **options,
-                        )
-                    )
-            print_scores(found)
-            written = write_scores(found, {**options, "boxes": boxes, **_of(subjects)}, folder)
+            settings = {"method": method, "target": target, "layer": layer, "steps": steps, "tolerance": tolerance}
+            written = _scores(subjects, pictures, place, batch_size, coco, settings, folder)
         elif gates:
             written = _gates(subjects, pictures, place, batch_size, target, layer, channels, folder)
         else:
@@ -149,6 +141,23 @@ def _maps(
             ]
             report.add(batch, seen, found, advance)
     return report.finish(_of(subjects))
+
+
+def _scores(
+    subjects: Sequence[Subject],
+    pictures: Sequence[Picture],
+    place: Place,
+    batch_size: int,
+    coco: CocoData | None,
+    settings: dict[str, Any],
+    folder: Path,
+) -> list[str]:
+    options: dict[str, Any] = {"coco": coco, "batch_size": batch_size, "device": place.device, **settings}
+    with _Bar(len(subjects) * len(pictures), "scoring") as advance:
+        found = [score(subject, pictures, watch=advance, **options) for subject in subjects]
+    print_scores(found)
+    boxes = None if coco is None else coco.source
+    return write_scores(found, {**settings, "boxes": boxes, **_of(subjects)}, folder)
 
 
 def _gates(

@@ -105,3 +105,10 @@ def _named(name: str, pretrained: bool) -> tuple[nn.Module, Recipe, list[str] | 
     count = int(getattr(model, "num_classes", 1000))
     classes = ImageNetInfo().label_names() if count == 1000 and pretrained else None
     return model, with_normalisation(recipe, model), classes, count
+
+
+def folder_of(root: Path, subject: Subject, subjects: Sequence[Subject]) -> Path:
+    """Returns the folder for a network's files, one for each where there are several; made where it is missing."""
+    folder = root / subject.label.replace("/", "-") if len(subjects) > 1 else root
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
