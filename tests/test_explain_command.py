@@ -15,6 +15,7 @@ from PIL import Image
 from conftest import sanet_here, write_tree
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain.classes import class_index, readable
+from shuffle_attention.explain.overlays import Overlay, blended
 from shuffle_attention.explain.pictures import find_pictures
 from shuffle_attention.explain.subjects import open_subjects
 
@@ -36,7 +37,7 @@ def test_one_network_gives_an_overlay_an_array_and_the_figures(run, val, tmp_pat
     content = json.loads((out / "explanations.json").read_text())
     assert content["method"] == "gradcam"
     assert content["networks"] == [{"label": "sa_resnet18", "source": str(run / "best.pt")}]
-    assert {"torch", "timm", "machine"} <= content.keys()
+    assert {"torch", "timm", "torchcam", "machine"} <= content.keys()
     assert [image["name"] for image in content["images"]] == ["digit0-000", "digit1-002", "digit2-005"]
     assert [image["labelled"] for image in content["images"]] == ["digit0", "digit1", "digit2"]
     (subject,) = open_subjects([run / "best.pt"])
@@ -80,6 +81,21 @@ def test_several_networks_stand_side_by_side(run, val, tmp_path, capsys, monkeyp
     assert "comparison-2.png" in said
 
 
+def test_a_map_is_blended_over_the_image_where_there_is_evidence():
+    """More evidence is redder and hides more; a map without evidence hides nothing."""
+    pixels, share = torch.full((4, 6, 3), 0.5), torch.zeros(4, 6)
+    assert (np.asarray(blended(Overlay(pixels, share, "a", 0.5))) == 128).all()
+    share[0, 0], share[1, 1] = 1, 0.5
+    over = Overlay(pixels, share, "a name of rather many letters", 0.123)
+    colours = np.asarray(blended(over)).astype(int)
+    assert colours.shape == (4, 6, 3)
+    assert colours[0, 0, 0] > colours[0, 0, 1:].max() + 40
+    assert abs(colours[3, 3] - 128).max() < abs(colours[0, 0] - 128).max()
+    assert over.title() == "a name of rather many l…  12.3 %"
+    empty = Overlay(pixels, torch.zeros(4, 6), "a", 0.5, "b")
+    assert empty.title() == "a  50.0 %\npredicted: b; no evidence at any place"
+
+
 def test_gates_are_drawn_and_written(run, val, tmp_path):
     out = tmp_path / "out"
     assert explained(val / "digit0/000.png", "--checkpoint", run / "best.pt", "--gates", "--output", out) == 0
@@ -105,7 +121,10 @@ def test_scores_are_a_table_and_files(run, val, tmp_path, capsys):
     said = capsys.readouterr().out
     for word in ("deletion ↓", "insertion ↑", "drop % ↓", "increase % ↑", "less best [95 %]", "±"):
         assert word in said
-    best, last = json.loads((out / "scores.json").read_text())["scores"]
+    content = json.loads((out / "scores.json").read_text())
+    assert {"cpu", "torch", "timm", "torchcam", "commit"} <= content["machine"].keys()
+    assert content["settings"]["steps"] == 4
+    best, last = content["scores"]
     rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
     assert len(rows) == 8
     deletions = [float(row["deletion"]) for row in rows if row["network"] == "best"]

@@ -56,6 +56,7 @@ def explain(
     """Returns where in each image the evidence for a class is.
 
     The network is afterwards what it was before, whatever happens: modes, parameters, their gradients, buffers, hooks.
+    Two threads must not explain one network at the same time.
 
     Args:
         model: Network that gives (B, classes) logits.
@@ -113,8 +114,8 @@ def _raw(
     copies = model.get_submodule(name).register_forward_hook(_copy)
     try:
         with extractor, torch.set_grad_enabled(not by_score):
-            # Through the images, because the parameters may be frozen.
-            logits = model(images.requires_grad_(not by_score))
+            # Through the images, because the parameters may be frozen; a copy, which may be changed in place.
+            logits = model(images.requires_grad_(not by_score).clone())
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
                 received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(

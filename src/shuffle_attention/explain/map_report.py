@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,13 @@ class MapPictures:
         if self._rows:
             self._draw_page()
         path = self.folder / "explanations.json"
-        content = {"method": self.method, **settings, "images": self._images, **versions()}
+        content = {
+            "method": self.method,
+            **settings,
+            "images": self._images,
+            **versions(),
+            "torchcam": version("torchcam"),
+        }
         write_text(path, json.dumps(content, indent=1) + "\n")
         maps = f"wrote {len(self._images) * len(self.subjects)} maps to {self.folder}, and {path.name}"
         return [maps, *(f"wrote {page}" for page in self._pages)]

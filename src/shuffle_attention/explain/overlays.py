@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from PIL import Image
 from torch import Tensor
 
 from ..charts import drawing
@@ -47,6 +48,15 @@ class Overlay:
         return bool(self.share.max() <= self.share.min())
 
 
+def blended(overlay: Overlay) -> Image.Image:
+    """Returns what the network saw under the map, in its size and without a word; as it is where the map is empty."""
+    pixels = np.asarray(overlay.pixels, dtype=np.float64)
+    if not overlay.empty:
+        colours = _colours()(np.asarray(overlay.share))
+        pixels = pixels + (colours[..., :3] - pixels) * colours[..., 3:]
+    return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
+
+
 def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
     """Draws what the network saw, and beside it the same under the map."""
     with drawing(path, figsize=(6.4, 3.5)) as figure:
@@ -54,7 +64,7 @@ def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
         figure.suptitle(title, fontsize=9)
         _show(left, overlay.pixels)
         left.set_title("what the network saw", fontsize=9)
-        _over(right, overlay)
+        _show(right, blended(overlay))
         right.set_title(overlay.title(), fontsize=9)
         _scale(figure, [left, right])
 
@@ -79,23 +89,17 @@ def draw_comparison(
             _show(row[0], overlays[0].pixels)
             row[0].set_title(_short(name, 26), fontsize=7)
             for axes, overlay in zip(row[1:], overlays, strict=True):
-                _over(axes, overlay)
+                _show(axes, blended(overlay))
                 axes.set_title(overlay.title(), fontsize=8)
         for axes, column in zip(grid[0], ["image", *columns], strict=True):
             axes.set_title(f"{column}\n{axes.get_title()}", fontsize=8)
         _scale(figure, list(grid.flat))
 
 
-def _show(axes: Any, pixels: Tensor) -> None:
+def _show(axes: Any, pixels: Tensor | Image.Image) -> None:
     axes.imshow(np.asarray(pixels), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def _over(axes: Any, overlay: Overlay) -> None:
-    _show(axes, overlay.pixels)
-    if not overlay.empty:
-        axes.imshow(np.asarray(overlay.share), cmap=_colours(), vmin=0, vmax=1, interpolation="nearest")
 
 
 def _colours() -> ListedColormap:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from ..progress import console
 from ..reporting import versions, write_text
+from ..timing import machine
 from .scoring import FIGURES, Scored
 
 
@@ -59,7 +61,9 @@ def write_scores(found: Sequence[Scored], settings: dict[str, Any], folder: Path
     """Writes the figures as JSON and, image by image, as CSV, and returns what to say."""
     folder.mkdir(parents=True, exist_ok=True)
     networks = [scored.to_dict(None if scored is found[0] else found[0]) for scored in found]
-    write_text(folder / "scores.json", json.dumps({**settings, "scores": networks, **versions()}, indent=1) + "\n")
+    measured = machine() | versions() | {"torchcam": version("torchcam")}
+    content = {"machine": measured, "settings": settings, "scores": networks}
+    write_text(folder / "scores.json", json.dumps(content, indent=1) + "\n")
     text = io.StringIO()
     columns = ["network", "layer", "image", "class", *FIGURES]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
