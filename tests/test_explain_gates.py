@@ -38,7 +38,7 @@ def trained(module: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return trained(timm.create_model("sa_resnet18", num_classes=5)).double().eval()
+    return trained(timm.create_model("sa_resnet18", num_classes=5, channels=(16, 16, 32, 32))).double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_channels_are_those_asked_for_or_those_that_differ_most(network, images)
     first = int(found.spatial.nonzero()[0])
     assert chosen_channels(found, 0, 4, [first]) == [first]
     with pytest.raises(
-        InputError, match=r"no spatial gates for the channels 0 of 128; .* the last 1 of every 2, such as 1"
+        InputError, match=r"no spatial gates for the channels 0 of 16; .* the last 1 of every 2, such as 1"
     ):
         chosen_channels(found, 0, 4, [0])
 
