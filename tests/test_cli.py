@@ -28,15 +28,16 @@ def test_help_names_the_commands_and_the_fields(capsys):
 
 def test_help_comes_without_loading_timm():
     code = """
-import sys
+import contextlib, sys
 from shuffle_attention.cli import main
-try:
-    main(["train", "--help"])
-except SystemExit:
-    print([name for name in ("timm", "torchvision") if name in sys.modules])
+for command in ("train", "explain"):
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+print([name for name in ("timm", "torchvision") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: sanet train")
+    assert "usage: sanet explain" in done.stdout
     assert done.stdout.endswith("[]\n")
 
 

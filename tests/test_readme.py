@@ -162,3 +162,21 @@ print(shuffle_attention.__file__)
     done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
     assert done.stdout.startswith(str(installed))
     assert done.stderr.count("the CPU kernels were not built") == 1
+
+
+def test_the_figures_of_the_maps_are_those_of_the_file():
+    import json
+
+    figures = json.loads((ROOT / "benchmarks/results/explain-imagenette.json").read_text())
+    page = (ROOT / "docs/explain.md").read_text()
+    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
+    for row in figures["maps"]:
+        places = " x ".join(map(str, row["places"]))
+        shares = f"{row['drop']['mean']:.1f} % | {row['increase']['mean']:.1f} %"
+        areas = f"{row['deletion']['mean']:.3f} | {row['insertion']['mean']:.3f}"
+        assert f"| {names[row['method']]} | {row['layer']} | {places} | {areas} | {shares} |" in page
+    for row in figures["gates"]:
+        gates = [
+            f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")
+        ]
+        assert f"| `{row['layer']}` | {' | '.join(gates)} |" in page

@@ -22,7 +22,8 @@ class Circle:
 
 
 @contextmanager
-def _drawing(path: Path, **figure: Any):
+def drawing(path: Path, **figure: Any):
+    """A figure to draw on, which is written to ``path`` as PNG, whole, when the block ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ def draw_bars(
         title: Title of the whole.
         path: PNG to write.
     """
-    with _drawing(path, figsize=(2 + 2.1 * len(panels), 1.3 + 0.32 * len(names))) as figure:
+    with drawing(path, figsize=(2 + 2.1 * len(panels), 1.3 + 0.32 * len(names))) as figure:
         figure.suptitle(title, fontsize=10)
         for axes, (panel, ratios) in zip(
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
@@ -68,7 +69,7 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
     The names stand in a column beside the circles, in the order of accuracy, each with a line to its circle: networks
     that differ in a few parameters lie above one another.
     """
-    with _drawing(path, figsize=(8, 5)) as figure:
+    with drawing(path, figsize=(8, 5)) as figure:
         axes = figure.add_subplot()
         largest = max(circle.gflops for circle in circles)
         for index, circle in enumerate(circles):
@@ -116,7 +117,7 @@ def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     One attention has one colour: its line is dashed where the network's function was not preserved.
     """
     colours: dict[str, str] = {}
-    with _drawing(path, figsize=(8, 5)) as figure:
+    with drawing(path, figsize=(8, 5)) as figure:
         axes = figure.add_subplot()
         for name, points in curves.items():
             colour = colours.setdefault(re.sub("-(un)?preserved$", "", name), f"C{len(colours) % 10}")

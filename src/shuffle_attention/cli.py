@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from .cli_explain import add_explain
 from .cli_fields import add_fields, overrides
 from .detection.cli import add_detect
 from .errors import BAD_INPUT, InputError
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile(commands)
     _add_compare(commands)
     add_detect(commands)
+    add_explain(commands)
     return parser
 
 

@@ -34,16 +34,32 @@ def shuffle_attention(
     shuffle: bool,
 ) -> Tensor:
     """Returns the attended map, contiguous, of the shape and type of ``x``."""
-    channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
-    mean = _mean(channel)
-    xhat, _ = _standardise(spatial, eps)
-    y = torch.stack(
-        [channel * torch.sigmoid(cw * mean + cb), spatial * torch.sigmoid(sw * (gw * xhat + gb) + sb)], dim=2
-    )
+    channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps)
+    y = torch.stack([channel * channel_gate, spatial * spatial_gate], dim=2)
     y = y.reshape(x.shape[0], 2, x.shape[1] // 2, channel.shape[-1])
     if shuffle:
         y = y.transpose(1, 2)
     return y.reshape(x.shape).to(x.dtype)
+
+
+def gates(
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """Returns what every value of ``x`` is multiplied by before the shuffle, in its shape and in the type of the sums.
+
+    A plane of the channel branch has one gate throughout, a plane of the spatial branch one at each place.
+    """
+    channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps)
+    return torch.stack([channel_gate.expand_as(channel), spatial_gate], dim=2).reshape(x.shape)
 
 
 def shuffle_attention_backward(
@@ -89,6 +105,23 @@ def shuffle_attention_backward(
         _like(gn_weight, sw * scale),
         _like(gn_bias, sw * shift),
     )
+
+
+def _gates(
+    channel: Tensor,
+    spatial: Tensor,
+    cw: Tensor,
+    cb: Tensor,
+    sw: Tensor,
+    sb: Tensor,
+    gw: Tensor,
+    gb: Tensor,
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The gates of the two branches: (B, groups, n, 1) and (B, groups, n, plane)."""
+    xhat, _ = _standardise(spatial, eps)
+    return torch.sigmoid(cw * _mean(channel) + cb), torch.sigmoid(sw * (gw * xhat + gb) + sb)
 
 
 def _split(x: Tensor, *params: Tensor) -> list[Tensor]:

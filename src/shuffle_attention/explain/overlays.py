@@ -1,0 +1,123 @@
+"""Maps drawn over what the network saw, with class, probability and a colour scale."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from PIL import Image
+from torch import Tensor
+
+from ..charts import drawing
+
+PER_PAGE = 10  # rows of a comparison on one picture
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What is drawn of one image for one network.
+
+    Attributes:
+        pixels: What the network saw, (height, width, 3) in [0, 1].
+        share: The map, (height, width) in [0, 1].
+        name: The class explained.
+        probability: Its probability.
+        predicted: The most probable class where it is another.
+    """
+
+    pixels: Tensor
+    share: Tensor
+    name: str
+    probability: float
+    predicted: str | None = None
+
+    def title(self) -> str:
+        """Returns the class with its probability, and on a second line what is to be known besides."""
+        said = f"{_short(self.name)}  {100 * self.probability:.1f} %"
+        more = [f"predicted: {_short(self.predicted)}"] if self.predicted else []
+        more += ["no evidence at any place"] if self.empty else []
+        return "\n".join([said, "; ".join(more)]) if more else said
+
+    @property
+    def empty(self) -> bool:
+        """Whether the map is the same everywhere, most often because all evidence was against the class."""
+        return bool(self.share.max() <= self.share.min())
+
+
+def blended(overlay: Overlay) -> Image.Image:
+    """Returns what the network saw under the map, in its size and without a word; as it is where the map is empty."""
+    pixels = np.asarray(overlay.pixels, dtype=np.float64)
+    if not overlay.empty:
+        colours = _colours()(np.asarray(overlay.share))
+        pixels = pixels + (colours[..., :3] - pixels) * colours[..., 3:]
+    return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
+
+
+def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
+    """Draws what the network saw, and beside it the same under the map."""
+    with drawing(path, figsize=(6.4, 3.5)) as figure:
+        left, right = figure.subplots(1, 2)
+        figure.suptitle(title, fontsize=9)
+        _show(left, overlay.pixels)
+        left.set_title("what the network saw", fontsize=9)
+        _show(right, blended(overlay))
+        right.set_title(overlay.title(), fontsize=9)
+        _scale(figure, [left, right])
+
+
+def draw_comparison(
+    rows: Sequence[Sequence[Overlay]], columns: Sequence[str], names: Sequence[str], title: str, path: Path
+) -> None:
+    """Draws a row for each image and a column for each network, after the image itself.
+
+    Args:
+        rows: For each image what each network made of it.
+        columns: Names of the networks.
+        names: Names of the images.
+        title: Title of the whole.
+        path: PNG to write.
+    """
+    width, height = 2.0 * (len(columns) + 1) + 0.7, 2.15 * len(rows) + 0.6
+    with drawing(path, figsize=(width, height)) as figure:
+        figure.suptitle(title, fontsize=10)
+        grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
+        for row, overlays, name in zip(grid, rows, names, strict=True):
+            _show(row[0], overlays[0].pixels)
+            row[0].set_title(_short(name, 26), fontsize=7)
+            for axes, overlay in zip(row[1:], overlays, strict=True):
+                _show(axes, blended(overlay))
+                axes.set_title(overlay.title(), fontsize=8)
+        for axes, column in zip(grid[0], ["image", *columns], strict=True):
+            axes.set_title(f"{column}\n{axes.get_title()}", fontsize=8)
+        _scale(figure, list(grid.flat))
+
+
+def _show(axes: Any, pixels: Tensor | Image.Image) -> None:
+    axes.imshow(np.asarray(pixels), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _colours() -> ListedColormap:
+    """Turbo, and the more opaque the more evidence there is: where there is little, the image shows."""
+    colours = colormaps["turbo"](np.linspace(0, 1, 256))
+    colours[:, 3] = np.linspace(0.25, 0.65, 256)
+    return ListedColormap(colours)
+
+
+def _scale(figure: Any, axes: list[Any]) -> None:
+    rows = len({ax.get_subplotspec().rowspan.start for ax in axes})
+    colours = ScalarMappable(Normalize(0, 1), _colours())
+    shrink, aspect = (0.8, 20) if rows == 1 else (min(0.8, 2.5 / rows), 30)
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02, shrink=shrink, aspect=aspect)
+    bar.set_ticks([0, 1])
+    bar.set_ticklabels(["lowest", "highest"], fontsize=8)
+    bar.set_label("evidence, within each map", fontsize=8, labelpad=-22)
+
+
+def _short(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
