@@ -1,0 +1,178 @@
+"""The command ``sanet demo``: the networks, the server, and the end of both."""
+
+import ipaddress
+import os
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import read_checkpoint
+from ..errors import InputError
+from ..interrupts import StopSignal, stop_signals_raised
+from ..launch import place_on
+from ..loading import Place
+from ..network import recipe_of
+from ..progress import console
+from ..recipe import Recipe, load_recipe
+from ..reporting import RunFiles
+from ..training import Interrupted, train
+from .examples import kinds_of
+from .incoming import MAX_BYTES
+from .networks import open_networks
+
+FOLDER = Path("runs/demo")  # that of `make demo`
+_SESSIONS = 100  # visitors whose images are kept in memory at once
+
+
+def demo_command(checkpoints: Sequence[str], *, host: str, port: int | None, device: str, browser: bool) -> int:
+    """Runs ``sanet demo`` until it is stopped, and returns its exit code."""
+    if port is not None and not 1 <= port <= 65535:
+        raise InputError(f"--port must be from 1 to 65535, got {port}")
+    with place_on(device) as place, _gradio():
+        from .page import Shelf
+
+        finished = checkpoints or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
+        shelf = Shelf(open_networks(finished, place))
+        shelf.examples = kinds_of(shelf.networks) if finished else {"classifier"}
+        try:
+            with stop_signals_raised(), _served(shelf, host, port) as address:
+                console.print(f"the page is at {address}, until Ctrl-C")
+                if browser:
+                    webbrowser.open(address)
+                if not finished:
+                    shelf.status = "The network is being trained on handwritten digits; this takes a minute or two."
+                    console.print(f"there is no {FOLDER / 'best.pt'} yet; training it on handwritten digits first")
+                    with _told(shelf, FOLDER):
+                        train_digits(FOLDER, place)
+                    shelf.networks = open_networks([FOLDER / "best.pt"], place)
+                    console.print(f"the network is ready; the page at {address} shows it")
+                threading.Event().wait()
+        except Interrupted as interrupted:
+            console.print(f"{interrupted.where}. The next sanet demo goes on from there")
+            return interrupted.exit_code
+        except StopSignal as stop:
+            return stop.exit_code
+    return 0
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns whether a folder has the network of a finished run, or a network alone."""
+    files = RunFiles(folder)
+    return files.best.exists() and (files.summary.exists() or not files.last.exists())
+
+
+def train_digits(folder: Path, place: Place, recipe: Recipe | None = None) -> None:
+    """Trains the network that is shown where none is named, or goes on with a run that was stopped.
+
+    Args:
+        folder: Folder of the run.
+        place: Where to train.
+        recipe: Settings; by default those of ``digits``.
+
+    Raises:
+        InputError: If the folder cannot be used.
+        Interrupted: If SIGTERM or SIGINT arrived; the run is then saved.
+    """
+    files = RunFiles(folder)
+    resume = files.last.exists()
+    if resume:
+        recipe = recipe_of(read_checkpoint(files.last), files.last)[0]
+    train(recipe or load_recipe("digits").replaced(workers=0), folder, place, resume=resume)
+
+
+@contextmanager
+def _told(shelf: Any, folder: Path):
+    """Tells those who wait on the page how far the training is."""
+    done = threading.Event()
+    metrics = RunFiles(folder).metrics
+
+    def tell() -> None:
+        while not done.wait(1):
+            epochs = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
+            total = load_recipe("digits").epochs
+            shelf.status = f"The network is being trained on handwritten digits: {epochs} of {total} epochs are done."
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+@contextmanager
+def _gradio():
+    """Gradio without telemetry, with a folder for uploads that goes when the command ends."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="sanet-demo-", ignore_cleanup_errors=True) as folder:
+        # Gradio and what it imports read these when they are imported.
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "GRADIO_TEMP_DIR": folder,
+        }
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "the page needs Gradio, which is not installed: pip install 'shuffle-attention[demo]'"
+            ) from error
+        try:
+            yield
+        finally:
+            for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+                os.environ.pop(name)
+                if name in before:
+                    os.environ[name] = before[name]
+
+
+@contextmanager
+def _served(shelf: Any, host: str, port: int | None):
+    """Serves the page in a thread; the address that it is at."""
+    from starlette.middleware import Middleware
+
+    from .cards import STYLE
+    from .own_origin import OwnOriginOnly
+    from .page import build_page
+
+    page = build_page(shelf)
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=_SESSIONS,
+            run_history=False,
+            footer_links=[],
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            css=STYLE,
+            app_kwargs={"middleware": [Middleware(OwnOriginOnly)], "docs_url": None, "redoc_url": None},
+        )
+    except OSError as error:
+        where = f"--port {port}" if port is not None else "any port from 7860 on"
+        raise InputError(f"the page cannot listen on {host} at {where}: {error}") from error
+    if not _is_loopback(host):
+        console.print(f"whoever reaches {host} can use the page: there is no password")
+    try:
+        yield address
+    finally:
+        page.close(verbose=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
