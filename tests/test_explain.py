@@ -153,6 +153,11 @@ def test_a_map_without_evidence_has_no_shares(network, images):
         *(torch.zeros_like(m) for m in (found.maps, found.raw)), found.classes, *[found.probabilities] * 2, "", ""
     )
     assert not flat.shares().any()
+    # A map of one place, which enlarging must not make one of rounding errors.
+    small = explain(network, images[:, :, :32, :32], "layercam")
+    assert small.raw.shape[1:] == (1, 1)
+    assert small.raw.any()
+    assert not small.shares().any()
 
 
 def traces(model: nn.Module) -> dict:

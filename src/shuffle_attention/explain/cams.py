@@ -93,6 +93,8 @@ def explain(
         raw, logits, classes = _raw(model, images, method, target, name)
         raw = raw.float()
         maps = functional.interpolate(raw[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        # What is the same everywhere must stay so: the last bits would otherwise be shown as highest and lowest.
+        maps = maps.clamp(raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True))
         probabilities = logits.float().softmax(1)
         chosen = probabilities.gather(1, classes[:, None])[:, 0]
         return Explanation(maps, raw, classes, chosen, logits.argmax(1), name, method)
