@@ -5,10 +5,9 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-from PIL import Image
-
 from .networks import Drawn, Look
 
+_SCALE = '<div class="scale"><span>least</span><i></i><span>most</span></div>'
 _SMALL = 160  # pixels of the longer side below which a picture is shown with its pixels
 
 
@@ -21,19 +20,9 @@ def as_charts(charts: Sequence[tuple[str, Sequence[Drawn]]]) -> str:
     """Returns the gates of each network, given as its label and its pictures."""
     parts = []
     for label, pictures in charts:
-        shown = "".join(
-            f'<figure><div class="chart">{_image(drawn, "PNG")}</div><figcaption>{escape(drawn.caption)}</figcaption>'
-            "</figure>"
-            for drawn in pictures
-        )
+        shown = "".join(_figure(f'<div class="chart">{_image(drawn, "PNG")}</div>', drawn) for drawn in pictures)
         parts.append(f'<section class="gates"><h3>Gates of {escape(label)}</h3>{shown}</section>')
-    return "".join(parts)
-
-
-def as_preview(name: str, image: Image.Image) -> str:
-    """Returns the picture that is looked at."""
-    drawn = Drawn(f"{name}, {image.width} x {image.height} pixels", image)
-    return f'<figure class="preview">{_image(drawn)}<figcaption>{escape(drawn.caption)}</figcaption></figure>'
+    return f'<div class="charts">{"".join(parts)}</div>' if parts else ""
 
 
 def as_message(text: str, *, wrong: bool = False) -> str:
@@ -48,15 +37,18 @@ def _card(look: Look) -> str:
         f'<i style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></i></li>'
         for name, share in look.best
     )
-    pictures = "".join(
-        f"<figure>{_image(drawn)}<figcaption>{escape(drawn.caption)}</figcaption></figure>" for drawn in look.pictures
-    )
+    pictures = "".join(_figure(_image(drawn) + (_SCALE if drawn.is_map else ""), drawn) for drawn in look.pictures)
     said = "".join(f'<p class="note">{escape(note)}</p>' for note in look.notes)
     fault = as_message(look.fault, wrong=True) if look.fault else ""
     return (
         f'<article class="card"><h3>{escape(look.label)}</h3><p class="about">{escape(look.about)}</p>'
-        f'<ol class="best">{rows}</ol><div class="pictures">{pictures}</div>{said}{fault}</article>'
+        f'<div class="body"><ol class="best">{rows}</ol><div class="pictures">{pictures}</div></div>'
+        f"{said}{fault}</article>"
     )
+
+
+def _figure(content: str, drawn: Drawn) -> str:
+    return f"<figure>{content}<figcaption>{escape(drawn.caption)}</figcaption></figure>"
 
 
 def _image(drawn: Drawn, kind: str | None = None) -> str:
@@ -70,12 +62,14 @@ def _image(drawn: Drawn, kind: str | None = None) -> str:
     return f'<img class="{name}" alt="{escape(drawn.caption)}" src="data:image/{kind.lower()};base64,{said}">'
 
 
+# The colours of matplotlib's turbo, in which maps are drawn.
 STYLE = """
+.gradio-container { --quiet: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; }
 .card, .gates { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 14px; min-width: 0; }
-.gates { margin-top: 4px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px; }
 .card h3, .gates h3 { margin: 0; font-size: 1.05em; font-weight: 600; overflow-wrap: anywhere; }
-.card .about, .card .note { margin: 2px 0 10px; color: var(--body-text-color-subdued); font-size: .85em; }
+.card .about, .card .note { margin: 2px 0 10px; color: var(--quiet); font-size: .85em; }
 .card .best { list-style: none; margin: 0 0 12px; padding: 0; }
 .card .best li { display: grid; grid-template-columns: 1fr auto; margin: 0 0 6px; font-size: .92em; }
 .card .best span { overflow-wrap: anywhere; }
@@ -85,19 +79,29 @@ STYLE = """
 .card .best li:first-child { font-weight: 600; }
 .card .best li:first-child b { font-weight: 600; }
 .card .best li:first-child i { opacity: 1; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px; }
+.body { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 4px 24px; }
+.pictures { display: flex; gap: 10px; }
+.pictures figure { flex: 1 1 0; }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
 figure img.small { image-rendering: pixelated; }
-figcaption { font-size: .8em; line-height: 1.35; color: var(--body-text-color-subdued); padding-top: 4px;
+figcaption { font-size: .8em; line-height: 1.35; color: var(--quiet); padding-top: 4px;
   overflow-wrap: anywhere; }
 .gates figure { margin-top: 12px; }
 .chart { background: white; border-radius: 6px; }
-.preview img { width: auto; max-width: 100%; max-height: 180px; }
-.preview img.small { height: 128px; }
+.chart img { max-width: 640px; }
+.scale { display: grid; grid-template-columns: auto 1fr auto; gap: 6px; align-items: center; padding-top: 4px;
+  font-size: .8em; color: var(--quiet); }
+.scale i { height: 6px; border-radius: 3px; background: linear-gradient(90deg, #30123b, #4662d7, #36aaf9, #1ae4b6,
+  #72fe5e, #c7ef34, #faba39, #f66b19, #cb2a04, #7a0403); }
+#examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; gap: 6px;
+  grid-auto-rows: auto; align-content: start; height: auto; }
+#examples .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
+#examples .caption-label { display: none; }
+#examples button { min-width: 0; height: auto; aspect-ratio: 1; }
 .message { margin: 0; padding: 10px 12px; border-radius: 8px; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); border-left: 4px solid var(--color-accent); }
 .message.alert { border-left-color: #d33; }
 .head h1 { margin: 0 0 2px; font-size: 1.5em; font-weight: 600; }
-.head p { margin: 0; color: var(--body-text-color-subdued); }
+.head p { margin: 0; color: var(--quiet); }
 """

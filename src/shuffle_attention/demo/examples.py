@@ -25,7 +25,9 @@ def examples_for(kinds: Iterable[str]) -> list[tuple[Image.Image, str]]:
             found.append((next(image for image, label in images if label == digit).convert("RGB"), f"digit {digit}"))
     if "detector" in kinds:
         pictures = digits_coco("val", _PHOTOGRAPHS).pictures
-        found += [(image.convert("RGB"), f"photo {n}") for n, image in enumerate(pictures, 1) if not isinstance(image, str)]
+        found += [
+            (image.convert("RGB"), f"photo {n}") for n, image in enumerate(pictures, 1) if not isinstance(image, str)
+        ]
     return found
 
 

@@ -88,12 +88,11 @@ def train_digits(folder: Path, place: Place, recipe: Recipe | None = None) -> No
 def _told(shelf: Any, folder: Path):
     """Tells those who wait on the page how far the training is."""
     done = threading.Event()
-    metrics = RunFiles(folder).metrics
+    metrics, total = RunFiles(folder).metrics, load_recipe("digits").epochs
 
     def tell() -> None:
         while not done.wait(1):
             epochs = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
-            total = load_recipe("digits").epochs
             shelf.status = f"The network is being trained on handwritten digits: {epochs} of {total} epochs are done."
 
     teller = threading.Thread(target=tell, daemon=True)

@@ -61,6 +61,7 @@ class Drawn:
 
     caption: str
     image: Image.Image
+    is_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ class Classifier(Network):
                 fault = str(error)
         best = shares.topk(min(BEST, len(shares)))
         names = self.subject.names
-        listed = [(names[index], share) for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        listed = [
+            (names[index], share) for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
         size = f"{seen.shape[-1]} x {seen.shape[-2]} pixels"
         look = Look(self.label, f"{self.about}, {size}", listed, [], [], fault or "")
         if found is None:
@@ -175,7 +178,7 @@ class Classifier(Network):
         caption = f"evidence for {names[shown]} ({_percent(overlay.probability)}) at {found.layer}, {rows} x {columns}"
         notes = [f"There is no evidence for {names[shown]} at any place of {found.layer}."] if overlay.empty else []
         plain = replace(overlay, share=torch.zeros_like(overlay.share))
-        pictures = [Drawn("what the network saw", blended(plain)), Drawn(caption, blended(overlay))]
+        pictures = [Drawn("what the network saw", blended(plain)), Drawn(caption, blended(overlay), not overlay.empty)]
         return replace(look, pictures=pictures, notes=notes)
 
     def _seen(self, image: Image.Image) -> Tensor:

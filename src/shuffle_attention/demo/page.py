@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,7 +9,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..explain.cams import METHODS
-from .cards import as_cards, as_charts, as_message, as_preview
+from .cards import as_cards, as_charts, as_message
 from .examples import examples_for
 from .incoming import MAX_BYTES, MAX_PIXELS, read_upload
 from .networks import Look, Network, Wish
@@ -22,11 +21,11 @@ _METHODS = {
     "scorecam": "Score-CAM (slow)",
     "group": "groups of shuffle attention",
 }
-_PREDICTED, _DEFAULT_LAYER = "the predicted one", "the last that shows places"
+_PREDICTED, _DEFAULT_LAYER = "predicted", "last stage that shows places"
 _SHOWN_AT_FIRST = 3  # networks
 _KEPT = 3600  # seconds for which the image of a visit that has ended is kept, in memory
 _HEAD = """<div class="head"><h1>What does it attend to?</h1>
-<p>Drop an image: what networks predict, where the evidence is, and how the gates of shuffle attention open.</p></div>"""
+<p>Drop an image: what networks predict, where the evidence is, and what the gates of shuffle attention do.</p></div>"""
 
 
 @dataclass
@@ -55,20 +54,18 @@ def build_page(shelf: Shelf) -> gr.Blocks:
     with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
         visit = gr.State(None, time_to_live=_KEPT)
         gr.HTML(_HEAD)
-        message = gr.HTML(elem_id="message")
         timer = gr.Timer(1.0, active=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = gr.File(
                     label=f"Image, up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels",
                     file_types=["image"],
-                    height=120,
+                    height=160,
                     elem_id="upload",
                 )
                 gallery = gr.Gallery(
                     [(image, name) for image, name in examples],
-                    label="Or an example that was not trained on",
-                    columns=5,
+                    label="Or one that was not trained on",
                     height="auto",
                     format="png",
                     object_fit="contain",
@@ -78,26 +75,36 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                     visible=bool(examples),
                     elem_id="examples",
                 )
-                preview = gr.HTML(elem_id="preview")
                 networks = gr.CheckboxGroup([], label="Networks", visible=False, elem_id="networks")
-                target = gr.Dropdown([_PREDICTED], value=_PREDICTED, label="Class", elem_id="target")
-                method = gr.Dropdown([], label="Method", elem_id="method")
-                layer = gr.Dropdown(
-                    [_DEFAULT_LAYER],
-                    value=_DEFAULT_LAYER,
-                    allow_custom_value=True,
-                    label="Layer: a stage, or the name of a module",
-                    elem_id="layer",
-                )
-                threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Least score of a detection", visible=False)
             with gr.Column(scale=5, min_width=300):
+                message = gr.HTML(visible=False, elem_id="message")
+                with gr.Row(elem_id="wishes"):
+                    target = gr.Dropdown([_PREDICTED], value=_PREDICTED, label="Class", min_width=140, elem_id="target")
+                    method = gr.Dropdown([], label="Method", min_width=140, elem_id="method")
+                    layer = gr.Dropdown(
+                        [_DEFAULT_LAYER],
+                        value=_DEFAULT_LAYER,
+                        allow_custom_value=True,
+                        label="Layer: a stage, or a module's name",
+                        min_width=240,
+                        elem_id="layer",
+                    )
+                    threshold = gr.Slider(
+                        0.05,
+                        0.95,
+                        0.5,
+                        step=0.05,
+                        label="Least score of what is detected",
+                        min_width=240,
+                        visible=False,
+                    )
                 result = gr.HTML(elem_id="result")
                 gates = gr.HTML(elem_id="gates")
 
         def offer() -> list[Any]:
             """What there is to choose, and what is to be told."""
             if not shelf.networks:
-                return [*(gr.skip() for _ in range(5)), as_message(shelf.status), gr.Timer(active=True)]
+                return [*(gr.skip() for _ in range(5)), _tell(shelf.status), gr.Timer(active=True)]
             labels = [network.label for network in shelf.networks]
             classifiers = [network for network in shelf.networks if network.classes]
             gated = any(network.gated for network in classifiers)
@@ -111,31 +118,25 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                 gr.Dropdown(methods, value=METHODS[0], visible=some),
                 gr.Dropdown([_DEFAULT_LAYER, *layers], value=_DEFAULT_LAYER, visible=some),
                 gr.Slider(visible=len(classifiers) < len(labels)),
-                "",
+                _tell(),
                 gr.Timer(active=False),
             ]
 
         def receive(file: dict[str, Any] | None) -> tuple[Any, ...]:
             """Reads what was uploaded, and empties the field for the next."""
             if file is None:
-                return None, gr.skip(), gr.skip(), gr.skip()
+                return gr.skip(), gr.skip(), gr.skip()
             try:
-                image = read_upload(file["path"])
+                return read_upload(file["path"]), None, _tell()
             except (InputError, OSError) as error:
-                return None, None, "", as_message(str(error), wrong=True)
-            name = Path(file.get("orig_name") or file["path"]).name
-            return image, None, as_preview(name, image), ""
+                return None, None, _tell(str(error), wrong=True)
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
-            image, name = examples[event.index]
-            return image, as_preview(name, image), ""
+            return examples[event.index][0], _tell()
 
-        def first(image: Image.Image | None) -> tuple[Any, ...]:
+        def first(image: Image.Image | None) -> Any:
             """Shows an example to who has just come."""
-            if image is not None or not (examples and shelf.networks):
-                return gr.skip(), gr.skip()
-            image, name = examples[0]
-            return image, as_preview(name, image)
+            return examples[0][0] if image is None and examples and shelf.networks else image
 
         def look(
             image: Image.Image | None, labels: list[str], target: str, method: str, layer: str, threshold: float
@@ -169,18 +170,22 @@ def build_page(shelf: Shelf) -> gr.Blocks:
             event.then(open_gates, [visit, networks], gates, **options)
 
         for begin in (page.load, timer.tick):
-            then_show(begin(offer, None, offered, **quiet).then(first, visit, [visit, preview], **quiet))
+            then_show(begin(offer, None, offered, **quiet).then(first, visit, visit, **quiet))
         received = upload.upload(
-            receive, upload, [visit, upload, preview, message], preprocess=False, concurrency_limit=2, **quiet
+            receive, upload, [visit, upload, message], preprocess=False, concurrency_limit=2, **quiet
         )
         then_show(received)
-        then_show(gallery.select(choose, None, [visit, preview, message], **quiet))
+        then_show(gallery.select(choose, None, [visit, message], **quiet))
         then_show(networks.input(lambda: None, None, None, **quiet))
         for control in (target, method, layer):
             control.input(look, wishes, result, trigger_mode="always_last", **options)
         threshold.release(look, wishes, result, trigger_mode="always_last", **options)
     page.queue(max_size=64, default_concurrency_limit=4)
     return page
+
+
+def _tell(text: str = "", *, wrong: bool = False) -> gr.HTML:
+    return gr.HTML(as_message(text, wrong=wrong), visible=bool(text))
 
 
 def _look(network: Network, image: Image.Image, wish: Wish) -> Look:

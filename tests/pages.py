@@ -1,0 +1,31 @@
+"""What the tests of the page share: networks that were not trained, in checkpoints as training writes them."""
+
+from pathlib import Path
+
+import torch
+
+from shuffle_attention.checkpoints import write_checkpoint
+from shuffle_attention.detection.digits import digits_coco
+from shuffle_attention.detection.recipe import DetectionRecipe
+from shuffle_attention.detection.restoring import detector_of
+from shuffle_attention.network import create_network
+from shuffle_attention.recipe import load_recipe
+
+
+def write_classifier(path: Path, model: str = "resnet10t") -> Path:
+    recipe = load_recipe("digits").replaced(model=model)
+    torch.manual_seed(0)
+    content = {"kind": recipe.kind, "recipe": recipe.to_dict(), "num_classes": 10, "classes": list("0123456789")}
+    write_checkpoint({**content, "state_dict": create_network(recipe, 10).state_dict()}, path)
+    return path
+
+
+def write_detector(path: Path) -> Path:
+    small = {"arch": "faster_rcnn", "min_size": [64], "max_size": 64, "backbone_args": {"channels": [8, 8, 16, 16]}}
+    recipe = load_recipe("digits", DetectionRecipe).replaced(**small)
+    torch.manual_seed(0)
+    model = detector_of(recipe, 11)
+    categories = digits_coco("val", 1).categories
+    content = {"kind": recipe.kind, "recipe": recipe.to_dict(), "num_classes": 11, "categories": categories}
+    write_checkpoint({**content, "state_dict": model.state_dict()}, path)
+    return path
