@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from itertools import product
 from pathlib import Path
 
@@ -31,6 +33,8 @@ SMALL_FOR = {
     "detect predict": ["--device", "cpu"],
     "detect profile": "--size 64 64 --repetitions 1 --device cpu".split(),
     "train": SMALL,
+    # In place of a network that is trained first.
+    "demo": "--checkpoint runs/imagenette/best.pt --device cpu --no-browser".split(),
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
         *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
@@ -88,6 +92,9 @@ def run(command: str, desk: Path) -> None:
     small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
     if "--from" in words:  # the network is that of the checkpoint
         small = small[: small.index("--model-args")]
+    if words[:2] == ["sanet", "demo"]:
+        answers([*words[1:], *small], desk)
+        return
     if words[0] == "sanet":
         assert sanet_here(*words[1:], *small) == 0, command
         return
@@ -96,6 +103,22 @@ def run(command: str, desk: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:], *small]
     done = subprocess.run(torchrun, cwd=desk, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def answers(arguments: list[str], desk: Path) -> None:
+    """Starts a page, asks it for its first file, and stops it."""
+    command = [sys.executable, "-m", "shuffle_attention", *arguments]
+    options = {"cwd": desk, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as server:
+        said = server.stdout.readline()
+        try:
+            address = re.fullmatch(r"the page is at (\S+), until Ctrl-C\n", said)
+            assert address, said
+            with urllib.request.urlopen(address[1]) as answer:
+                assert b"shuffle-attention" in answer.read()
+        finally:
+            server.terminate()
+    assert server.returncode == 128 + signal.SIGTERM
 
 
 def test_every_command_runs(desk, monkeypatch):

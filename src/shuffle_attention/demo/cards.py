@@ -65,6 +65,7 @@ def _image(drawn: Drawn, kind: str | None = None) -> str:
 # The colours of matplotlib's turbo, in which maps are drawn.
 STYLE = """
 .gradio-container { --quiet: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
+.html-container { padding: 0 !important; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; }
 .card, .gates { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 14px; min-width: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px; }

@@ -80,7 +80,9 @@ def build_page(shelf: Shelf) -> gr.Blocks:
                 message = gr.HTML(visible=False, elem_id="message")
                 with gr.Row(elem_id="wishes"):
                     target = gr.Dropdown([_PREDICTED], value=_PREDICTED, label="Class", min_width=140, elem_id="target")
-                    method = gr.Dropdown([], label="Method", min_width=140, elem_id="method")
+                    method = gr.Dropdown(
+                        [(_METHODS[METHODS[0]], METHODS[0])], label="Method", min_width=140, elem_id="method"
+                    )
                     layer = gr.Dropdown(
                         [_DEFAULT_LAYER],
                         value=_DEFAULT_LAYER,
@@ -157,7 +159,10 @@ def build_page(shelf: Shelf) -> gr.Blocks:
         def open_gates(image: Image.Image | None, labels: list[str]) -> str:
             if image is None:
                 return ""
-            found = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
+            try:
+                found = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
+            except (InputError, RuntimeError, MemoryError) as error:
+                return as_message(str(error) or type(error).__name__, wrong=True)
             return as_charts(found)
 
         offered = [networks, target, method, layer, threshold, message, timer]
