@@ -160,8 +160,8 @@ def _served(shelf: Any, host: str, port: int | None):
             app_kwargs={"middleware": [Middleware(OwnOriginOnly)], "docs_url": None, "redoc_url": None},
         )
     except OSError as error:
-        where = f"--port {port}" if port is not None else "any port from 7860 on"
-        raise InputError(f"the page cannot listen on {host} at {where}: {error}") from error
+        where = f"port {port}; another process may have it" if port is not None else "any port from 7860 on"
+        raise InputError(f"the page cannot listen on {host} at {where}") from error
     if not _is_loopback(host):
         console.print(f"whoever reaches {host} can use the page: there is no password")
     try:
