@@ -9,6 +9,7 @@ from typing import Any
 
 from .cli_explain import add_explain
 from .cli_fields import add_fields, overrides
+from .cli_report import add_report
 from .detection.cli import add_detect
 from .errors import BAD_INPUT, InputError
 from .recipe import Recipe, recipe_names
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     add_detect(commands)
     add_explain(commands)
+    add_report(commands)
     return parser
 
 

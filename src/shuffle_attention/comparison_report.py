@@ -19,6 +19,12 @@ from .progress import console
 from .reporting import versions, write_text
 from .timing import machine
 
+COLUMNS = ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", "over\n{baseline}", "95 %\ninterval")
+EXPLANATION = (
+    "top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
+    "An interval that holds 0 shows no difference."
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -66,21 +72,26 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
 
 def print_findings(found: list[Finding], seeds: int) -> None:
     """Prints the table."""
-    baseline = found[0].name
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", f"over\n{baseline}", "95 %\ninterval"):
-        table.add_column(column, justify="right" if column else "left")
+    for column in COLUMNS:
+        title = column.format(baseline=found[0].name)
+        table.add_column(title, justify="right" if column else "left")
+    for row in rows_of_text(found, seeds):
+        table.add_row(*row)
+    console.print(table)
+    console.print(EXPLANATION)
+
+
+def rows_of_text(found: list[Finding], seeds: int) -> list[tuple[str, ...]]:
+    """Returns the cells of the table under ``COLUMNS``, a row for each variant."""
+    rows = []
     for finding in found:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
         accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
         over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
-        table.add_row(finding.name, *size, *accuracy, f"{len(finding.top1)}/{seeds}", *over)
-    console.print(table)
-    console.print(
-        "top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
-        "An interval that holds 0 shows no difference."
-    )
+        rows.append((finding.name, *size, *accuracy, f"{len(finding.top1)}/{seeds}", *over))
+    return rows
 
 
 def _or_dash(value: float | None) -> str:

@@ -71,7 +71,7 @@ def train(
     """Trains the network of a recipe, from the start or from the last checkpoint in ``output``.
 
     Writes there ``config.yaml``, ``metrics.csv``, ``last.pt`` (all that continuing needs), ``best.pt`` (weights),
-    ``curves.png``, ``summary.json`` and, where TensorBoard is installed, its event files.
+    ``curves.png``, ``summary.json``, ``report.html`` and, where TensorBoard is installed, its event files.
 
     Args:
         recipe: Settings of the run.
@@ -138,6 +138,8 @@ def train(
         raise InputError(f"epochs must be more than the {state.position.epoch} that the run has had")
     if place.rank == 0:
         files.finish(opened, best, state.position.history)
+        if recipe.report and late is None:
+            _report(opened, files, place)
     return Outcome(best, files, late)
 
 
@@ -267,6 +269,14 @@ def _require_finite(loss: float, state: RunState, files: RunFiles) -> None:
             f"the loss became {loss} in epoch {state.position.epoch + 1}, step {state.position.step}; {saved}. "
             f"A smaller lr (now {state.recipe.lr:g}), a longer warm-up or clip_grad may help"
         )
+
+
+def _report(problem: Problem, files: RunFiles, place: Place) -> None:
+    from .report.page import not_at_the_cost_of_the_rest
+    from .report.run import write_run_report
+
+    with not_at_the_cost_of_the_rest(files.folder):
+        write_run_report(problem, files, place)
 
 
 def _name_failures(problem: Problem) -> None:
