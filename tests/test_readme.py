@@ -150,6 +150,7 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
+    assert (installed / "report/templates/report.css").exists()
     assert not list(installed.glob("*.so"))
     code = """
 import torch, shuffle_attention, timm, shuffle_attention.models

@@ -164,6 +164,7 @@ def test_a_signal_when_the_last_epoch_is_over_is_reported(shared_tree, tmp_path,
     outcome = train(Recipe(**options, workers=0, device="cpu"), tmp_path / "run", CPU)
     assert outcome.stop == signal.SIGTERM
     assert outcome.files.summary.exists()
+    assert not outcome.files.report.exists()
 
 
 def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
@@ -264,6 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(shared_
 
 def quick(data: Path, **fields) -> Recipe:
     settings = {"img_size": 32, "batch_size": 16, "workers": 0, "epochs": 1, "device": "cpu", "model": "resnet10t"}
+    settings["report"] = False
     return Recipe(**{"data": str(data), "num_classes": 4, "sched": "cosine", "lr": 0.01, **settings, **fields})
 
 

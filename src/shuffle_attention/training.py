@@ -138,8 +138,8 @@ def train(
         raise InputError(f"epochs must be more than the {state.position.epoch} that the run has had")
     if place.rank == 0:
         files.finish(opened, best, state.position.history)
-        if recipe.report and late is None:
-            _report(opened, files, place)
+        if recipe.report:
+            _report(opened, files, place, late)
     return Outcome(best, files, late)
 
 
@@ -271,7 +271,10 @@ def _require_finite(loss: float, state: RunState, files: RunFiles) -> None:
         )
 
 
-def _report(problem: Problem, files: RunFiles, place: Place) -> None:
+def _report(problem: Problem, files: RunFiles, place: Place, stop: Signals | None) -> None:
+    if stop is not None:  # whoever asked to stop does not want to wait for it
+        logger.warning("no report after %s; sanet report %s writes it", stop.name, files.folder)
+        return
     from .report.page import not_at_the_cost_of_the_rest
     from .report.run import write_run_report
 
