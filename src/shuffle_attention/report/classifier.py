@@ -42,7 +42,8 @@ def classifier_sections(problem: Classification, model: nn.Module, place: Place)
     data = _bounded(problem.validation)
     batches: Iterable[Any] = evaluation_batches(data, recipe, alone, batch_size)
     count = -(-min(len(data), MOST_IMAGES) // batch_size)
-    watched = track(islice(batches, count), "report", total=count, console=console, transient=True)
+    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+    watched = track(islice(batches, count), "report", total=count, **shown)
     options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
     found = predict(model, watched, alone, problem.num_classes, **options)
     names = readable(problem.classes, problem.num_classes)
