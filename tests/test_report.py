@@ -98,8 +98,9 @@ def oddly_named(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reported(oddly_named, tmp_path_factory) -> Path:
+    """The folder of a run whose network has a class more than the data."""
     folder = tmp_path_factory.mktemp("reported") / "run"
-    assert sanet_here("train", *options(oddly_named), "--output", folder) == 0
+    assert sanet_here("train", *options(oddly_named, "--num-classes", 5), "--output", folder) == 0
     return folder
 
 
@@ -115,9 +116,9 @@ def test_the_report_of_a_run(reported):
     assert f"mean cross-entropy {best['val_loss']:.4f}" in page.text
     assert torch.__version__ in page.text
     header, *rows = page.tables["matrix"]
-    assert header[1:] == [row[0] for row in rows] == sorted(NAMES)
+    assert header[1:] == [row[0] for row in rows] == [*sorted(NAMES), "class 4"]
     counts = torch.tensor([[int(cell.replace("·", "0")) for cell in row[1:]] for row in rows])
-    assert counts.sum(1).tolist() == [8] * 4
+    assert counts.sum(1).tolist() == [8, 8, 8, 8, 0]
     assert 100 * int(counts.diagonal().sum()) / 32 == pytest.approx(best["val_top1"])
     charts, seen = page.images[:2], page.images[2:]
     assert [image.width > 700 for image in charts] == [True, True]
@@ -271,7 +272,7 @@ def test_what_has_no_report_is_told(reported, shared_tree, tmp_path, capsys):
     for arguments, message in (
         ((tmp_path / "empty",), "holds no comparison and no finished run"),
         ((reported, "--runs"), "--runs is for comparisons"),
-        ((reported, "--data", shared_tree), "that are not, in the same order, the 4 of"),
+        ((reported, "--data", shared_tree), "that are not, in the same order, the 5 of"),
     ):
         assert sanet_here("report", *arguments) == 2
         assert message in capsys.readouterr().err

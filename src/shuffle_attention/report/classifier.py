@@ -47,11 +47,13 @@ def classifier_sections(problem: Classification, model: nn.Module, place: Place)
     options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
     found = predict(model, watched, alone, problem.num_classes, **options)
     names = readable(problem.classes, problem.num_classes)
+    names += [f"class {number}" for number in range(len(names), problem.num_classes)]  # without an image in training
     whole = len(problem.validation)
     wrong = int(found.wrong.sum())
     summary = {
         "images": len(found.labels),
-        "of": whole if len(data) < whole or len(data) > MOST_IMAGES else None,
+        "of": whole if whole > MOST_IMAGES else None,
+        "how": "at even distances" if isinstance(data, Samples) else "the first",
         "top1": 100 - 100 * wrong / len(found.labels),
         "loss": found.loss,
         "unreadable": found.unreadable,
