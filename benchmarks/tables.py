@@ -1,4 +1,4 @@
-"""Writes the tables of docs/kernels.md from the figures in results/: ``python benchmarks/tables.py``.
+"""Writes the tables of the pages in docs/ from the figures in results/: ``python benchmarks/tables.py``.
 
 A table stands between the comments ``<!-- NAME -->`` and ``<!-- end -->``; what is not there is not written.
 """
@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from timing import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs/kernels.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def table(header: str, rows: list[list[object]], words: int = 2) -> str:
@@ -20,17 +21,20 @@ def table(header: str, rows: list[list[object]], words: int = 2) -> str:
     return "".join(f"| {' | '.join(str(cell).strip() for cell in line)} |\n" for line in lines)
 
 
-def measured(name: str) -> tuple[list[dict], str]:
+def measured(name: str) -> tuple[Any, str]:
     """The rows of a file, and the sentence on when and where they were measured."""
     content = json.loads((RESULTS / f"{name}.json").read_text())
-    machine = content["machine"]
+    return content["rows"], where(content["machine"], f"; medians of ratios, whose quartiles are in `{name}.json`")
+
+
+def where(machine: dict[str, Any], more: str = "") -> str:
+    """The sentence on when and where figures were measured."""
     commit, _, changes = machine["commit"].partition("+")
-    where = (
+    return (
         f"\nMeasured with {machine['threads']} threads on {machine['cpu']} ({machine['instruction_set']}), PyTorch "
         f"{machine['torch']}, commit {commit[:7]}{' and changes' * bool(changes)}, {machine['date']}, load "
-        f"{machine['load']} at the end; medians of ratios, whose quartiles are in `{name}.json`.\n"
+        f"{machine['load']} at the end{more}.\n"
     )
-    return content["rows"], where
 
 
 def judged(value: float, target: float, digits: int = 2) -> str:
@@ -39,7 +43,7 @@ def judged(value: float, target: float, digits: int = 2) -> str:
 
 
 def layer() -> str:
-    rows, where = measured("layer")
+    rows, said = measured("layer")
     header = (
         "map at batch 32 | layout | forward | target | forward + backward | target | reference | both ways "
         "| compiled | both ways"
@@ -55,21 +59,21 @@ def layer() -> str:
         for what in ("reference", "compiled"):
             line += [f"{row[f'{what}_{way}_over_clone'][0]:.1f}" for way in ("forward", "both_ways")]
         lines.append(line)
-    return table(header, lines) + where
+    return table(header, lines) + said
 
 
 def call() -> str:
-    rows, where = measured("call")
+    rows, said = measured("call")
     lines = [
         [row["call"], row["layout"], row["one_image_us"], row["kernel_us"], judged(row["a_call_us"][0], 25, 1)]
         for row in rows
         if row["call"] != "clone"
     ]
-    return table("call | layout | microseconds | of these the kernel | the call", lines) + where
+    return table("call | layout | microseconds | of these the kernel | the call", lines) + said
 
 
 def tail() -> str:
-    rows, where = measured("tail")
+    rows, said = measured("tail")
     header = (
         "map | layout | batch | fused, evaluation | forward | both ways | modules, evaluation | forward | both ways"
     )
@@ -80,11 +84,11 @@ def tail() -> str:
         line += [judged(row[f"fused_{way}_over_plain"][0], row[f"{way}_target"]) for way in ("forward", "both_ways")]
         line += [f"{row[f'modules_{way}_over_plain'][0]:.2f}" for way in ("evaluation", "forward", "both_ways")]
         lines.append(line)
-    return table(header, lines) + where
+    return table(header, lines) + said
 
 
 def network() -> str:
-    rows, where = measured("network")
+    rows, said = measured("network")
     names = ("sa", "sa-modules", "se", "eca")
     header = "job | layout | batch | fused | modules one by one | SE | ECA | both compiled"
     compiled = {
@@ -99,11 +103,11 @@ def network() -> str:
             line = [row["job"], row["layout"], row["batch"], judged(ratios[0], row["target"], 3)]
             line += [f"{ratio:.3f}" for ratio in ratios[1:]]
             lines.append([*line, compiled.get((row["job"], row["layout"], row["batch"]), "")])
-    return table(header, lines) + where
+    return table(header, lines) + said
 
 
 def memory() -> str:
-    rows, where = measured("memory")
+    rows, said = measured("memory")
     names = ("sa", "sa-modules", "se", "eca")
     lines = []
     for what in ("kept", "peak"):
@@ -111,26 +115,121 @@ def memory() -> str:
             ratios = [row[f"{name}_{what}_over_plain"] for name in names]
             ours = judged(ratios[0], row["kept_target"], 3) if what == "kept" else f"{ratios[0]:.3f}"
             lines.append([what, row["layout"], ours, *(f"{ratio:.3f}" for ratio in ratios[1:])])
-    return table("bytes | layout | fused | modules one by one | SE | ECA", lines) + where
+    return table("bytes | layout | fused | modules one by one | SE | ECA", lines) + said
 
 
-TABLES: dict[str, Callable[[], str]] = {make.__name__: make for make in (layer, call, tail, network, memory)}
+def costs() -> str:
+    content = json.loads((RESULTS / "paper.json").read_text())
+    published = {row["name"]: row["published"] for row in content["paper"]}
+    lines = []
+    for row in content["profiles"]:
+        over, found = row["over_first"], published[row["name"]]
+        line = [row["name"], f"{row['parameters'] / 1e6:.3f} M", f"{row['multiply_adds'] / 1e9:.3f} G"]
+        for way in ("forward", "step"):
+            line.append("{:.2f} [{:.2f}, {:.2f}]".format(*over[way]))
+        top1 = found and found["top1"]
+        lines.append([*line, f"{over['kept_bytes']:.3f}", f"{top1:.2f} %" if top1 else "-"])
+    header = "network | parameters | multiply-adds | inference | training step | kept | top-1, published"
+    return table(header, lines, words=1) + where(content["machine"])
 
 
-def written(page: str) -> str:
-    """The page with its tables as the files have them."""
-    for name, make in TABLES.items():
+def comparison(name: str) -> str:
+    content = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = []
+    for row in content["variants"]:
+        mean, over = row["mean"], row["difference"]
+        line = [row["name"], f"{row['size']['parameters']:,}", f"{mean['mean']:.2f} %", f"{mean['deviation']:.2f}"]
+        interval = "" if over is None else f"{over['low']:+.2f} to {over['high']:+.2f}"
+        lines.append([*line, "" if over is None else f"{over['mean']:+.2f}", interval])
+    header = f"attention | parameters | top-1 | deviation | over {content['baseline']} | 95 % interval"
+    return table(header, lines, words=1) + where(content["machine"])
+
+
+def cifar10() -> str:
+    return comparison("cifar10")
+
+
+def finetune() -> str:
+    content = json.loads((RESULTS / "finetune.json").read_text())
+    curves = content["curves"]
+    steps = [int(step) for step, _ in next(iter(curves.values()))]
+    lines = []
+    for row in content["variants"]:
+        over = row["difference"]
+        difference = "" if over is None else f"{over['mean']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f})"
+        lines.append([row["name"], *(f"{accuracy:.1f}" for _, accuracy in curves[row["name"]]), difference])
+    header = " | ".join(["variant", "before", *(f"step {step}" for step in steps[1:]), "at the end, over none"])
+    return table(header, lines, words=1) + where(content["machine"])
+
+
+def nuclei() -> str:
+    content = json.loads((RESULTS / "nuclei.json").read_text())
+    names = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
+    lines = [
+        [row["backbone"], row["seed"], *(f"{row['figures'][name]:.3f}" for name in names)] for row in content["rows"]
+    ]
+    return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(content["machine"])
+
+
+def maps() -> str:
+    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
+    lines = [
+        [
+            names[row["method"]],
+            row["layer"],
+            " x ".join(map(str, row["places"])),
+            *(f"{row[figure]['mean']:.3f}" for figure in ("deletion", "insertion")),
+            *(f"{row[figure]['mean']:.1f} %" for figure in ("drop", "increase")),
+        ]
+        for row in content["maps"]
+    ]
+    return table("method | layer | places | deletion ↓ | insertion ↑ | drop ↓ | increase ↑", lines) + explained(content)
+
+
+def gates() -> str:
+    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    lines = [
+        [
+            f"`{row['layer']}`",
+            *(f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")),
+        ]
+        for row in content["gates"]
+    ]
+    return table("layer | channel gates | spatial gates", lines, words=1)
+
+
+def explained(content: dict[str, Any]) -> str:
+    """The sentence on when and where figures were found that do not depend on the machine's speed."""
+    machine = content["machine"]
+    versions = f"PyTorch {machine['torch']}, timm {machine['timm']} and torchcam {machine['torchcam']}"
+    return f"\nFound with {versions} on {machine['cpu']}, commit {machine['commit'][:7]}, {machine['date']}.\n"
+
+
+PAGES: dict[str, list[Callable[[], str]]] = {
+    "kernels.md": [layer, call, tail, network, memory],
+    "results.md": [costs, cifar10, finetune],
+    "detection.md": [nuclei],
+    "explain.md": [maps, gates],
+}
+
+
+def written(path: Path) -> str:
+    """A page with its tables as the files have them."""
+    page = path.read_text()
+    for make in PAGES[path.name]:
         page, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->\n)",
+            rf"(<!-- {make.__name__} -->\n).*?(<!-- end -->\n)",
             lambda marks, make=make: marks[1] + make() + marks[2],
             page,
             flags=re.DOTALL,
         )
         if found != 1:
-            raise SystemExit(f"{PAGE.name} has {found} places for the table {name!r}, expected one")
+            raise SystemExit(f"{path.name} has {found} places for the table {make.__name__!r}, expected one")
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
-    print(PAGE)
+    for name in PAGES:
+        (DOCS / name).write_text(written(DOCS / name))
+        print(DOCS / name)

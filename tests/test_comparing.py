@@ -104,7 +104,7 @@ def compared(shared_tree, tmp_path_factory) -> Path:
         return evaluate(model, batches, place, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shuffle_attention.training.evaluate", stopping)
+        patch.setattr("shuffle_attention.classification.evaluate", stopping)
         assert sanet_here(*arguments) == 143
     assert {run.parent.name for run in folder.glob("*/seed-*/summary.json")} == {"seed-0"}
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/last.pt")}

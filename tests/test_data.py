@@ -16,7 +16,7 @@ from shuffle_attention.datasets import load_digits, open_split
 from shuffle_attention.errors import DataError
 from shuffle_attention.evaluation import evaluate
 from shuffle_attention.folders import scan_tree
-from shuffle_attention.loading import EpochSampler, Place, TrainingBatches, evaluation_batches
+from shuffle_attention.loading import EpochSampler, Place, evaluation_batches, training_batches
 from shuffle_attention.recipe import Recipe
 
 NORMALISED = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -110,7 +110,7 @@ def test_an_image_that_breaks_in_mid_epoch_is_replaced_and_named(tree, workers):
     settings = recipe(tree, check_images=False, workers=workers)
     data = open_split(settings, "train")
     cut(tree / "train/digit1/003.png")
-    batches = TrainingBatches(data, settings, CPU)
+    batches = training_batches(data, settings, CPU)
     images, labels = zip(*batches.epoch(0), strict=True)
     assert torch.cat(images).shape == (64, 3, 32, 32)
     assert sorted(torch.cat(labels).tolist()) == [0] * 16 + [1] * 16 + [2] * 16 + [3] * 16
@@ -126,7 +126,7 @@ def test_in_evaluation_it_is_marked(tree):
 
 
 def all_batches(data, settings, place=CPU, epoch=1, start=0):
-    return list(TrainingBatches(data, settings, place).epoch(epoch, start))
+    return list(training_batches(data, settings, place).epoch(epoch, start))
 
 
 def test_pixels_depend_on_seed_epoch_and_image_alone(shared_tree):
@@ -170,11 +170,11 @@ def test_processes_share_out_the_batches_of_one():
 def test_batches_that_cannot_be_dealt_out_are_refused(shared_tree):
     data = open_split(recipe(shared_tree), "train")
     with pytest.raises(DataError, match="processes x grad_accum = 2 x 3, got 16"):
-        TrainingBatches(data, recipe(shared_tree, grad_accum=3), Place(torch.device("cpu"), 0, 2))
+        training_batches(data, recipe(shared_tree, grad_accum=3), Place(torch.device("cpu"), 0, 2))
     with pytest.raises(DataError, match="batch_size 65 exceeds the 64 training images"):
-        TrainingBatches(data, recipe(shared_tree, batch_size=65), CPU)
+        training_batches(data, recipe(shared_tree, batch_size=65), CPU)
     with pytest.raises(DataError, match="even batch on each process, got 1"):
-        TrainingBatches(data, recipe(shared_tree, batch_size=16, grad_accum=16, mixup=0.2), CPU)
+        training_batches(data, recipe(shared_tree, batch_size=16, grad_accum=16, mixup=0.2), CPU)
 
 
 def test_grey_input(shared_tree):
@@ -197,7 +197,7 @@ def test_webdataset_shards(tmp_path):
     (tmp_path / "_info.json").write_text(json.dumps({}))
     split = "digits-0.tar|32"
     settings = recipe("wds/digits", data_dir=str(tmp_path), train_split=split, val_split=split, num_classes=10)
-    batches = TrainingBatches(open_split(settings, "train"), settings, CPU)
+    batches = training_batches(open_split(settings, "train"), settings, CPU)
     assert batches.steps == 2
     assert [images.shape[0] for images, _ in batches.epoch(0)] == [16, 16]
     labels = torch.cat([labels for _, labels in evaluation_batches(open_split(settings, "val"), settings, CPU, 8)])

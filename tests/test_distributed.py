@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import sanet_here
+from shuffle_attention.detection.digits import digits_coco
 
 # With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
 PROCESSES = (
@@ -20,9 +21,16 @@ PROCESSES = (
 ).split()
 
 
-def torchrun(*arguments: object, restarts: int = 0) -> list[str]:
+DETECTOR = [
+    *"detect train --recipe digits --arch retinanet --backbone resnet10t --frozen-norm --min-size 64".split(),
+    *"--max-size 64 --anchor-sizes 8 16 24 32 48 --workers 0 --batch-size 4 --epochs 2 --warmup-epochs 0".split(),
+    *("--lr", "1e-4", "--device", "cpu", "--detector-args", "{}"),
+]
+
+
+def torchrun(*arguments: object, command: list[str] = PROCESSES, restarts: int = 0) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    return [sys.executable, *launcher, "-m", "shuffle_attention", *PROCESSES, *map(str, arguments)]
+    return [sys.executable, *launcher, "-m", "shuffle_attention", *command, *map(str, arguments)]
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -53,6 +61,19 @@ def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path
     for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
         for figure in ("train_loss", "val_loss", "train_top1", "val_top1"):
             assert row[figure] == pytest.approx(other[figure], abs=1e-5)
+
+
+def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
+    for split, count in (("train", 8), ("val", 3)):  # an odd number: one image is dealt out twice
+        digits_coco(split, count, size=64, digits=(1, 3)).write(tmp_path / "data", split)
+    assert sanet_here(*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "one") == 0
+    process = start(torchrun("--data", tmp_path / "data", "--output", tmp_path / "two", command=DETECTOR))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    for row, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        row.pop("images_per_second")
+        for figure, value in row.items():
+            assert other[figure] == pytest.approx(value, abs=1e-4), figure
 
 
 def test_a_broken_image_is_said_once(tree, tmp_path):

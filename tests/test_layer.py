@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.layers import fitting_groups
@@ -226,6 +228,33 @@ def test_copies_and_pickles_compute_the_same():
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(other(x), layer(x))
         assert repr(other) == repr(layer)
+
+
+def test_parameters_that_others_put_in_place_are_what_it_computes_with():
+    """Pruning, parametrisation and functional calls each keep what is to be computed with in another place."""
+    x = random_map((2, 16, 5, 5))
+    whole = random_layer(16, 2)
+    twice = {name: 2 * value.detach() for name, value in whole.named_parameters()}
+    doubled = copy.deepcopy(whole)
+    doubled.load_state_dict(twice)
+    expected = doubled(x)
+    assert not torch.allclose(whole(x), expected)
+    assert torch.equal(torch.func.functional_call(whole, twice, x), expected)
+
+    class Double(torch.nn.Module):
+        def forward(self, value):
+            return 2 * value
+
+    parametrised = copy.deepcopy(whole)
+    for name in twice:
+        place = parametrised.gn if name.startswith("gn.") else parametrised
+        register_parametrization(place, name.removeprefix("gn."), Double())
+    assert torch.equal(parametrised(x), expected)
+    pruned = copy.deepcopy(whole)
+    prune.custom_from_mask(pruned, "cweight", torch.zeros_like(pruned.cweight))
+    zero = copy.deepcopy(whole)
+    torch.nn.init.zeros_(zero.cweight)
+    assert torch.equal(pruned(x), zero(x))
 
 
 def test_at_its_start_it_is_a_scaled_permutation():

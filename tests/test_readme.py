@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import shuffle_attention.models  # noqa: F401  (registers the networks)
 from conftest import sanet_here, write_tree
+from shuffle_attention.detection.digits import digits_coco
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,7 +23,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = (
     "--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split()
 )
+DETECT = "--workers 0 --device cpu".split()
+DETECT_SMALL = [*DETECT, *"--data coco-small --min-size 64 --max-size 64".split()]
 SMALL_FOR = {
+    "detect train": [*DETECT_SMALL, *"--epochs 1 --batch-size 2 --warmup-epochs 0".split()],
+    "detect eval": DETECT_SMALL,
+    "detect predict": ["--device", "cpu"],
+    "detect profile": "--size 64 64 --repetitions 1 --device cpu".split(),
     "train": SMALL,
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
@@ -50,6 +58,9 @@ def desk(tmp_path_factory) -> Path:
     write_tree(folder / "imagenette2")
     write_tree(folder / "cifar10")
     write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
+    for name, split in product(("coco", "coco-small"), ("train", "val")):
+        digits_coco(split, 2, size=64).write(folder / name, split)
+    shutil.copy(folder / "coco/val/00001.png", folder / "photo.jpg")
     for name in ("sa_resnet18", "sa_resnet50"):
         state = {f"module.{key}": value for key, value in timm.create_model(name).state_dict().items()}
         torch.save({"state_dict": state, "epoch": 100}, folder / f"{name}.pth.tar")
@@ -74,7 +85,7 @@ def run(command: str, desk: Path) -> None:
         assert (name, value) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         return
     goes_on = "--resume" in words or "--report-only" in words
-    small = next((options for job, options in SMALL_FOR.items() if job in words and not goes_on), [])
+    small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
     if "--from" in words:  # the network is that of the checkpoint
         small = small[: small.index("--model-args")]
     if words[0] == "sanet":
@@ -117,9 +128,10 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
         assert f"{figures['top5']:.2f} %" in page.read_text()
 
 
-def test_the_tables_of_the_kernels_are_those_of_the_files():
-    page = ROOT / "docs/kernels.md"
-    code = f"import sys; from tables import written; sys.stdout.write(written(open({str(page)!r}).read()))"
+@pytest.mark.parametrize("name", ["kernels.md", "results.md", "detection.md", "explain.md"])
+def test_the_tables_of_a_page_are_those_of_the_files(name):
+    page = ROOT / "docs" / name
+    code = f"import sys, pathlib, tables; sys.stdout.write(tables.written(pathlib.Path({str(page)!r})))"
     paths = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
     done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
     assert done.stdout == page.read_text(), "run python benchmarks/tables.py"
@@ -150,21 +162,3 @@ print(shuffle_attention.__file__)
     done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
     assert done.stdout.startswith(str(installed))
     assert done.stderr.count("the CPU kernels were not built") == 1
-
-
-def test_the_figures_of_the_maps_are_those_of_the_file():
-    import json
-
-    figures = json.loads((ROOT / "benchmarks/results/explain-imagenette.json").read_text())
-    page = (ROOT / "docs/explain.md").read_text()
-    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
-    for row in figures["maps"]:
-        places = " x ".join(map(str, row["places"]))
-        shares = f"{row['drop']['mean']:.1f} % | {row['increase']['mean']:.1f} %"
-        areas = f"{row['deletion']['mean']:.3f} | {row['insertion']['mean']:.3f}"
-        assert f"| {names[row['method']]} | {row['layer']} | {places} | {areas} | {shares} |" in page
-    for row in figures["gates"]:
-        gates = [
-            f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")
-        ]
-        assert f"| `{row['layer']}` | {' | '.join(gates)} |" in page

@@ -17,13 +17,13 @@ from PIL import Image
 
 from conftest import CPU, QUICK, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
+from shuffle_attention.classification import ClassificationTask
 from shuffle_attention.datasets import open_split
 from shuffle_attention.evaluation import evaluate
 from shuffle_attention.loading import evaluation_batches
 from shuffle_attention.network import restore_network
 from shuffle_attention.progress import Progress
 from shuffle_attention.recipe import Recipe
-from shuffle_attention.run_state import ClassificationTask
 from shuffle_attention.training import train
 
 # Everything random that a run can have: augmentation in workers, mixing, stochastic depth, averaged weights.

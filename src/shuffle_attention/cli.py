@@ -3,16 +3,13 @@
 import argparse
 import logging
 import sys
-import typing
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib.metadata import version
-from types import UnionType
 from typing import Any
 
-import yaml
-
 from .cli_explain import add_explain
+from .cli_fields import add_fields, overrides
+from .detection.cli import add_detect
 from .errors import BAD_INPUT, InputError
 from .recipe import Recipe, recipe_names
 
@@ -45,7 +42,7 @@ class _Printer(logging.Handler):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sanet", description="SA-Net: train, evaluate and compare image classifiers.")
+    parser = argparse.ArgumentParser(prog="sanet", description="SA-Net: train, evaluate, compare networks.")
     parser.add_argument("--version", action="version", version=f"sanet {version('shuffle-attention')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -66,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
     )
-    _add_fields(train)
+    add_fields(train, Recipe)
 
     evaluate = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
     evaluate.set_defaults(run=_evaluate)
@@ -74,9 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
     evaluate.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (128)")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
-    _add_fields(evaluate, only=_EVALUATION_FIELDS)
+    add_fields(evaluate, Recipe, only=_EVALUATION_FIELDS)
     _add_profile(commands)
     _add_compare(commands)
+    add_detect(commands)
     add_explain(commands)
     return parser
 
@@ -123,7 +121,7 @@ def _add_compare(commands: Any) -> None:
     run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names())}, or a YAML file")
     run.add_argument("--output", metavar="DIR", required=True, help="folder of the comparison")
     run.add_argument("--report-only", action="store_true", help="report what the folder holds, and train nothing")
-    _add_fields(compare)
+    add_fields(compare, Recipe)
 
 
 def _names(text: str) -> list[str]:
@@ -136,52 +134,19 @@ _EVALUATION_FIELDS = (
 ).split()
 
 
-def _add_fields(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
-    """An option for each field of a recipe; those that are given stand in ``vars(options)``, no others."""
-    hints = typing.get_type_hints(Recipe)
-    groups: dict[str, Any] = {}
-    for field in fields(Recipe):
-        if only is not None and field.name not in only:
-            continue
-        name = field.metadata["group"]
-        group = groups.setdefault(name, parser.add_argument_group(name) if name not in groups else None)
-        flag = "--" + field.name.replace("_", "-")
-        hint = hints[field.name]
-        common = {"dest": f"recipe_{field.name}", "default": argparse.SUPPRESS, "help": field.metadata["help"]}
-        if hint is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-            continue
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
-        is_list = typing.get_origin(kinds[0]) is list
-        metavar = "X" if is_list else {int: "N", float: "X", str: "NAME"}.get(kinds[0], "VALUE")
-        is_text = str in (*kinds, *typing.get_args(kinds[0])) and typing.get_origin(kinds[0]) is not dict
-        read = str if is_text and not _is_union(hint) else _value
-        group.add_argument(flag, type=read, metavar=metavar, **common, **({"nargs": "*"} if is_list else {}))
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is UnionType
-
-
-def _value(text: str) -> Any:
-    return None if text.lower() == "none" else yaml.safe_load(text)
-
-
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    return {name.removeprefix("recipe_"): v for name, v in vars(options).items() if name.startswith("recipe_")}
-
-
 def _train(options: argparse.Namespace) -> int:
+    from .classification import Classification
     from .launch import train_command
 
-    return train_command(options.recipe, _overrides(options), options.output, options.resume)
+    return train_command(Classification, options.recipe, overrides(options), options.output, options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     from .launch import evaluate_command
 
-    overrides = _overrides(options)
-    return evaluate_command(options.checkpoint, overrides, options.batch_size, ema=options.ema, json_file=options.json)
+    return evaluate_command(
+        options.checkpoint, overrides(options), options.batch_size, ema=options.ema, json_file=options.json
+    )
 
 
 def _profile(options: argparse.Namespace) -> int:
@@ -206,7 +171,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     return compare_command(
         options.recipe,
-        _overrides(options),
+        overrides(options),
         options.output,
         attentions=options.attention,
         depth=options.depth,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from .classification import Classification
 from .errors import InputError
 from .files import held, remove_left_over
 from .interrupts import StopSignal
@@ -20,7 +21,7 @@ from .network import create_network
 from .profiling import Size, size_of
 from .recipe import Recipe
 from .reporting import RunFiles, write_text
-from .training import open_data, train
+from .training import train
 from .variants import Variant
 
 # What changes how fast a run goes, or when it looks or saves, and not what comes out of it.
@@ -209,7 +210,7 @@ def count_classes(recipe: Recipe) -> int:
     Raises:
         InputError: If the data cannot be used.
     """
-    return open_data(recipe.replaced(check_images=False), check=False)[-1]
+    return Classification.open(recipe.replaced(check_images=False), check=False).num_classes
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

@@ -106,6 +106,7 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         "seeds": comparison.seeds,
         "figure": "top-1 in percent of the validation images after the last epoch",
         "variants": [asdict(finding) for finding in found],
+        "curves": _curves(comparison),
         "failed": dict(failed),
         "machine": machine() | versions(),
     }
@@ -113,8 +114,7 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_text(written[0], json.dumps(content, indent=1) + "\n")
     write_text(written[1], _table_of_runs(found))
-    curves = _curves(comparison)
-    if curves:
+    if curves := content["curves"]:
         written.append(folder / "curves.png")
         draw_steps(curves, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
     circles = [

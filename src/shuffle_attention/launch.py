@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.table import Table
@@ -21,14 +21,19 @@ from .errors import DataError, InputError
 from .evaluation import evaluate
 from .loading import Place, evaluation_batches
 from .network import recipe_of, restore_network
+from .problem import Problem
 from .progress import console
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, RunRecipe, load_recipe, recipe_names
 from .reporting import RunFiles, versions, write_text
-from .training import Interrupted, train
+from .training import Interrupted, Outcome, train
+
+R = TypeVar("R", bound=RunRecipe)
 
 
-def train_command(name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None) -> int:
-    """Runs ``sanet train`` and returns its exit code."""
+def train_command(
+    problem: type[Problem], name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None
+) -> int:
+    """Runs ``sanet train`` or its like for another kind of network, and returns its exit code."""
     if resume not in (None, "", "auto"):
         if output is not None and output != resume:
             raise InputError(f"--resume {resume} and --output {output} name two folders; give one")
@@ -46,32 +51,33 @@ def train_command(name: str | None, overrides: dict[str, Any], output: str | Non
                 raise InputError(
                     f"--resume continues with the recipe in {output}; single fields can be given, --recipe not"
                 )
-            recipe = recipe_of(read_checkpoint(continued.last), continued.last)[0].replaced(**overrides)
+            content = read_checkpoint(continued.last)
+            recipe = recipe_of(content, continued.last, problem.recipe_type)[0].replaced(**overrides)
         elif resume == "auto" or restarted:
             continued = None
         else:
             raise InputError(f"no run to continue in {output}: there is no {continued.last}")
     if recipe is None:
-        recipe = named_recipe(name, overrides)
+        recipe = named_recipe(name, overrides, problem.recipe_type)
         if resume is None and output is not None and not restarted and RunFiles(Path(output)).config.exists():
             raise InputError(
                 f"{output} holds a run already; continue it with --resume {output}, or name another --output"
             )
     with place_on(recipe.device) as place:
-        folder = _shared(output or f"runs/{recipe.model}-{time.strftime('%Y%m%d-%H%M%S')}", place)
+        folder = _shared(output or f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}", place)
         if place.rank == 0:
             verb = "continuing" if continued else "training"
             console.print(
-                f"{verb} {recipe.model} on {recipe.data}, {recipe.epochs} epochs, {_where(place)}, in {folder}"
+                f"{verb} {recipe.title} on {recipe.data}, {recipe.epochs} epochs, {_where(place)}, in {folder}"
             )
         try:
-            outcome = train(recipe, folder, place, resume=continued is not None)
+            outcome = train(recipe, folder, place, resume=continued is not None, problem=problem)
         except Interrupted as interrupted:
             if place.rank == 0:
                 console.print(str(interrupted))
             return interrupted.exit_code
         if place.rank == 0:
-            _print_outcome(outcome.best, outcome.files)
+            _print_outcome(outcome, problem.best_figures(outcome.best))
     return 0
 
 
@@ -125,10 +131,12 @@ def evaluate_command(
     return 0
 
 
-def named_recipe(name: str | None, overrides: dict[str, Any]) -> Recipe:
+def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Recipe) -> R:
+    """Returns the recipe that a command names, that of the embedded digits by default, with what it says otherwise."""
     if name is None and overrides.get("data", "digits") != "digits":
-        raise InputError("name a recipe for these data, such as --recipe imagenet, imagenette or cifar10")
-    return load_recipe(name or "digits").replaced(**overrides)
+        others = [known for known in recipe_names(kind) if known != "digits"]
+        raise InputError(f"name a recipe for these data: --recipe {', '.join(others)}")
+    return load_recipe(name or "digits", kind).replaced(**overrides)
 
 
 def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
@@ -175,11 +183,11 @@ def _where(place: Place) -> str:
     return f"{place.device}" if place.world == 1 else f"{place.world} processes on {place.device.type}"
 
 
-def _print_outcome(best: dict[str, float], files: RunFiles) -> None:
-    table = Table(title=f"best epoch: {best['epoch']:.0f}", title_justify="left", show_header=False)
-    table.add_row("top-1", f"{best['val_top1']:.2f} %")
-    table.add_row("top-5", f"{best['val_top5']:.2f} %")
-    table.add_row("loss", f"{best['val_loss']:.4f}")
+def _print_outcome(outcome: Outcome, figures: dict[str, str]) -> None:
+    table = Table(title=f"best epoch: {outcome.best['epoch']:.0f}", title_justify="left", show_header=False)
+    for name, text in figures.items():
+        table.add_row(name, text)
+    files = outcome.files
     for name, path in (("checkpoint", files.best), ("curves", files.curves), ("figures", files.metrics)):
         table.add_row(name, str(path))
     console.print(table)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from .datasets import Samples
 from .errors import DataError, asked_for
-from .recipe import Recipe
+from .recipe import Recipe, RunRecipe
 
 
 @dataclass(frozen=True)
@@ -62,46 +62,28 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingBatches:
-    """Batches of one epoch after the other, images normalised and on the device.
+    """Batches of one epoch after the other, from any step of it on.
 
     Args:
-        dataset: Data opened for training.
-        recipe: Augmentation, batch size, workers.
+        dataset: Data opened for training, with their transform.
+        recipe: Batch size, workers, seed.
         place: Where the batches go.
+        collate: Makes a batch of samples; PyTorch's own by default.
+
+    Attributes:
+        steps: Optimiser steps of one epoch.
+        per_step: Batches of one step.
 
     Raises:
         DataError: If the batch size cannot be divided among the processes, or exceeds the data.
     """
 
-    def __init__(self, dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place):
-        share = place.world * recipe.grad_accum
-        if recipe.batch_size % share:
-            raise DataError(
-                f"batch_size must be a multiple of processes x grad_accum = {place.world} x {recipe.grad_accum}, "
-                f"got {recipe.batch_size}"
-            )
-        if (recipe.mixup or recipe.cutmix) and recipe.batch_size // share % 2:
-            raise DataError(f"mixup and cutmix need an even batch on each process, got {recipe.batch_size // share}")
-        if len(dataset) < recipe.batch_size:
-            raise DataError(f"batch_size {recipe.batch_size} exceeds the {len(dataset)} training images")
-        self.steps = len(dataset) // recipe.batch_size
-        self.per_step = recipe.grad_accum
-        self.stream = None
-        if isinstance(dataset, IterableImageDataset):
-            self.stream = dataset
-            self.loader = _heedless(
-                create_loader(
-                    dataset,
-                    batch_size=recipe.batch_size // share,
-                    is_training=True,
-                    num_workers=recipe.workers,
-                    device=place.device,
-                    use_prefetcher=_prefetches(place),
-                    distributed=place.world > 1,
-                    **_training_images(recipe),
-                )
-            )
-            return
+    loader: Any
+
+    def __init__(
+        self, dataset: Samples, recipe: RunRecipe, place: Place, *, collate: Callable[[Any], Any] | None = None
+    ):
+        self.steps, self.per_step = _steps(len(dataset), recipe, place), recipe.grad_accum
         # timm's create_loader makes a sampler of its own, which can neither start in the middle of an epoch nor
         # deal the batch of one process out to several; its other parts serve.
         self.sampler = EpochSampler(
@@ -112,42 +94,93 @@ class TrainingBatches:
             world=place.world,
             seed=recipe.seed,
         )
-        with asked_for(auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter):
-            dataset.transform = create_transform(
-                is_training=True, use_prefetcher=_prefetches(place), **_training_images(recipe)
-            )
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
             num_workers=recipe.workers,
-            collate_fn=fast_collate if _prefetches(place) else None,
+            collate_fn=collate,
             pin_memory=place.device.type == "cuda",
             persistent_workers=recipe.workers > 0,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
             # Its seeds are not used, and drawing them must not move the generators of the run.
             generator=torch.Generator(),
         )
-        if _prefetches(place):
-            self.loader = PrefetchLoader(
-                self.loader, device=place.device, re_prob=recipe.random_erasing, **_normalisation(recipe)
-            )
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yields the batches of an epoch from step ``start`` on, ``grad_accum`` for each step."""
-        if self.stream is not None:
-            self.stream.set_epoch(epoch)
-            index = -1
-            for index, batch in enumerate(self.loader):
-                if start * self.per_step <= index < self.steps * self.per_step:
-                    yield batch
-            if index + 1 < self.steps * self.per_step:
-                raise DataError(
-                    f"the stream ended after {index + 1} of {self.steps * self.per_step} batches of this process; "
-                    f"shards must be at least as many as processes x workers"
-                )
-            return
         self.sampler.epoch, self.sampler.start = epoch, start * self.per_step
         yield from self.loader
+
+
+class StreamedBatches(TrainingBatches):
+    """The same from a stream, of which what comes before ``start`` is read and passed over.
+
+    Args:
+        dataset: Stream opened for training.
+        recipe: Augmentation, batch size, workers.
+        place: Where the batches go.
+    """
+
+    def __init__(self, dataset: IterableImageDataset, recipe: Recipe, place: Place):
+        self.steps, self.per_step = _steps(len(dataset), recipe, place), recipe.grad_accum
+        self.stream = dataset
+        self.loader = _heedless(
+            create_loader(
+                dataset,
+                batch_size=recipe.batch_size // (place.world * recipe.grad_accum),
+                is_training=True,
+                num_workers=recipe.workers,
+                device=place.device,
+                use_prefetcher=_prefetches(place),
+                distributed=place.world > 1,
+                **_training_images(recipe),
+            )
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        self.stream.set_epoch(epoch)
+        index = -1
+        for index, batch in enumerate(self.loader):
+            if start * self.per_step <= index < self.steps * self.per_step:
+                yield batch
+        if index + 1 < self.steps * self.per_step:
+            raise DataError(
+                f"the stream ended after {index + 1} of {self.steps * self.per_step} batches of this process; "
+                f"shards must be at least as many as processes x workers"
+            )
+
+
+def _steps(images: int, recipe: RunRecipe, place: Place) -> int:
+    share = place.world * recipe.grad_accum
+    if recipe.batch_size % share:
+        raise DataError(
+            f"batch_size must be a multiple of processes x grad_accum = {place.world} x {recipe.grad_accum}, "
+            f"got {recipe.batch_size}"
+        )
+    if images < recipe.batch_size:
+        raise DataError(f"batch_size {recipe.batch_size} exceeds the {images} training images")
+    return images // recipe.batch_size
+
+
+def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place) -> TrainingBatches:
+    """Returns the batches of a classifier: augmented images (B, C, H, W), normalised and on the device, and labels.
+
+    Raises:
+        DataError: If the batch size cannot be divided as it has to be, or exceeds the data.
+    """
+    each = recipe.batch_size // (place.world * recipe.grad_accum)
+    if (recipe.mixup or recipe.cutmix) and each % 2:
+        raise DataError(f"mixup and cutmix need an even batch on each process, got {each}")
+    if isinstance(dataset, IterableImageDataset):
+        return StreamedBatches(dataset, recipe, place)
+    prefetch = _prefetches(place)
+    with asked_for(auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter):
+        dataset.transform = create_transform(is_training=True, use_prefetcher=prefetch, **_training_images(recipe))
+    batches = TrainingBatches(dataset, recipe, place, collate=fast_collate if prefetch else None)
+    if prefetch:
+        normalisation = {"re_prob": recipe.random_erasing, **_normalisation(recipe)}
+        batches.loader = PrefetchLoader(batches.loader, device=place.device, **normalisation)
+    return batches
 
 
 def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, place: Place, batch_size: int):
@@ -192,7 +225,7 @@ def _prefetches(place: Place) -> bool:
     return place.device.type == "cuda"
 
 
-def _leave_signals_to_the_main_process(worker: int, before: Callable[[int], None] | None = None) -> None:
+def leave_signals_to_the_main_process(worker: int, before: Callable[[int], None] | None = None) -> None:
     """A signal to a terminal's or a job's whole process group must not end the loaders before the run has stopped."""
     if before is not None:
         before(worker)
@@ -203,5 +236,5 @@ def _leave_signals_to_the_main_process(worker: int, before: Callable[[int], None
 def _heedless(loader):
     """A loader of timm's, whose processes leave signals to the main one."""
     inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    inner.worker_init_fn = partial(_leave_signals_to_the_main_process, before=inner.worker_init_fn)
+    inner.worker_init_fn = partial(leave_signals_to_the_main_process, before=inner.worker_init_fn)
     return loader

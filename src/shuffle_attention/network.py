@@ -3,7 +3,7 @@
 import difflib
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from . import families, models, shufflenet  # noqa: F401  (the first and the last register their networks)
 from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from .errors import InputError, asked_for
-from .recipe import Recipe
+from .recipe import Recipe, RunRecipe
 from .surgery import attach
 
+R = TypeVar("R", bound=RunRecipe)
 # Arguments of timm.create_model that fetch weights: not for a network whose own are about to be loaded.
 _SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
@@ -121,17 +122,20 @@ def restore_network(
     return Restored(network, with_normalisation(recipe, network), classes, num_classes, report.weights)
 
 
-def recipe_of(content: dict[str, Any], path: str | os.PathLike) -> tuple[Recipe, int]:
-    """Returns the recipe and the number of classes in the content of a checkpoint of ``sanet train``.
+def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> tuple[R, int]:
+    """Returns the recipe and the number of classes in the content of a run's checkpoint.
 
     Raises:
-        CheckpointError: If it holds none that can be used.
+        CheckpointError: If it holds none that can be used, or is of another kind of network.
     """
     recipe, num_classes = content.get("recipe"), content.get("num_classes")
     if not isinstance(recipe, dict) or not isinstance(num_classes, int):
-        raise CheckpointError(f"{path} holds weights and not a run of sanet train; start from it with --initial")
+        raise CheckpointError(f"{path} holds weights and not a run of {kind.command}; start from it with --initial")
+    held = content.get("kind", Recipe.kind)  # not said before there were others
+    if held != kind.kind:
+        raise CheckpointError(f"{path} holds a {held}, and not a {kind.kind} of {kind.command}")
     try:
-        return Recipe().replaced(**{str(name): value for name, value in recipe.items()}), num_classes
+        return kind().replaced(**{str(name): value for name, value in recipe.items()}), num_classes
     except InputError as error:
         raise CheckpointError(f"{path} holds a recipe that cannot be used: {error}") from error
 

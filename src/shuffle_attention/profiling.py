@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .timing import Times, interleaved
+from .timing import Times, interleaved, wait_for
 
 # Multiply-adds for each value read, as ptflops counts them; FlopCounterMode leaves them out.
 _POINTWISE = {nn.BatchNorm2d: 2, nn.ReLU: 1, nn.MaxPool2d: 1}
@@ -135,7 +135,7 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[], object]:
     @torch.inference_mode()
     def run() -> None:
         model.eval()(images)
-        _wait(images.device)
+        wait_for(images.device)
 
     return run
 
@@ -149,11 +149,6 @@ def _training_step(model: nn.Module, images: Tensor) -> Callable[[], object]:
         nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()  # no network holds gradients while another one is timed
-        _wait(images.device)
+        wait_for(images.device)
 
     return run
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -6,7 +6,7 @@ from rich import progress
 from rich.console import Console
 
 from .loading import Place
-from .recipe import Recipe
+from .problem import Problem
 
 # Names of files are printed whole and as they are, whatever the width of the terminal.
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -16,7 +16,7 @@ class Progress:
     """A bar with speed, loss, accuracy and the time left, and a line for each epoch; silent but on the first process.
 
     Args:
-        recipe: Settings of the run.
+        problem: What is trained.
         steps: Optimiser steps of one epoch.
         place: Where it trains.
         done: Steps done before, by the run that is continued.
@@ -25,8 +25,8 @@ class Progress:
         images_per_second: Training speed of the last epoch, loading included.
     """
 
-    def __init__(self, recipe: Recipe, steps: int, place: Place, done: int = 0):
-        self.recipe, self.steps = recipe, steps
+    def __init__(self, problem: Problem, steps: int, place: Place, done: int = 0):
+        self.problem, self.recipe, self.steps = problem, problem.recipe, steps
         self.images_per_second = 0.0
         self._first = self._done = done
         self._began = self._epoch_began = time.perf_counter()
@@ -55,16 +55,13 @@ class Progress:
         self._epoch_began = time.perf_counter()
         self._bar.reset(self._task, total=self.steps, completed=step, description=f"epoch {epoch + 1}", figures="")
 
-    def step(self, step: int, totals: list[float]) -> None:
-        """Shows where the epoch stands, given the sums of losses, right answers and images."""
+    def step(self, step: int, sums: list[float]) -> None:
+        """Shows where the epoch stands, given the sums of what it has seen."""
         now = time.perf_counter()
         self._done = self._epoch * self.steps + step
         self.images_per_second = (step - self._epoch_first) * self.recipe.batch_size / (now - self._epoch_began)
         rest = (self.recipe.epochs * self.steps - self._done) * (now - self._began) / max(1, self._done - self._first)
-        loss, right, images = totals
-        images = max(1.0, images)
-        accuracy = "" if self.recipe.mixup or self.recipe.cutmix else f"top-1 {100 * right / images:.1f} %  "
-        figures = f"loss {loss / images:.4f}  {accuracy}{self.images_per_second:,.0f} images/s  {duration(rest)} left"
+        figures = f"{self.problem.running(sums)}  {_speed(self.images_per_second)}  {duration(rest)} left"
         self._bar.update(self._task, completed=step, figures=figures)
 
     def start_evaluation(self, images: int) -> None:
@@ -80,11 +77,14 @@ class Progress:
         left = self.recipe.epochs * self.steps - self._done
         rest = left * (time.perf_counter() - self._began) / max(1, self._done - self._first)
         console.print(
-            f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  loss {row['train_loss']:.4f}  "
-            f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  top-5 {row['val_top5']:5.2f} %  "
-            f"lr {row['lr']:.2g}  {row['images_per_second']:,.0f} images/s  {duration(rest)} left"
+            f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  {self.problem.line(row)}  "
+            f"lr {row['lr']:.2g}  {_speed(row['images_per_second'])}  {duration(rest)} left"
             + ("  best" if improved else "")
         )
+
+
+def _speed(images_per_second: float) -> str:
+    return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from .files import remove_left_over, written_whole
-from .recipe import Recipe
+from .problem import Panel, Problem
+from .recipe import RunRecipe
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RunFiles:
             return None
         return SummaryWriter(str(self.folder))
 
-    def begin(self, recipe: Recipe, history: list[dict[str, float]]) -> None:
+    def begin(self, recipe: RunRecipe, history: list[dict[str, float]]) -> None:
         """Makes the folder and writes the settings; figures beyond the point continued from are dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
@@ -77,10 +78,11 @@ class RunFiles:
                 self._board.add_scalar(name, value, int(row["epoch"]))
         self._board.flush()
 
-    def finish(self, recipe: Recipe, best: dict[str, float], history: list[dict[str, float]]) -> None:
+    def finish(self, problem: Problem, best: dict[str, float], history: list[dict[str, float]]) -> None:
         """Draws the curves and writes the summary; nothing is added to the figures after that."""
-        draw_curves(history, f"{recipe.model} on {Path(recipe.data).name}", self.curves)
-        summary = {"model": recipe.model, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
+        recipe = problem.recipe
+        draw_curves(history, problem.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
+        summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_text(self.summary, json.dumps({**summary, **versions()}, indent=2) + "\n")
         if self._board is not None:
             self._board.close()
@@ -127,31 +129,25 @@ def versions() -> dict[str, Any]:
     }
 
 
-def draw_curves(history: list[dict[str, float]], title: str, path: Path) -> None:
-    """Draws loss and accuracy over the epochs into a PNG."""
+def draw_curves(history: list[dict[str, float]], panels: list[Panel], title: str, path: Path) -> None:
+    """Draws figures over the epochs into a PNG, panels side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    for axes, figures, unit in (
-        (left, {"train_loss": "training", "val_loss": "validation"}, "cross-entropy"),
-        (right, {"train_top1": "training top-1", "val_top1": "validation top-1", "val_top5": "validation top-5"}, "%"),
-    ):
-        for name, label in figures.items():
-            axes.plot(
-                epochs, [row[name] for row in history], label=label, marker="o" if len(epochs) < 30 else None, ms=3
-            )
+    marker = "o" if len(epochs) < 30 else None
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, label in panel.curves.items():
+            axes.plot(epochs, [row[name] for row in history], label=label, marker=marker, ms=3)
+        axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    left.set_title("loss (training includes smoothing and augmentation)", fontsize=9)
-    right.set_title("accuracy", fontsize=9)
     with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=120)

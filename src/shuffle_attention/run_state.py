@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask
 from torch import nn
 
 from .checkpoints import CheckpointError
 from .errors import asked_for
 from .loading import Place
-from .recipe import Recipe
+from .problem import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -27,67 +26,44 @@ class Position:
     Attributes:
         epoch: Epochs finished.
         step: Steps finished in the current epoch.
-        totals: Sum of losses, right answers and images of the current epoch, on this process.
+        sums: What :meth:`Problem.loss` gave over the current epoch, on this process.
         history: A row of figures for each finished epoch.
         curve: A row for each evaluation within the epochs.
     """
 
+    sums: list[float]
     epoch: int = 0
     step: int = 0
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     history: list[dict[str, float]] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def best(self) -> dict[str, float] | None:
-        """The first of the epochs with the highest validation accuracy."""
-        return max(self.history, key=lambda row: row["val_top1"]) if self.history else None
 
 
 class RunState:
     """Model, optimiser, schedule, loss scaling, averaged weights and randomness of one run.
 
     Args:
-        recipe: Settings of the run.
+        problem: What is trained, with the settings of the run.
         model: Network, on the CPU.
-        classes: Names of its classes, if they are known.
-        num_classes: How many there are.
         steps_per_epoch: Optimiser steps of one epoch.
         place: Where to train.
-        images: What tells the training images from others.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        model: nn.Module,
-        classes: list[str] | None,
-        num_classes: int,
-        steps_per_epoch: int,
-        place: Place,
-        *,
-        images: str = "",
-    ):
-        self.images = images
-        self.recipe, self.classes, self.num_classes, self.place = recipe, classes, num_classes, place
-        self.position = Position()
-        self.lr = recipe.lr  # of the step before
+    def __init__(self, problem: Problem, model: nn.Module, steps_per_epoch: int, place: Place):
+        self.problem, self.place = problem, place
+        self.recipe = recipe = problem.recipe
+        self.images = problem.fingerprint()
+        self.position = Position([0.0] * problem.sums)
+        self.lr = recipe.peak_lr  # of the step before
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and place.world > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = place.take(model, channels_last=recipe.channels_last)
-        if recipe.grad_checkpointing:
-            with asked_for(model=recipe.model, grad_checkpointing=True):
-                cast(Any, model).set_grad_checkpointing(True)
-        self.model = model
-        mixing = bool(recipe.mixup or recipe.cutmix)
-        criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": mixing}
-        self.task = ClassificationTask(model, criterion_kwargs=criterion, device=place.device, verbose=False)
+        self.model = model = place.take(model, channels_last=recipe.channels_last)
+        self.task = problem.create_task(model, place)
         with asked_for(opt=recipe.opt):
             self.optimizer = create_optimizer_v2(
                 model,
                 recipe.opt,
-                lr=recipe.lr,
+                lr=recipe.peak_lr,
                 weight_decay=recipe.weight_decay,
                 momentum=recipe.momentum,
                 filter_bias_and_bn=not recipe.decay_norm_and_bias,
@@ -98,6 +74,7 @@ class RunState:
                 recipe.sched,
                 num_epochs=recipe.epochs,
                 decay_epochs=recipe.decay_epochs,
+                decay_milestones=tuple(recipe.decay_milestones),  # pyright: ignore[reportArgumentType]
                 decay_rate=recipe.decay_rate,
                 warmup_epochs=cast(int, recipe.warmup_epochs),  # parts of an epoch work as well
                 warmup_lr=recipe.warmup_lr,
@@ -108,7 +85,7 @@ class RunState:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
         if recipe.ema_decay is not None:
             self.task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
-        if recipe.compile:
+        if problem.compiles:
             self.task.compile()
         if place.world > 1:
             self.task.prepare_distributed(device_ids=[place.device] if place.device.type == "cuda" else None)
@@ -118,12 +95,18 @@ class RunState:
         """The network whose accuracy counts: the averaged one where there is one."""
         if self.task.has_ema():
             return cast(nn.Module, self.task.get_trainable_module(ema=True))
-        return cast(nn.Module, self.task.eval_model) if self.recipe.compile else self.model
+        return cast(nn.Module, self.task.eval_model) if self.problem.compiles else self.model
 
     @property
     def trained(self) -> nn.Module:
         """The network as it is trained: compiled and distributed where asked for."""
         return cast(nn.Module, self.task.get_trainable_module())
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The first of the epochs with the highest score on the validation data."""
+        history = self.position.history
+        return max(history, key=lambda row: row[self.problem.metric]) if history else None
 
     @property
     def steps_done(self) -> int:
@@ -133,11 +116,9 @@ class RunState:
         """Returns what an evaluation needs: weights, recipe and classes."""
         content = {
             **self.task.get_checkpoint_state(),
-            "recipe": self.recipe.to_dict(),
-            "num_classes": self.num_classes,
-            "classes": self.classes,
+            **self.problem.content(),
             "epoch": self.position.epoch,
-            "best_acc": self.position.best["val_top1"] if self.position.best else 0.0,
+            "best_acc": self.best[self.problem.metric] if self.best else 0.0,
         }
         if self.task.has_ema():
             content |= self.task.get_checkpoint_state(ema=True)
@@ -145,7 +126,7 @@ class RunState:
 
     def snapshot(self) -> dict[str, Any]:
         """Returns the content of a checkpoint that :meth:`restore` continues from. All processes call it together."""
-        own = {"random": _randomness(self.place.device), "totals": list(self.position.totals)}
+        own = {"random": _randomness(self.place.device), "totals": list(self.position.sums)}
         processes: list[Any] = [own]
         if self.place.world > 1:
             processes = [None] * self.place.world
@@ -173,10 +154,11 @@ class RunState:
         """
         if "processes" not in content:
             raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
-        if content["classes"] != self.classes:
+        classes = self.problem.classes
+        if content["classes"] != classes:
             raise CheckpointError(
                 f"{path} was trained on the classes {_listed(content['classes'])}, and the data now have "
-                f"{_listed(self.classes)}; the labels would mean something else"
+                f"{_listed(classes)}; the labels would mean something else"
             )
         step = int(content["step"])
         if content["images"] != self.images:
@@ -205,12 +187,11 @@ class RunState:
             self.scheduler.step_update(int(content["epoch"]) * self.steps_per_epoch + step)
         self.scaler.load_state_dict(content["scaler"])
         self.lr = float(content["lr"])
-        self.position = Position(
-            int(content["epoch"]), step, history=list(content["history"]), curve=list(content.get("curve", []))
-        )
+        self.position.epoch, self.position.step = int(content["epoch"]), step
+        self.position.history, self.position.curve = list(content["history"]), list(content.get("curve", []))
         if len(content["processes"]) == self.place.world:
             own = content["processes"][self.place.rank]
-            self.position.totals = list(own["totals"])
+            self.position.sums = list(own["totals"])
             _set_randomness(own["random"], self.place.device)
 
 

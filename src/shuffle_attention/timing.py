@@ -55,6 +55,12 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
     return {name: Times(values) for name, values in seconds.items()}
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a device has done what it was given; the CPU has when a call returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of the machine, the versions and the source measured.
 

@@ -1,30 +1,27 @@
-"""Training a classifier: the loop, and the files that a run leaves."""
+"""Training: the loop, and the files that a run leaves, whatever is trained."""
 
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 
 import torch
-from timm.data import Mixup
 from timm.utils import distribute_bn, random_seed
 from torch import Tensor, nn
 
-from .attachment import CHILD
-from .checkpoints import load_checkpoint, read_checkpoint, write_checkpoint
-from .datasets import Samples, open_split
-from .errors import BAD_INPUT, DataError, InputError, asked_for
-from .evaluation import Scores, autocast, evaluate
+from .checkpoints import read_checkpoint, write_checkpoint
+from .classification import Classification
+from .errors import BAD_INPUT, InputError
+from .evaluation import autocast
 from .interrupts import StopRequest
-from .loading import Place, TrainingBatches, evaluation_batches
-from .network import create_network, with_normalisation
+from .loading import Place, TrainingBatches
+from .problem import Problem
 from .progress import Progress
-from .recipe import Recipe
+from .recipe import RunRecipe
 from .reporting import RunFiles
 from .run_state import RunState
 
@@ -45,7 +42,7 @@ class Interrupted(Exception):
         name = stop.signal.name if stop.signal else "a signal"
         step = f"step {position.step} of {state.steps_per_epoch} in epoch {position.epoch + 1}"
         self.where = f"stopped by {name} after {step}; saved"
-        super().__init__(f"{self.where}. Continue with: sanet train --resume {files.folder}")
+        super().__init__(f"{self.where}. Continue with: {state.recipe.command} --resume {files.folder}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,14 @@ class Outcome:
     stop: Signals | None = None
 
 
-def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bool = False) -> Outcome:
+def train(
+    recipe: RunRecipe,
+    output: str | os.PathLike,
+    place: Place,
+    *,
+    resume: bool = False,
+    problem: type[Problem] = Classification,
+) -> Outcome:
     """Trains the network of a recipe, from the start or from the last checkpoint in ``output``.
 
     Writes there ``config.yaml``, ``metrics.csv``, ``last.pt`` (all that continuing needs), ``best.pt`` (weights),
@@ -74,6 +78,7 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
         output: Folder of the run.
         place: Where to train; every process of a distributed run calls this.
         resume: Whether to continue the run in ``output``.
+        problem: What is trained.
 
     Raises:
         InputError: If data, model, recipe or checkpoint cannot be used, or ``output`` holds a run already.
@@ -84,38 +89,33 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
     if not resume and files.last.exists():
         raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
     with _all_or_none(place):
-        training, validation, classes, num_classes = open_data(recipe, check=content is None and place.rank == 0)
-    torch.manual_seed(recipe.seed)
-    model = create_network(recipe, num_classes, restored=content is not None)
-    recipe = with_normalisation(recipe, model)
-    _try_once(model, recipe, num_classes, min(2, recipe.batch_size // (place.world * recipe.grad_accum) or 1))
-    if recipe.initial is not None and content is None:
-        # Attention that does not preserve the function has no values in a plain network's weights.
-        new = [f"*.{CHILD}.*"] if recipe.attach and not recipe.attach.get("preserve", True) else []
-        load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
-    batches = TrainingBatches(training, recipe, place)
+        opened = problem.open(recipe, check=content is None and place.rank == 0)
     # What fits the device in training fits it in evaluation.
-    held_out = evaluation_batches(validation, recipe, place, recipe.batch_size // (place.world * recipe.grad_accum))
+    share = recipe.batch_size // (place.world * recipe.grad_accum)
+    torch.manual_seed(recipe.seed)
+    model = opened.create_network(restored=content is not None)
+    opened.try_once(model, min(2, share or 1))
+    if content is None:
+        opened.load_initial(model)
+    batches, held_out = opened.batches(place), opened.held_out(place, share)
     random_seed(recipe.seed, place.rank)
-    images = training.fingerprint() if isinstance(training, Samples) else ""
-    state = RunState(recipe, model, classes, num_classes, batches.steps, place, images=images)
+    state = RunState(opened, model, batches.steps, place)
     if content is not None:
         state.restore(content, files.last)
 
-    def look() -> Scores:
-        options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
-        return evaluate(state.evaluated, held_out, place, **options)
+    def look() -> dict[str, float]:
+        return opened.evaluate(state.evaluated, held_out, place)
 
-    with StopRequest(place) as stop, Progress(recipe, batches.steps, place, state.steps_done) as progress:
+    with StopRequest(place) as stop, Progress(opened, batches.steps, place, state.steps_done) as progress:
         if place.rank == 0:
-            files.begin(recipe, state.position.history)
+            files.begin(state.recipe, state.position.history)
             if recipe.eval_steps:
                 files.write_curve(state.position.curve)
         while state.position.epoch < recipe.epochs:
             _train_epoch(state, batches, files, stop, progress, look)
             if place.world > 1:
                 distribute_bn(state.evaluated, place.world, reduce=True)
-            progress.start_evaluation(len(validation))
+            progress.start_evaluation(len(opened.validation))
 
             def watch(images: int) -> None:
                 progress.advance(images)
@@ -124,27 +124,20 @@ def train(recipe: Recipe, output: str | os.PathLike, place: Place, *, resume: bo
                     raise Interrupted(files, state, stop)
 
             try:
-                scores = evaluate(
-                    state.evaluated,
-                    held_out,
-                    place,
-                    precision=recipe.precision,
-                    channels_last=recipe.channels_last,
-                    watch=watch,
-                )
+                figures = opened.evaluate(state.evaluated, held_out, place, watch=watch)
             except Interrupted:
                 _save(state, files)
                 raise
-            _finish_epoch(state, scores, files, progress)
-            _name_failures(training, validation)
+            _finish_epoch(state, figures, files, progress)
+            _name_failures(opened)
             if state.position.epoch < recipe.epochs and stop.agreed():
                 raise Interrupted(files, state, stop)
         late = stop.signal if stop.agreed() else None
-    best = state.position.best
+    best = state.best
     if best is None:
         raise InputError(f"epochs must be more than the {state.position.epoch} that the run has had")
     if place.rank == 0:
-        files.finish(recipe, best, state.position.history)
+        files.finish(opened, best, state.position.history)
     return Outcome(best, files, late)
 
 
@@ -166,62 +159,34 @@ def _all_or_none(place: Place) -> Iterator[None]:
         raise SystemExit(BAD_INPUT)
 
 
-def _try_once(model: nn.Module, recipe: Recipe, num_classes: int, count: int) -> None:
-    """Sends images of zeros through a copy of the network, before anything is written or waited for."""
-    images = torch.zeros(count, recipe.in_chans, recipe.img_size, recipe.img_size)
-    with asked_for(model=recipe.model, img_size=recipe.img_size, model_args=recipe.model_args), torch.no_grad():
-        logits = deepcopy(model).train()(images)
-        shape = tuple(getattr(logits, "shape", ()))
-        if shape != (count, num_classes):
-            raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {num_classes})")
-
-
-def open_data(recipe: Recipe, *, check: bool):
-    """Training and validation data with the classes they share; one process looks the images over for all."""
-    if not check:
-        recipe = recipe.replaced(check_images=recipe.check_images and recipe.skip_bad_images)
-    training = open_split(recipe, "train")
-    classes = training.classes if isinstance(training, Samples) else None
-    validation = open_split(recipe, "val", classes)
-    num_classes = recipe.num_classes or len(classes or ())
-    if not num_classes:
-        raise DataError(f"{recipe.data} does not say how many classes it has; give --num-classes")
-    if classes and num_classes < len(classes):
-        raise DataError(f"num_classes is {num_classes} and {recipe.data} has {len(classes)} classes")
-    return training, validation, classes, num_classes
-
-
 def _train_epoch(
     state: RunState,
     batches: TrainingBatches,
     files: RunFiles,
     stop: StopRequest,
     progress: Progress,
-    evaluated: Callable[[], Scores],
+    evaluated: Callable[[], dict[str, float]],
 ) -> None:
     recipe, place, position = state.recipe, state.place, state.position
-    _set_mode(state)
-    mixup = None
-    if recipe.mixup or recipe.cutmix:
-        mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=state.num_classes)
+    state.problem.set_training_mode(state.trained)
     # Reading a figure back from a GPU makes it wait; there, every tenth step is often enough.
     interval = 10 if place.device.type == "cuda" else 1
-    totals = torch.tensor(position.totals, dtype=torch.float64 if place.device.type != "mps" else torch.float32)
-    totals = totals.to(place.device)
+    sums = torch.tensor(position.sums, dtype=torch.float64 if place.device.type != "mps" else torch.float32)
+    sums = sums.to(place.device)
     stream = batches.epoch(position.epoch, position.step)
     progress.start_epoch(position.epoch, position.step)
     if recipe.eval_steps and state.steps_done == 0:
         _add_to_curve(state, files, evaluated())
     while position.step < state.steps_per_epoch:
-        _step(state, stream, batches.per_step, mixup, totals)
+        _step(state, stream, batches.per_step, sums)
         position.step += 1
         last = position.step == state.steps_per_epoch
         look = position.step % interval == 0 or last
         saving = recipe.checkpoint_steps > 0 and position.step % recipe.checkpoint_steps == 0 and not last
         if look or saving:
-            position.totals = totals.tolist()
-            _require_finite(position.totals[0], state, files)
-            progress.step(position.step, position.totals)
+            position.sums = sums.tolist()
+            _require_finite(position.sums[0], state, files)
+            progress.step(position.step, position.sums)
         if recipe.eval_steps and state.steps_done % recipe.eval_steps == 0:
             _add_to_curve(state, files, evaluated())
         stopping = look and stop.agreed()
@@ -231,47 +196,28 @@ def _train_epoch(
             raise Interrupted(files, state, stop)
 
 
-def _set_mode(state: RunState) -> None:
-    """Training mode, but for the norms that the recipe freezes."""
-    state.trained.train()
-    if state.recipe.freeze_bn:
-        for module in state.trained.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
-def _add_to_curve(state: RunState, files: RunFiles, scores: Scores) -> None:
+def _add_to_curve(state: RunState, files: RunFiles, figures: dict[str, float]) -> None:
     """Notes how good the network is within an epoch, and goes back to training it."""
-    _set_mode(state)
+    state.problem.set_training_mode(state.trained)
     curve = state.position.curve
     if curve and curve[-1]["step"] == state.steps_done:  # before a stop that came before the first step
         return
-    curve.append({"step": state.steps_done, "val_loss": scores.loss, "val_top1": scores.top1})
+    curve.append({"step": state.steps_done, **figures})
     if state.place.rank == 0:
         files.write_curve(curve)
 
 
-def _step(state: RunState, stream, micro_batches: int, mixup: Mixup | None, totals: Tensor) -> None:
+def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -> None:
     """One step of the optimiser: forward and backward over its micro-batches, then the update."""
     recipe, place, task = state.recipe, state.place, state.task
     for index in range(micro_batches):
-        images, labels = next(stream)
-        images, labels = images.to(place.device), labels.to(place.device)
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        targets = labels
-        if mixup is not None:
-            images, targets = mixup(images, labels)
+        batch = next(stream)
         more_to_come = index + 1 < micro_batches
         with task.no_sync() if more_to_come else nullcontext():
             with autocast(place, recipe.precision):
-                result = task(images, targets)
-            state.scaler.scale(result["loss"] / micro_batches).backward()
-        with torch.no_grad():
-            right = (result["output"].argmax(1) == labels).sum()
-            totals[0] += result["loss"] * len(labels)
-            totals[1] += right
-            totals[2] += len(labels)
+                loss, seen = state.problem.loss(task, batch, place)
+            state.scaler.scale(loss / micro_batches).backward()
+        sums += seen
     if recipe.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
@@ -285,27 +231,21 @@ def _step(state: RunState, stream, micro_batches: int, mixup: Mixup | None, tota
     state.task.update_ema(step=done)
 
 
-def _finish_epoch(state: RunState, scores: Scores, files: RunFiles, progress: Progress) -> None:
-    position, place = state.position, state.place
-    totals = torch.tensor(position.totals, dtype=torch.float64, device=place.device)
+def _finish_epoch(state: RunState, figures: dict[str, float], files: RunFiles, progress: Progress) -> None:
+    position, place, problem = state.position, state.place, state.problem
+    sums = torch.tensor(position.sums, dtype=torch.float64, device=place.device)
     if place.world > 1:
-        torch.distributed.all_reduce(totals)
-    loss, right, images = totals.tolist()
-    mixing = state.recipe.mixup or state.recipe.cutmix
+        torch.distributed.all_reduce(sums)
     row = {
         "epoch": position.epoch + 1,
         "lr": state.lr,
-        "train_loss": loss / images,
-        # With mixed images there is no one right answer.
-        "train_top1": math.nan if mixing else 100 * right / images,
-        "val_loss": scores.loss,
-        "val_top1": scores.top1,
-        "val_top5": scores.top5,
+        **problem.figures(sums.tolist()),
+        **figures,
         "images_per_second": progress.images_per_second,
     }
     position.history.append(row)
-    position.epoch, position.step, position.totals = position.epoch + 1, 0, [0.0, 0.0, 0.0]
-    improved = position.best is row
+    position.epoch, position.step, position.sums = position.epoch + 1, 0, [0.0] * problem.sums
+    improved = state.best is row
     if improved and place.rank == 0:
         write_checkpoint(state.weights(), files.best)
     _save(state, files)
@@ -329,13 +269,8 @@ def _require_finite(loss: float, state: RunState, files: RunFiles) -> None:
         )
 
 
-def _name_failures(*datasets) -> None:
-    for dataset in datasets:
-        failures = dataset.failures() if isinstance(dataset, Samples) else []
-        if failures:
-            logger.warning(
-                "%d images could not be decoded and were replaced or not counted: %s",
-                len(failures),
-                ", ".join(failures[:5]),
-            )
-            dataset.failed.fill_(False)
+def _name_failures(problem: Problem) -> None:
+    failures = problem.failures()
+    if failures:
+        named = ", ".join(failures[:5])
+        logger.warning("%d images could not be decoded and were replaced or not counted: %s", len(failures), named)

@@ -3,6 +3,18 @@
 Reading and measuring COCO data needs ``pip install shuffle-attention[detection]``.
 """
 
-from .detectors import ARCHITECTURES, create_detector
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .detectors import ARCHITECTURES, create_detector
 
 __all__ = ["ARCHITECTURES", "create_detector"]
+
+
+def __getattr__(name: str) -> Any:
+    # The settings of a run can be read without torchvision, which takes a second to load.
+    if name in __all__:
+        from . import detectors
+
+        return getattr(detectors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
@@ -25,6 +26,7 @@ from .backbones import PyramidBackbone, create_body, freeze_first_stages, load_b
 
 __all__ = ["ARCHITECTURES", "create_detector"]
 PYRAMID_CHANNELS = 256
+WITH_WEIGHTS_TRAINABLE = 3  # stages of a backbone that has weights; Detectron and torchvision train three
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,41 @@ class Architecture:
     Attributes:
         network: Class of the detector.
         strides: Strides of the maps that the pyramid is built on.
-        extra_blocks: Makes the levels above them.
+        extra_blocks: Makes the levels above them, given the channels of a level.
+        losses: Names of its losses.
         masks: Whether it segments what it finds.
         anchors: Name of the argument that takes its anchors, and their octaves at each level; None without anchors.
     """
 
     network: type[nn.Module]
     strides: tuple[int, ...]
-    extra_blocks: Callable[[], ExtraFPNBlock]
+    extra_blocks: Callable[[int], ExtraFPNBlock]
+    losses: tuple[str, ...]
     masks: bool = False
     anchors: tuple[str, tuple[float, ...]] | None = None
 
 
-def _p6_and_p7() -> ExtraFPNBlock:
-    return LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS)
+def _pooled(channels: int) -> ExtraFPNBlock:
+    return LastLevelMaxPool()
+
+
+def _p6_and_p7(channels: int) -> ExtraFPNBlock:
+    return LastLevelP6P7(channels, channels)
 
 
 _RPN_ANCHORS = ("rpn_anchor_generator", (0.0,))
+_RCNN_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+_DENSE_LOSSES = ("classification", "bbox_regression")
 ARCHITECTURES = {
-    "faster_rcnn": Architecture(FasterRCNN, (4, 8, 16, 32), LastLevelMaxPool, anchors=_RPN_ANCHORS),
-    "mask_rcnn": Architecture(MaskRCNN, (4, 8, 16, 32), LastLevelMaxPool, masks=True, anchors=_RPN_ANCHORS),
+    "faster_rcnn": Architecture(FasterRCNN, (4, 8, 16, 32), _pooled, _RCNN_LOSSES, anchors=_RPN_ANCHORS),
+    "mask_rcnn": Architecture(
+        MaskRCNN, (4, 8, 16, 32), _pooled, (*_RCNN_LOSSES, "loss_mask"), masks=True, anchors=_RPN_ANCHORS
+    ),
     # Without stride 4, whose anchors would be too many (RetinaNet, section 4).
-    "retinanet": Architecture(RetinaNet, (8, 16, 32), _p6_and_p7, anchors=("anchor_generator", (0.0, 1 / 3, 2 / 3))),
-    "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7),
+    "retinanet": Architecture(
+        RetinaNet, (8, 16, 32), _p6_and_p7, _DENSE_LOSSES, anchors=("anchor_generator", (0.0, 1 / 3, 2 / 3))
+    ),
+    "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7, (*_DENSE_LOSSES, "bbox_ctrness")),
 }
 
 
@@ -73,6 +87,7 @@ def create_detector(
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     anchor_sizes: Sequence[int] | None = None,
+    pyramid_channels: int = PYRAMID_CHANNELS,
     backbone_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -100,6 +115,8 @@ def create_detector(
         max_size: Length that the longer side does not exceed.
         anchor_sizes: Side of the anchors of each of the five levels, in pixels of the resized image; 32 to 512 by
             default. Objects of half the smallest are hardly found.
+        pyramid_channels: Channels of each level of the pyramid and of the convolutions of the heads; a multiple of
+            32. With 64 in place of 256 the masks of a small data set cost a sixteenth.
         backbone_options: Further arguments of ``timm.create_model``.
         **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
 
@@ -116,6 +133,8 @@ def create_detector(
         raise InputError(f"num_classes must be at least 2, background and one more, got {num_classes}")
     if weights is not None and pretrained:
         raise InputError(f"the backbone has its weights either from {weights} or pretrained, not both")
+    if pyramid_channels < 32 or pyramid_channels % 32:
+        raise InputError(f"pyramid_channels must be a multiple of 32, got {pyramid_channels}")
     chosen = ARCHITECTURES[arch]
     _require_known(arch, chosen.network, kwargs)
     body = create_body(backbone, chosen.strides, pretrained=pretrained, options=backbone_options or {})
@@ -123,16 +142,22 @@ def create_detector(
         load_backbone(body, backbone, weights, may_differ=may_differ)
     has_weights = pretrained or weights is not None
     if trainable_layers is None and has_weights:
-        trainable_layers = 3
+        trainable_layers = WITH_WEIGHTS_TRAINABLE
     if trainable_layers is not None:
         freeze_first_stages(body, trainable_layers)
     frozen_norm = has_weights if frozen_norm is None else frozen_norm
-    pyramid = PyramidBackbone(body, PYRAMID_CHANNELS, chosen.extra_blocks(), frozen_norm=frozen_norm)
+    levels = chosen.extra_blocks(pyramid_channels)
+    pyramid = PyramidBackbone(body, pyramid_channels, levels, frozen_norm=frozen_norm)
     settings = {**normalisation(body), "min_size": min_size, "max_size": max_size, **kwargs}
     if anchor_sizes is not None:
         settings |= _anchors(arch, anchor_sizes)
     with asked_for(arch=arch, **kwargs):
-        return chosen.network(pyramid, num_classes, **settings)
+        detector: Any = chosen.network(pyramid, num_classes, **settings)
+    if chosen.masks and pyramid_channels != PYRAMID_CHANNELS:
+        # The one head whose width torchvision does not take from the pyramid.
+        detector.roi_heads.mask_head = MaskRCNNHeads(pyramid_channels, (pyramid_channels,) * 4, 1)
+        detector.roi_heads.mask_predictor = MaskRCNNPredictor(pyramid_channels, pyramid_channels, num_classes)
+    return detector
 
 
 def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:

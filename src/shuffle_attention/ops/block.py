@@ -186,25 +186,22 @@ def block_tail(
     Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
     """
     _check(u, shortcut, norm, attention)
-    by_batch = norm.training or norm.running_mean is None or norm.running_var is None
+    running_mean, running_var = norm.running_mean, norm.running_var
+    by_batch = norm.training or running_mean is None or running_var is None
     values = u.numel() // norm.num_features
     if by_batch and values == 1:
         raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
-    weight = norm.weight if norm.weight is not None else u.new_ones(norm.num_features)
-    bias = norm.bias if norm.bias is not None else u.new_zeros(norm.num_features)
+    weight, bias = norm.weight, norm.bias
+    weight = u.new_ones(norm.num_features) if weight is None else weight
+    bias = u.new_zeros(norm.num_features) if bias is None else bias
     out, _, moments = torch.ops.shuffle_attention.block_tail(
         u,
         shortcut,
         weight,
         bias,
-        None if by_batch else norm.running_mean,
-        None if by_batch else norm.running_var,
-        attention.cweight,
-        attention.cbias,
-        attention.sweight,
-        attention.sbias,
-        attention.gn.weight,
-        attention.gn.bias,
+        None if by_batch else running_mean,
+        None if by_batch else running_var,
+        *attention.op_parameters(),
         norm.eps,
         attention.gn.eps,
         attention.shuffle,

@@ -1,0 +1,131 @@
+"""The command ``sanet detect``: train, evaluate and use detectors."""
+
+import argparse
+from typing import Any
+
+from ..cli_fields import add_fields, overrides
+from ..recipe import recipe_names
+from .recipe import DetectionRecipe
+
+_EVALUATION_FIELDS = (
+    "data val_annotations val_images workers check_images skip_bad_images min_size max_size device precision "
+    "channels_last"
+).split()
+
+
+def add_detect(commands: Any) -> None:
+    """Adds ``detect`` with its own commands to those of ``sanet``."""
+    detect = commands.add_parser("detect", help="object detection and instance segmentation", allow_abbrev=False)
+    jobs = detect.add_subparsers(required=True, metavar="COMMAND")
+
+    train = jobs.add_parser(
+        "train",
+        help="train a detector",
+        description="Train a detector on images in COCO's format. Any field of the recipe can be given as well.",
+        allow_abbrev=False,
+    )
+    train.set_defaults(run=_train)
+    run = train.add_argument_group("run")
+    run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names(DetectionRecipe))}, or a YAML file")
+    run.add_argument("--output", metavar="DIR", help="folder of the run; runs/DETECTOR-TIME by default")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
+    )
+    add_fields(train, DetectionRecipe)
+
+    evaluate = jobs.add_parser("eval", help="evaluate a detector as COCO does", allow_abbrev=False)
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("checkpoint", help="checkpoint of sanet detect train")
+    evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
+    evaluate.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (4)")
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
+    evaluate.add_argument("--results", metavar="FILE", help="write what was found there, as COCO's results")
+    add_fields(evaluate, DetectionRecipe, only=_EVALUATION_FIELDS)
+
+    predict = jobs.add_parser(
+        "predict",
+        help="find objects in images and draw them",
+        description="Draw what a detector finds, and write it as JSON.",
+        allow_abbrev=False,
+    )
+    predict.set_defaults(run=_predict)
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of sanet detect train")
+    predict.add_argument("--output", required=True, metavar="DIR", help="folder for pictures and detections.json")
+    predict.add_argument("--threshold", type=float, default=0.5, metavar="X", help="least score that counts (0.5)")
+    predict.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
+    add_fields(predict, DetectionRecipe, only=["skip_bad_images", "min_size", "max_size", "device", "precision"])
+
+    profile = jobs.add_parser(
+        "profile",
+        help="measure what detectors cost",
+        description="Parameters, multiply-adds and time of a detector on several backbones, beside the first of them.",
+        allow_abbrev=False,
+    )
+    profile.set_defaults(run=_profile)
+    profile.add_argument("backbones", nargs="+", metavar="BACKBONE", help="networks of timm or of this package")
+    profile.add_argument("--arch", default="mask_rcnn", metavar="NAME", help="detector (mask_rcnn)")
+    profile.add_argument("--num-classes", type=int, default=81, metavar="N", help="background among them (81)")
+    profile.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar="N", help="of images (800 1333)")
+    profile.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (1)")
+    profile.add_argument(
+        "--frozen-norm", action=argparse.BooleanOptionalAction, default=True, help="as when fine-tuned"
+    )
+    profile.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, mps, ... (auto)")
+    profile.add_argument("--threads", type=int, metavar="N", help="threads of the CPU; PyTorch's choice by default")
+    profile.add_argument("--repetitions", type=int, default=7, metavar="N", help="how often each is timed (7)")
+    profile.add_argument("--json", metavar="FILE", help="write the figures there")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from ..launch import train_command
+    from .problem import Detection
+
+    return train_command(Detection, options.recipe, overrides(options), options.output, options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .launch import evaluate_command
+
+    return evaluate_command(
+        options.checkpoint,
+        overrides(options),
+        options.batch_size,
+        ema=options.ema,
+        json_file=options.json,
+        results_file=options.results,
+    )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .launch import predict_command
+
+    return predict_command(
+        options.images,
+        options.checkpoint,
+        options.output,
+        overrides(options),
+        threshold=options.threshold,
+        ema=options.ema,
+    )
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from .launch_profile import profile_command
+
+    return profile_command(
+        options.backbones,
+        options.arch,
+        num_classes=options.num_classes,
+        size=tuple(options.size),
+        batch_size=options.batch_size,
+        frozen_norm=options.frozen_norm,
+        device=options.device,
+        threads=options.threads,
+        repetitions=options.repetitions,
+        json_file=options.json,
+    )

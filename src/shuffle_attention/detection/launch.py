@@ -1,0 +1,195 @@
+"""What ``sanet detect eval`` and ``sanet detect predict`` do around the jobs: files, folders and what they print."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from torchvision.transforms.v2 import functional
+
+from ..errors import DataError, InputError
+from ..evaluation import autocast
+from ..files import written_whole
+from ..images import inspect_image, read_image
+from ..launch import place_on
+from ..loading import Place
+from ..progress import console
+from ..reporting import versions, write_text
+from .coco import CocoData
+from .drawing import draw_detections
+from .evaluation import evaluate_detector
+from .problem import evaluation_samples, held_out_batches
+from .restoring import RestoredDetector, open_coco, restore_detector
+from .scores import coco_results, write_results
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_SHOWN = 3
+
+
+def evaluate_command(
+    checkpoint: str,
+    overrides: dict[str, Any],
+    batch_size: int,
+    *,
+    ema: bool | None,
+    json_file: str | None,
+    results_file: str | None,
+) -> int:
+    """Runs ``sanet detect eval`` and returns its exit code."""
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    for option, file in (("--json", json_file), ("--results", results_file)):
+        _require_folder(option, file)
+    restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", "workers": 2, **overrides})
+    recipe = restored.recipe
+    data = open_coco(recipe, "val", categories=restored.categories, check=recipe.check_images)
+    with place_on(recipe.device) as place:
+        scores = evaluate_detector(
+            place.take(restored.model, channels_last=recipe.channels_last),
+            held_out_batches(evaluation_samples(data), recipe.workers, place, batch_size),
+            data,
+            place,
+            precision=recipe.precision,
+        )
+        if place.rank != 0:
+            return 0
+    figures = {
+        "checkpoint": str(checkpoint),
+        "weights": restored.weights,
+        "model": recipe.title,
+        "data": data.source,
+        "classes": len(restored.categories),
+        "min_size": recipe.min_size[-1],
+        "max_size": recipe.max_size,
+        **scores.to_dict(),
+        "batch_size": batch_size,
+        "device": str(place.device),
+        **versions(),
+    }
+    print_scores(f"{recipe.title} from {checkpoint}", scores.to_dict())
+    if json_file is not None:
+        write_text(Path(json_file), json.dumps(figures, indent=2) + "\n")
+    if results_file is not None:
+        write_results(scores.results, results_file)
+    return 0
+
+
+def print_scores(title: str, figures: dict[str, float]) -> None:
+    """Prints COCO's figures, a line for boxes and one for masks; what there is no object for is a dash."""
+    table = Table(title=title, title_justify="left")
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    for column in ("", *names):
+        table.add_column(column, justify="right" if column else "left")
+    for kind in ("box", "mask"):
+        if f"{kind}_AP" in figures:
+            values = [figures[f"{kind}_{name}"] for name in names]
+            table.add_row(kind, *(f"{value:.3f}" if value >= 0 else "-" for value in values))
+    console.print(table)
+    console.print(f"{figures['images']:,} images, {figures['images_per_second']:,.1f} images/s")
+    if figures["unreadable"]:
+        console.print(f"{figures['unreadable']} images could not be read and are not counted")
+
+
+def predict_command(
+    images: Sequence[str],
+    checkpoint: str,
+    output: str,
+    overrides: dict[str, Any],
+    *,
+    threshold: float,
+    ema: bool | None,
+) -> int:
+    """Runs ``sanet detect predict`` and returns its exit code."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
+    skip_bad = overrides.pop("skip_bad_images", False)
+    paths = _readable(_image_files(images), skip_bad)
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {output} is a file and not a folder")
+    restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", **overrides})
+    with place_on(restored.recipe.device) as place:
+        model = place.take(restored.model, channels_last=restored.recipe.channels_last).eval()
+        folder.mkdir(parents=True, exist_ok=True)
+        records = []
+        for path, name in track(_named(paths), "predicting", len(paths), console=console, transient=True):
+            with written_whole(folder / name) as file:
+                record, picture = _predict(model, path, restored, place, threshold)
+                picture.save(file, "PNG")
+            records.append({**record, "picture": name})
+    write_text(folder / "detections.json", json.dumps(records, indent=1) + "\n")
+    found = sum(len(record["detections"]) for record in records)
+    console.print(f"{found} objects of score {threshold:g} and more in {len(records)} images; pictures and", end=" ")
+    console.print(f"detections.json are in {folder}")
+    return 0
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module, path: Path, restored: RestoredDetector, place: Place, threshold: float
+) -> tuple[dict[str, Any], Image.Image]:
+    """What is found in an image of at least a score, as a record, and the picture of it."""
+    image = read_image(path, "RGB")
+    pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+    with autocast(place, restored.recipe.precision):
+        output = model([pixels.to(place.device)])[0]
+    output = {name: value[output["scores"] >= threshold].cpu() for name, value in output.items()}
+    size = {"width": image.width, "height": image.height}
+    data = CocoData([{"id": 0, "file_name": path.name, **size}], [image], [], restored.categories, str(path))
+    names = {category["id"]: category["name"] for category in restored.categories}
+    detections = [
+        {"name": names[result["category_id"]], **{key: value for key, value in result.items() if key != "image_id"}}
+        for result in coco_results(output, 0, data)
+    ]
+    picture = draw_detections(image, output, restored.names, threshold=threshold)
+    return {"image": str(path), **size, "detections": detections}, picture
+
+
+def _image_files(arguments: Sequence[str]) -> list[Path]:
+    """The files named, and the images directly in the folders named."""
+    found: list[Path] = []
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            inside = sorted(path for path in argument.iterdir() if path.suffix.lower() in _IMAGES)
+            if not inside:
+                raise DataError(f"{argument} has no images ({', '.join(_IMAGES)}) directly in it")
+            found += inside
+        elif argument.is_file():
+            found.append(argument)
+        else:
+            raise DataError(f"no image {argument}: give files, or folders with images in them")
+    return found
+
+
+def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
+    faults = {path: inspect_image(path, "RGB").fault for path in paths}
+    bad = [f"{path} ({fault})" for path, fault in faults.items() if fault]
+    kept = [path for path in paths if not faults[path]]
+    if bad:
+        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        said = f"{len(bad)} of {len(paths)} images cannot be read: {', '.join(bad[:_SHOWN])}{more}"
+        if not (skip_bad and kept):
+            raise DataError(f"{said}; leave them out with --skip-bad-images")
+        console.print(f"{said}; left out")
+    return kept
+
+
+def _named(paths: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Each image with the name of its picture, no two of them alike."""
+    taken: set[str] = set()
+    for path in paths:
+        name, number = f"{path.stem}.png", 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        taken.add(name)
+        yield path, name
+
+
+def _require_folder(option: str, file: str | None) -> None:
+    if file is not None and not Path(file).resolve().parent.is_dir():
+        raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")

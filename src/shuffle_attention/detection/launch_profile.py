@@ -1,0 +1,130 @@
+"""The command ``sanet detect profile``: what a detector costs on several backbones."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.table import Table
+from torch import nn
+
+from ..errors import InputError
+from ..launch import place_on
+from ..progress import console
+from ..reporting import write_text
+from ..timing import Times, interleaved, machine, wait_for
+from .cost import Cost, detector_cost
+from .detectors import ARCHITECTURES, create_detector
+from .task import to_device
+
+_OBJECTS = 8  # in an image that is trained on
+
+
+def profile_command(
+    backbones: Sequence[str],
+    arch: str,
+    *,
+    num_classes: int,
+    size: tuple[int, int],
+    batch_size: int,
+    frozen_norm: bool,
+    device: str,
+    threads: int | None,
+    repetitions: int,
+    json_file: str | None,
+) -> int:
+    """Runs ``sanet detect profile`` and returns its exit code."""
+    for name, value in {"--batch-size": batch_size, "--repetitions": repetitions, "--size": min(size)}.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    if len(set(backbones)) < len(backbones):
+        raise InputError(f"each backbone can be named once, got {', '.join(backbones)}")
+    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
+        raise InputError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    options = {"min_size": min(size), "max_size": max(size), "frozen_norm": frozen_norm}
+    networks: dict[str, nn.Module] = {}
+    for backbone in backbones:
+        torch.manual_seed(0)
+        networks[backbone] = create_detector(arch, backbone, num_classes, **options)
+    costs = {name: detector_cost(network, *size) for name, network in networks.items()}
+    with place_on(device) as place:
+        networks = {name: network.to(place.device) for name, network in networks.items()}
+        times = {}
+        for job, make in {"inference": _inference, "training step": _training_step}.items():
+            calls = {name: make(net, arch, size, batch_size, place.device) for name, net in networks.items()}
+            times[job] = interleaved(calls, repetitions)
+    _print(costs, times)
+    if json_file is not None:
+        settings = {"arch": arch, "size": size, "batch_size": batch_size, "num_classes": num_classes}
+        first = backbones[0]
+        rows = {
+            name: {
+                **asdict(costs[name]),
+                **{job: {"seconds": t[name].median, "over_first": t[name].over(t[first])} for job, t in times.items()},
+            }
+            for name in backbones
+        }
+        content = {
+            "machine": {**machine(), "threads": torch.get_num_threads()},
+            "settings": {**settings, "frozen_norm": frozen_norm, "repetitions": repetitions},
+            "detectors": rows,
+        }
+        write_text(Path(json_file), json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def _inference(
+    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
+) -> Callable[[], object]:
+    images = list(torch.rand(batch_size, 3, *size, device=device))
+
+    @torch.inference_mode()
+    def run() -> None:
+        model.eval()(images)
+        wait_for(device)
+
+    return run
+
+
+def _training_step(
+    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
+) -> Callable[[], object]:
+    corners = torch.rand(batch_size, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7
+    boxes = torch.cat([corners, corners + 0.25 * min(size)], dim=2)
+    targets = [{"boxes": each, "labels": torch.ones(_OBJECTS, dtype=torch.int64)} for each in boxes]
+    if ARCHITECTURES[arch].masks:
+        for target in targets:
+            target["masks"] = torch.ones(_OBJECTS, *size, dtype=torch.uint8)
+    images, targets = to_device(torch.rand(batch_size, 3, *size).unbind(), targets, device)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    def run() -> None:
+        torch.manual_seed(0)  # which proposals are learnt from is drawn
+        torch.stack([*model.train()(images, targets).values()]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait_for(device)
+
+    return run
+
+
+def _print(costs: dict[str, Cost], times: dict[str, dict[str, Times]]) -> None:
+    first = next(iter(costs))
+    table, ratios = (Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)) for _ in range(2))
+    ratios.title = f"over {first}, with quartiles"
+    for column in ("", "parameters", "GFLOPs", *times):
+        table.add_column(column, justify="right" if column else "left")
+    for column in ("", *times):
+        ratios.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, cost in costs.items():
+        milliseconds = [f"{1e3 * each[name].median:,.0f} ms" for each in times.values()]
+        table.add_row(name, f"{cost.parameters:,}", f"{cost.macs / 1e9:.2f}", *milliseconds)
+        over = ["{:.3f} [{:.3f}, {:.3f}]".format(*each[name].over(each[first])) for each in times.values()]
+        ratios.add_row(name, *over)
+    console.print(table)
+    if len(costs) > 1:
+        console.print(ratios)
