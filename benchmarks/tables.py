@@ -118,6 +118,21 @@ def memory() -> str:
     return table("bytes | layout | fused | modules one by one | SE | ECA", lines) + said
 
 
+def follow() -> str:
+    content = json.loads((RESULTS / "follow.json").read_text())
+    lines = []
+    for row in content["rows"]:
+        fused = (
+            f"{row['fused']:.1e}"
+            if row["target"] is None or row["fused"] <= row["target"]
+            else f"**{row['fused']:.1e}**"
+        )
+        target = "" if row["target"] is None else f"{row['target']:.0e}"
+        ends = f"{row['first_loss']:.2f} to {row['last_loss']:.3f}"
+        lines.append([row["type"], f"{row['lr']:g}", ends, fused, target, f"{row['control']:.1e}"])
+    return table("type | learning rate | loss | fused | target | control", lines, words=1) + where(content["machine"])
+
+
 def costs() -> str:
     content = json.loads((RESULTS / "paper.json").read_text())
     published = {row["name"]: row["published"] for row in content["paper"]}
@@ -207,7 +222,7 @@ def explained(content: dict[str, Any]) -> str:
 
 
 PAGES: dict[str, list[Callable[[], str]]] = {
-    "kernels.md": [layer, call, tail, network, memory],
+    "kernels.md": [layer, call, tail, network, memory, follow],
     "results.md": [costs, cifar10, finetune],
     "detection.md": [nuclei],
     "explain.md": [maps, gates],
