@@ -162,8 +162,6 @@ def detach(model: nn.Module) -> None:
     """
     if not any(True for _ in attached(model)):
         raise InputError(f"nothing is attached to {type(model).__name__}; give the network that attach was given")
-            f"nothing is attached to {type(model).__name__}; detach takes the network that attach was given"
-        )
     take_out(model)
 
 
