@@ -56,7 +56,8 @@ def desk(tmp_path_factory) -> Path:
     """A folder with what the commands of the pages speak of."""
     folder = tmp_path_factory.mktemp("desk")
     write_tree(folder / "imagenette2")
-    write_tree(folder / "cifar10")
+    for name in ("cifar10", "cifar10-small"):
+        write_tree(folder / name)
     write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
     for name, split in product(("coco", "coco-small"), ("train", "val")):
         digits_coco(split, 2, size=64).write(folder / name, split)

@@ -67,18 +67,22 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
 def print_findings(found: list[Finding], seeds: int) -> None:
     """Prints the table."""
     baseline = found[0].name
+    incomplete = any(len(finding.top1) < seeds for finding in found)
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", f"over\n{baseline}", "95 %\ninterval"):
-        table.add_column(column, justify="right" if column else "left")
+    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{baseline}", "95 %\ninterval"]
+    for column in [*columns, *(["\nruns"] if incomplete else [])]:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for finding in found:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
         accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
         over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
-        table.add_row(finding.name, *size, *accuracy, f"{len(finding.top1)}/{seeds}", *over)
+        runs = [f"{len(finding.top1)}/{seeds}"] if incomplete else []
+        table.add_row(finding.name, *size, *accuracy, *over, *runs)
     console.print(table)
+    runs = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
     console.print(
-        "top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
+        f"{runs}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
         "An interval that holds 0 shows no difference."
     )
 
