@@ -207,6 +207,15 @@ def test_bad_data_stop_it_before_anything_is_written(data, tmp_path, capsys):
     assert "left out are 1 images that cannot be read" in capsys.readouterr().err
 
 
+def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):
+    for arch, message in (
+        ("retinanet", "did you mean detections_per_img?; for none of the recipe's: --detector-args '{}'"),
+        ("fcos", "fcos has no anchors, and the recipe gives some: --anchor-sizes without values"),
+    ):
+        assert sanet_here("detect", "train", "--recipe", "digits", "--arch", arch, "--device", "cpu") == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("trained", ["fcos"], indirect=True)
 def test_each_command_says_whose_checkpoint_it_got(trained, run, tmp_path, capsys):
     _, folder = trained

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from conftest import CPU, QUICK, sanet_here, write_tree
 from shuffle_attention.comparing import read_comparison
-from shuffle_attention.comparison_report import findings, rows_of_text
+from shuffle_attention.comparison_report import findings, findings_table
 from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.errors import DataError
 from shuffle_attention.report.classes import confused_pairs, confusion_section, figures_by_class
@@ -236,7 +236,9 @@ def test_the_report_of_a_comparison_has_its_table_and_leads_to_its_runs(oddly_na
     page = Page(folder / "report.html")
     comparison = read_comparison(folder)
     found = findings(comparison, comparison.sizes())
-    assert page.tables["findings"][1:] == [list(row) for row in rows_of_text(found, 1)]
+    table = findings_table(found, 1)
+    assert page.tables["findings"] == [[column.replace("\n", "") for column in table.columns], *table.rows]
+    assert table.note in page.text
     assert page.links == ["none/seed-0/report.html", "shuffle/seed-0/report.html"]
     assert "One seed has no interval at all" in page.text
     assert len(page.images) == 1

@@ -20,6 +20,7 @@ from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.classification import ClassificationTask
 from shuffle_attention.datasets import open_split
 from shuffle_attention.evaluation import evaluate
+from shuffle_attention.files import held
 from shuffle_attention.loading import evaluation_batches
 from shuffle_attention.network import restore_network
 from shuffle_attention.progress import Progress
@@ -194,6 +195,14 @@ def test_a_run_is_not_overwritten(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert sanet_here("train", *QUICK, "--output", run) == 2
     assert f"error: {run} holds a run already; continue it with --resume {run}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_one_process_at_a_time_writes_to_a_run(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with held(run):
+        assert sanet_here("train", "--resume", run, "--epochs", 3) == 2
+    assert f"another process is working in {run}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 

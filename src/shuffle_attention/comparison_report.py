@@ -19,12 +19,6 @@ from .progress import console
 from .reporting import versions, write_text
 from .timing import machine
 
-COLUMNS = ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", "over\n{baseline}", "95 %\ninterval")
-EXPLANATION = (
-    "top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
-    "An interval that holds 0 shows no difference."
-)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -45,6 +39,21 @@ class Finding:
     best: dict[int, float]
     mean: Summary | None
     difference: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class FindingsTable:
+    """Findings as text.
+
+    Attributes:
+        columns: Two lines above each column; none above the names.
+        rows: The cells of each variant.
+        note: What is to be known below it.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    note: str
 
 
 def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
@@ -70,28 +79,36 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
     ]
 
 
-def print_findings(found: list[Finding], seeds: int) -> None:
-    """Prints the table."""
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
-        title = column.format(baseline=found[0].name)
-        table.add_column(title, justify="right" if column else "left")
-    for row in rows_of_text(found, seeds):
-        table.add_row(*row)
-    console.print(table)
-    console.print(EXPLANATION)
-
-
-def rows_of_text(found: list[Finding], seeds: int) -> list[tuple[str, ...]]:
-    """Returns the cells of the table under ``COLUMNS``, a row for each variant."""
+def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
+    """Returns the table, with a column of how many runs there are where some are not finished."""
+    incomplete = any(len(finding.top1) < seeds for finding in found)
+    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{found[0].name}", "95 %\ninterval"]
     rows = []
     for finding in found:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
         accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
         over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
-        rows.append((finding.name, *size, *accuracy, f"{len(finding.top1)}/{seeds}", *over))
-    return rows
+        runs = [f"{len(finding.top1)}/{seeds}"] if incomplete else []
+        rows.append([finding.name, *size, *accuracy, *over, *runs])
+    each = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
+    note = (
+        f"{each}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
+        "An interval that holds 0 shows no difference."
+    )
+    return FindingsTable([*columns, *(["\nruns"] if incomplete else [])], rows, note)
+
+
+def print_findings(found: list[Finding], seeds: int) -> None:
+    """Prints the table."""
+    content = findings_table(found, seeds)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in content.columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in content.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(content.note)
 
 
 def _or_dash(value: float | None) -> str:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -17,6 +17,7 @@ from .checkpoints import read_checkpoint, write_checkpoint
 from .classification import Classification
 from .errors import BAD_INPUT, InputError
 from .evaluation import autocast
+from .files import held
 from .interrupts import StopRequest
 from .loading import Place, TrainingBatches
 from .problem import Problem
@@ -81,7 +82,8 @@ def train(
         problem: What is trained.
 
     Raises:
-        InputError: If data, model, recipe or checkpoint cannot be used, or ``output`` holds a run already.
+        InputError: If data, model, recipe or checkpoint cannot be used, ``output`` holds a run already, or another
+            process is working in it.
         Interrupted: If SIGTERM or SIGINT arrived; the run is then saved.
     """
     files = RunFiles(Path(output))
@@ -106,7 +108,13 @@ def train(
     def look() -> dict[str, float]:
         return opened.evaluate(state.evaluated, held_out, place)
 
-    with StopRequest(place) as stop, Progress(opened, batches.steps, place, state.steps_done) as progress:
+    with ExitStack() as entered:
+        with _all_or_none(place):
+            if place.rank == 0:
+                files.folder.mkdir(parents=True, exist_ok=True)
+                entered.enter_context(held(files.folder))
+        stop = entered.enter_context(StopRequest(place))
+        progress = entered.enter_context(Progress(opened, batches.steps, place, state.steps_done))
         if place.rank == 0:
             files.begin(state.recipe, state.position.history)
             if recipe.eval_steps:

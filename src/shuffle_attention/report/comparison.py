@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..comparing import Comparison
-from ..comparison_report import COLUMNS, EXPLANATION, Finding, rows_of_text
+from ..comparison_report import Finding, findings_table
 from ..reporting import REPORT
 from .embedding import embedded_file
 from .page import write_page
@@ -26,6 +26,7 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         failed: Why runs failed, by their folders.
     """
     base, folder = comparison.base, comparison.folder
+    table = findings_table(found, len(comparison.seeds))
     pictures = [
         (title, embedded_file(folder / name))
         for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
@@ -36,9 +37,9 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         "kind": "comparison by sanet compare",
         "epochs": base.epochs,
         "seeds": len(comparison.seeds),
-        "columns": [column.format(baseline=found[0].name).split("\n") for column in COLUMNS],
-        "rows": rows_of_text(found, len(comparison.seeds)),
-        "explanation": EXPLANATION,
+        "columns": [column.split("\n") for column in table.columns],
+        "rows": table.rows,
+        "note": table.note,
         "others": len(found) - 1,
         "pictures": pictures,
         "runs": _runs(comparison, found),
