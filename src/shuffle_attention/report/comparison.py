@@ -14,6 +14,7 @@ from .run import changed_fields, fields_by_group, machine_of
 
 __all__ = ["write_comparison_report"]
 
+_NAMED = 4  # networks in the heading
 _NOT_SHARED = ("model", "seed")
 
 
@@ -32,8 +33,9 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
         if (folder / name).exists()
     ]
+    compared = ", ".join(finding.name for finding in found) if len(found) <= _NAMED else f"{len(found)} networks"
     values: dict[str, Any] = {
-        "title": f"{', '.join(finding.name for finding in found)} on {Path(base.data).name}",
+        "title": f"{compared} on {Path(base.data).name}",
         "kind": "comparison by sanet compare",
         "epochs": base.epochs,
         "seeds": len(comparison.seeds),
