@@ -128,11 +128,12 @@ def test_the_report_of_a_run(reported):
     assert {image.size for image in seen} == {(32, 32)}
 
 
-def test_written_again_it_is_the_same(reported, capsys):
+def test_written_again_it_is_the_same(reported, oddly_named, tmp_path, capsys):
     before = (reported / "report.html").read_bytes()
     assert len(before) < 1_000_000
     (reported / "report.html").unlink()
-    assert sanet_here("report", reported, "--device", "cpu") == 0
+    moved = shutil.copytree(oddly_named, tmp_path / "elsewhere")
+    assert sanet_here("report", reported, "--device", "cpu", "--data", moved, "--workers", 1) == 0
     assert f"wrote {reported / 'report.html'}" in capsys.readouterr().out
     assert (reported / "report.html").read_bytes() == before
 

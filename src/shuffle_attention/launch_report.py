@@ -12,7 +12,7 @@ from .launch import place_on
 from .network import recipe_of
 from .problem import Problem
 from .progress import console
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .report.comparison import write_comparison_report
 from .report.run import write_run_report
 from .reporting import RunFiles
@@ -61,8 +61,10 @@ def _report_run(files: RunFiles, overrides: dict[str, Any]) -> None:
             f"{files.best} was trained on {content['num_classes']} classes that are not, in the same order, the "
             f"{opened.num_classes} of {recipe.data}; --data says where its images are"
         )
+    # The last word of a run that was continued for longer; the best checkpoint may be from before that.
+    trained_with = load_recipe(files.config, problem.recipe_type)
     with place_on(recipe.device) as place:
-        console.print(f"wrote {write_run_report(opened, files, place)}")
+        console.print(f"wrote {write_run_report(opened, files, place, trained_with=trained_with)}")
 
 
 def _problem_of(content: dict[str, Any]) -> type[Problem]:

@@ -16,7 +16,7 @@ from .page import write_page
 __all__ = ["changed_fields", "fields_by_group", "machine_of", "write_run_report"]
 
 
-def write_run_report(problem: Problem, files: RunFiles, place: Place) -> Path:
+def write_run_report(problem: Problem, files: RunFiles, place: Place, *, trained_with: RunRecipe | None = None) -> Path:
     """Writes ``report.html`` of a finished run and returns its path.
 
     The network of the best checkpoint looks at the validation data once more, on this process alone.
@@ -25,6 +25,7 @@ def write_run_report(problem: Problem, files: RunFiles, place: Place) -> Path:
         problem: What was trained, with its data.
         files: Where the results lie.
         place: Where to compute.
+        trained_with: The recipe of the run, where that of ``problem`` finds its data elsewhere by now.
 
     Raises:
         InputError: If the results or the images cannot be read.
@@ -33,16 +34,17 @@ def write_run_report(problem: Problem, files: RunFiles, place: Place) -> Path:
     model = problem.create_network(restored=True)
     load_checkpoint(model, files.best)
     model = place.take(model, channels_last=recipe.channels_last).eval()
+    shown = trained_with or problem.recipe
     history = read_rows(files.metrics)
     best = max(history, key=lambda row: row[problem.metric])
     values = {
-        "title": f"{recipe.title} on {Path(recipe.data).name}",
+        "title": f"{shown.title} on {Path(shown.data).name}",
         "kind": f"{recipe.kind}, trained by {recipe.command}",
         "figures": problem.best_figures(best),
         "epoch": int(best["epoch"]),
         "epochs": len(history),
-        "changed": changed_fields(recipe),
-        "settings": fields_by_group(recipe),
+        "changed": changed_fields(shown),
+        "settings": fields_by_group(shown),
         "machine": machine_of(files),
         "charts": [
             (panel.title, embedded_figure(curves_figure(history, [panel]))) for panel in problem.panels(history)
