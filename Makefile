@@ -29,6 +29,7 @@ bench: .venv/installed ## time the kernels and whole networks beside their basel
 	$(BIN)/python benchmarks/tail.py --name tail
 	$(BIN)/python benchmarks/network.py --name network
 	$(BIN)/python benchmarks/memory.py --name memory
+	$(BIN)/python benchmarks/follow.py --name follow
 	$(BIN)/python benchmarks/picture.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -118,6 +118,21 @@ def memory() -> str:
     return table("bytes | layout | fused | modules one by one | SE | ECA", lines) + said
 
 
+def follow() -> str:
+    content = json.loads((RESULTS / "follow.json").read_text())
+    lines = []
+    for row in content["rows"]:
+        fused = (
+            f"{row['fused']:.1e}"
+            if row["target"] is None or row["fused"] <= row["target"]
+            else f"**{row['fused']:.1e}**"
+        )
+        target = "" if row["target"] is None else f"{row['target']:.0e}"
+        ends = f"{row['first_loss']:.2f} to {row['last_loss']:.3f}"
+        lines.append([row["type"], f"{row['lr']:g}", ends, fused, target, f"{row['control']:.1e}"])
+    return table("type | learning rate | loss | fused | target | control", lines, words=1) + where(content["machine"])
+
+
 def costs() -> str:
     content = json.loads((RESULTS / "paper.json").read_text())
     published = {row["name"]: row["published"] for row in content["paper"]}
@@ -171,10 +186,46 @@ def nuclei() -> str:
     return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(content["machine"])
 
 
+def maps() -> str:
+    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
+    lines = [
+        [
+            names[row["method"]],
+            row["layer"],
+            " x ".join(map(str, row["places"])),
+            *(f"{row[figure]['mean']:.3f}" for figure in ("deletion", "insertion")),
+            *(f"{row[figure]['mean']:.1f} %" for figure in ("drop", "increase")),
+        ]
+        for row in content["maps"]
+    ]
+    return table("method | layer | places | deletion ↓ | insertion ↑ | drop ↓ | increase ↑", lines) + explained(content)
+
+
+def gates() -> str:
+    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    lines = [
+        [
+            f"`{row['layer']}`",
+            *(f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")),
+        ]
+        for row in content["gates"]
+    ]
+    return table("layer | channel gates | spatial gates", lines, words=1)
+
+
+def explained(content: dict[str, Any]) -> str:
+    """The sentence on when and where figures were found that do not depend on the machine's speed."""
+    machine = content["machine"]
+    versions = f"PyTorch {machine['torch']}, timm {machine['timm']} and torchcam {machine['torchcam']}"
+    return f"\nFound with {versions} on {machine['cpu']}, commit {machine['commit'][:7]}, {machine['date']}.\n"
+
+
 PAGES: dict[str, list[Callable[[], str]]] = {
-    "kernels.md": [layer, call, tail, network, memory],
+    "kernels.md": [layer, call, tail, network, memory, follow],
     "results.md": [costs, cifar10, finetune],
     "detection.md": [nuclei],
+    "explain.md": [maps, gates],
 }
 
 

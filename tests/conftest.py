@@ -34,7 +34,7 @@ CPU = Place(torch.device("cpu"))
 # A network and a length of training that a test can afford; what it tests does not depend on them.
 QUICK = (
     "--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0 "
-    "--device cpu"
+    "--device cpu --no-report"
 ).split()
 
 

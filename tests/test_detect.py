@@ -27,7 +27,7 @@ from shuffle_attention.training import train
 
 SMALL = [
     *"--recipe digits --backbone sa_resnet18 --min-size 64 --max-size 64 --anchor-sizes 8 16 24 32 48".split(),
-    *"--workers 0 --batch-size 2 --epochs 2 --warmup-epochs 0 --device cpu".split(),
+    *"--workers 0 --batch-size 2 --epochs 2 --warmup-epochs 0 --device cpu --no-report".split(),
     *("--backbone-args", "{channels: [8, 8, 16, 16]}"),
 ]
 DENSE = ["--detector-args", "{}"]
@@ -205,6 +205,15 @@ def test_bad_data_stop_it_before_anything_is_written(data, tmp_path, capsys):
     assert not folder.exists()
     assert sanet_here(*begin, "--skip-bad-images") == 0
     assert "left out are 1 images that cannot be read" in capsys.readouterr().err
+
+
+def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):
+    for arch, message in (
+        ("retinanet", "did you mean detections_per_img?; for none of the recipe's: --detector-args '{}'"),
+        ("fcos", "fcos has no anchors, and the recipe gives some: --anchor-sizes without values"),
+    ):
+        assert sanet_here("detect", "train", "--recipe", "digits", "--arch", arch, "--device", "cpu") == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trained", ["fcos"], indirect=True)

@@ -60,9 +60,10 @@ def desk(tmp_path_factory) -> Path:
     """A folder with what the commands of the pages speak of."""
     folder = tmp_path_factory.mktemp("desk")
     write_tree(folder / "imagenette2")
-    write_tree(folder / "cifar10")
+    for name in ("cifar10", "cifar10-small"):
+        write_tree(folder / name)
     write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
-    for name, split in product(("coco", "coco-small"), ("train", "val")):
+    for name, split in product(("coco", "coco-small", "nuclei"), ("train", "val")):
         digits_coco(split, 2, size=64).write(folder / name, split)
     shutil.copy(folder / "coco/val/00001.png", folder / "photo.jpg")
     for name in ("sa_resnet18", "sa_resnet50"):
@@ -151,7 +152,7 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
         assert f"{figures['top5']:.2f} %" in page.read_text()
 
 
-@pytest.mark.parametrize("name", ["kernels.md", "results.md", "detection.md"])
+@pytest.mark.parametrize("name", ["kernels.md", "results.md", "detection.md", "explain.md"])
 def test_the_tables_of_a_page_are_those_of_the_files(name):
     page = ROOT / "docs" / name
     code = f"import sys, pathlib, tables; sys.stdout.write(tables.written(pathlib.Path({str(page)!r})))"
@@ -173,6 +174,7 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
+    assert (installed / "report/templates/report.css").exists()
     assert not list(installed.glob("*.so"))
     code = """
 import torch, shuffle_attention, timm, shuffle_attention.models
@@ -185,21 +187,3 @@ print(shuffle_attention.__file__)
     done = subprocess.run([sys.executable, "-c", code], check=True, env=paths, capture_output=True, text=True)
     assert done.stdout.startswith(str(installed))
     assert done.stderr.count("the CPU kernels were not built") == 1
-
-
-def test_the_figures_of_the_maps_are_those_of_the_file():
-    import json
-
-    figures = json.loads((ROOT / "benchmarks/results/explain-imagenette.json").read_text())
-    page = (ROOT / "docs/explain.md").read_text()
-    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
-    for row in figures["maps"]:
-        places = " x ".join(map(str, row["places"]))
-        shares = f"{row['drop']['mean']:.1f} % | {row['increase']['mean']:.1f} %"
-        areas = f"{row['deletion']['mean']:.3f} | {row['insertion']['mean']:.3f}"
-        assert f"| {names[row['method']]} | {row['layer']} | {places} | {areas} | {shares} |" in page
-    for row in figures["gates"]:
-        gates = [
-            f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")
-        ]
-        assert f"| `{row['layer']}` | {' | '.join(gates)} |" in page

@@ -20,6 +20,7 @@ from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.classification import ClassificationTask
 from shuffle_attention.datasets import open_split
 from shuffle_attention.evaluation import evaluate
+from shuffle_attention.files import held
 from shuffle_attention.loading import evaluation_batches
 from shuffle_attention.network import restore_network
 from shuffle_attention.progress import Progress
@@ -164,6 +165,7 @@ def test_a_signal_when_the_last_epoch_is_over_is_reported(shared_tree, tmp_path,
     outcome = train(Recipe(**options, workers=0, device="cpu"), tmp_path / "run", CPU)
     assert outcome.stop == signal.SIGTERM
     assert outcome.files.summary.exists()
+    assert not outcome.files.report.exists()
 
 
 def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
@@ -193,6 +195,14 @@ def test_a_run_is_not_overwritten(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert sanet_here("train", *QUICK, "--output", run) == 2
     assert f"error: {run} holds a run already; continue it with --resume {run}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_one_process_at_a_time_writes_to_a_run(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with held(run):
+        assert sanet_here("train", "--resume", run, "--epochs", 3) == 2
+    assert f"another process is working in {run}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -264,6 +274,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(shared_
 
 def quick(data: Path, **fields) -> Recipe:
     settings = {"img_size": 32, "batch_size": 16, "workers": 0, "epochs": 1, "device": "cpu", "model": "resnet10t"}
+    settings["report"] = False
     return Recipe(**{"data": str(data), "num_classes": 4, "sched": "cosine", "lr": 0.01, **settings, **fields})
 
 

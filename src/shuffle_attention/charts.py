@@ -117,7 +117,7 @@ def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     One attention has one colour: its line is dashed where the network's function was not preserved.
     """
     colours: dict[str, str] = {}
-    with drawing(path, figsize=(8, 5)) as figure:
+    with drawing(path, figsize=(10, 5)) as figure:
         axes = figure.add_subplot()
         for name, points in curves.items():
             colour = colours.setdefault(re.sub("-(un)?preserved$", "", name), f"C{len(colours) % 10}")
@@ -127,7 +127,7 @@ def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, 
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel("top-1, %")
         axes.grid(alpha=0.3)
-        axes.legend()
+        figure.legend(loc="outside right upper")  # beside the lines, which can be anywhere
         axes.set_title(title, fontsize=10)
 
 

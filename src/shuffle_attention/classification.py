@@ -17,7 +17,7 @@ from .errors import DataError, asked_for
 from .evaluation import evaluate
 from .loading import Place, TrainingBatches, evaluation_batches, training_batches
 from .network import create_network, with_normalisation
-from .problem import Panel, Problem
+from .problem import Panel, Problem, Section
 from .recipe import Recipe
 
 
@@ -153,3 +153,8 @@ class Classification(Problem[Recipe]):
             "top-5": f"{row['val_top5']:.2f} %",
             "loss": f"{row['val_loss']:.4f}",
         }
+
+    def report_sections(self, model: nn.Module, best: Mapping[str, float], place: Place) -> list[Section]:
+        from .report.classifier import classifier_sections
+
+        return classifier_sections(self, model, place)

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from .cli_explain import add_explain
-from .cli_fields import add_fields, overrides
+from .cli_fields import add_evaluation, add_fields, add_training, overrides
+from .cli_report import add_report
 from .demo.cli import add_demo
 from .detection.cli import add_detect
 from .errors import BAD_INPUT, InputError
@@ -47,36 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sanet {version('shuffle-attention')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train",
-        help="train a network",
-        description="Train a network on images. Any field of the recipe can be given here as well.",
-        allow_abbrev=False,
-    )
-    train.set_defaults(run=_train)
-    run = train.add_argument_group("run")
-    run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names())}, or a YAML file")
-    run.add_argument("--output", metavar="DIR", help="folder of the run; runs/MODEL-TIME by default")
-    run.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
-    )
-    add_fields(train, Recipe)
-
-    evaluate = commands.add_parser("eval", help="evaluate a checkpoint", allow_abbrev=False)
-    evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("checkpoint", help="checkpoint of sanet train, a published one, or bare weights")
-    evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
-    evaluate.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (128)")
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
-    add_fields(evaluate, Recipe, only=_EVALUATION_FIELDS)
+    add_training(commands, Recipe, _train)
+    held = "checkpoint of sanet train, a published one, or bare weights"
+    add_evaluation(commands, Recipe, _evaluate, checkpoint=held, batch_size=128, fields=_EVALUATION_FIELDS)
     _add_profile(commands)
     _add_compare(commands)
     add_detect(commands)
     add_explain(commands)
+    add_report(commands)
     add_demo(commands)
     return parser
 
@@ -133,7 +112,7 @@ def _names(text: str) -> list[str]:
 _EVALUATION_FIELDS = (
     "data data_dir val_split workers check_images skip_bad_images img_size mean std interpolation crop_pct "
     "model model_args in_chans small_stem device precision channels_last"
-).split()
+)
 
 
 def _train(options: argparse.Namespace) -> int:

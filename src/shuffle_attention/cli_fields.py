@@ -1,16 +1,60 @@
-"""The fields of a recipe as options of a command."""
+"""Options that several commands have: a run's, and a recipe's fields."""
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import UnionType
 from typing import Any
 
 import yaml
 
-from .recipe import RunRecipe
+from .recipe import RunRecipe, recipe_names
 from .settings import GROUPS
+
+
+def add_training(commands: Any, kind: type[RunRecipe], run: Callable[[argparse.Namespace], int]) -> None:
+    """Adds the command ``train`` for a kind of network."""
+    train = commands.add_parser(
+        "train",
+        help=f"train a {kind.kind}",
+        description=f"Train a {kind.kind}. Any field of the recipe can be given here as well.",
+        allow_abbrev=False,
+    )
+    train.set_defaults(run=run)
+    group = train.add_argument_group("run")
+    group.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names(kind))}, or a YAML file")
+    group.add_argument("--output", metavar="DIR", help="folder of the run; runs/NETWORK-TIME by default")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
+    )
+    add_fields(train, kind)
+
+
+def add_evaluation(
+    commands: Any,
+    kind: type[RunRecipe],
+    run: Callable[[argparse.Namespace], int],
+    *,
+    checkpoint: str,
+    batch_size: int,
+    fields: str,
+) -> argparse.ArgumentParser:
+    """Adds the command ``eval`` for a kind of network, with some of the fields of its recipe, and returns it."""
+    evaluate = commands.add_parser("eval", help=f"evaluate a {kind.kind}", allow_abbrev=False)
+    evaluate.set_defaults(run=run)
+    evaluate.add_argument("checkpoint", help=checkpoint)
+    evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
+    evaluate.add_argument(
+        "--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time ({batch_size})"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
+    add_fields(evaluate, kind, only=fields.split())
+    return evaluate
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: type[RunRecipe], only: Sequence[str] | None = None) -> None:

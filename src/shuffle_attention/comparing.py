@@ -1,6 +1,5 @@
 """Training the same recipe with several networks and seeds, in runs that can be stopped and taken up again."""
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,12 +19,12 @@ from .loading import Place
 from .network import create_network
 from .profiling import Size, size_of
 from .recipe import Recipe
-from .reporting import RunFiles, write_text
+from .reporting import RunFiles, read_rows, write_text
 from .training import train
 from .variants import Variant
 
 # What changes how fast a run goes, or when it looks or saves, and not what comes out of it.
-_MAY_CHANGE = ("workers", "check_images", "checkpoint_steps")
+_MAY_CHANGE = ("workers", "check_images", "checkpoint_steps", "report")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Run:
         Raises:
             InputError: If they cannot be read, or are of other epochs than ``epochs``.
         """
-        rows = _rows(self.files.metrics)
+        rows = read_rows(self.files.metrics)
         if len(rows) != epochs:
             raise InputError(
                 f"{self.files.metrics} has {len(rows)} epochs and the comparison {epochs}; delete "
@@ -56,7 +55,7 @@ class Run:
 
     def curve(self) -> list[dict[str, float]]:
         """Returns the figures of the evaluations within its epochs, if there were any."""
-        return _rows(self.files.curve) if self.files.curve.exists() else []
+        return read_rows(self.files.curve) if self.files.curve.exists() else []
 
 
 @dataclass(frozen=True)
@@ -211,16 +210,6 @@ def count_classes(recipe: Recipe) -> int:
         InputError: If the data cannot be used.
     """
     return Classification.open(recipe.replaced(check_images=False), check=False).num_classes
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file, strict=True)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a line without all of the columns
-        raise InputError(
-            f"{path} cannot be read ({error}); delete {path.parent}, and the command that trained it trains it anew"
-        ) from error
 
 
 def _recipe(said: dict[str, Any], path: Path) -> Recipe:

@@ -41,6 +41,21 @@ class Finding:
     difference: PairedDifference | None
 
 
+@dataclass(frozen=True)
+class FindingsTable:
+    """Findings as text.
+
+    Attributes:
+        columns: Two lines above each column; none above the names.
+        rows: The cells of each variant.
+        note: What is to be known below it.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    note: str
+
+
 def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
     """Returns what the finished runs of a comparison found, in the order of its variants."""
     top1: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
@@ -64,23 +79,36 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
     ]
 
 
-def print_findings(found: list[Finding], seeds: int) -> None:
-    """Prints the table."""
-    baseline = found[0].name
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", "\nruns", f"over\n{baseline}", "95 %\ninterval"):
-        table.add_column(column, justify="right" if column else "left")
+def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
+    """Returns the table, with a column of how many runs there are where some are not finished."""
+    incomplete = any(len(finding.top1) < seeds for finding in found)
+    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{found[0].name}", "95 %\ninterval"]
+    rows = []
     for finding in found:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
         accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
         over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
-        table.add_row(finding.name, *size, *accuracy, f"{len(finding.top1)}/{seeds}", *over)
-    console.print(table)
-    console.print(
-        "top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
+        runs = [f"{len(finding.top1)}/{seeds}"] if incomplete else []
+        rows.append([finding.name, *size, *accuracy, *over, *runs])
+    each = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
+    note = (
+        f"{each}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
         "An interval that holds 0 shows no difference."
     )
+    return FindingsTable([*columns, *(["\nruns"] if incomplete else [])], rows, note)
+
+
+def print_findings(found: list[Finding], seeds: int) -> None:
+    """Prints the table."""
+    content = findings_table(found, seeds)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in content.columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in content.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(content.note)
 
 
 def _or_dash(value: float | None) -> str:

@@ -190,6 +190,8 @@ def _print_outcome(outcome: Outcome, figures: dict[str, str]) -> None:
     files = outcome.files
     for name, path in (("checkpoint", files.best), ("curves", files.curves), ("figures", files.metrics)):
         table.add_row(name, str(path))
+    if files.report.exists():
+        table.add_row("report", str(files.report))
     console.print(table)
 
 

@@ -16,6 +16,8 @@ from .launch import named_recipe, place_on
 from .loading import Place
 from .network import recipe_of
 from .progress import console, duration
+from .report.comparison import write_comparison_report
+from .report.page import not_at_the_cost_of_the_rest
 from .training import Interrupted
 from .variants import Variant, attached_variants, variants_of
 
@@ -126,6 +128,9 @@ def _report(comparison: Comparison, failed: dict[str, str], *, place: Place | No
     print_findings(found, len(comparison.seeds))
     for path in write_findings(comparison, found, failed):
         console.print(f"wrote {path}")
+    if comparison.base.report:
+        with not_at_the_cost_of_the_rest(comparison.folder):
+            console.print(f"wrote {write_comparison_report(comparison, found, failed)}")
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:

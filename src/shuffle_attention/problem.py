@@ -30,6 +30,21 @@ class Panel:
     curves: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a run's report.
+
+    Attributes:
+        title: Its heading.
+        template: The file of ``report/templates`` that lays it out.
+        values: What it lays out.
+    """
+
+    title: str
+    template: str
+    values: Mapping[str, Any]
+
+
 class Problem(ABC, Generic[R]):
     """A network to train with its data: all that differs between training a classifier and training a detector.
 
@@ -132,6 +147,18 @@ class Problem(ABC, Generic[R]):
     @abstractmethod
     def best_figures(row: Mapping[str, float]) -> dict[str, str]:
         """Returns the figures of the best epoch for people, by name."""
+
+    @abstractmethod
+    def report_sections(self, model: nn.Module, best: Mapping[str, float], place: Place) -> list[Section]:
+        """Returns what a report shows beside the figures over the epochs.
+
+        One process alone calls it.
+
+        Args:
+            model: The best network, in evaluation mode.
+            best: The figures of its epoch.
+            place: Where the run trained.
+        """
 
     def fingerprint(self) -> str:
         """Returns what tells the training data from others, where that can be told."""

@@ -68,6 +68,7 @@ class RunRecipe(Settings):
     channels_last: bool = option(False, "NHWC memory format", "machine")
     eval_steps: int = option(0, "steps between evaluations from step 0 on, into curve.csv; 0 for none", "machine")
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine")
+    report: bool = option(True, "end with report.html; it takes one more look at the validation data", "machine")
 
     def __post_init__(self) -> None:
         super().__post_init__()

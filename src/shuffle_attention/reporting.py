@@ -13,9 +13,12 @@ from typing import Any
 import torch
 import yaml
 
+from .errors import InputError
 from .files import remove_left_over, written_whole
 from .problem import Panel, Problem
 from .recipe import RunRecipe
+
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class RunFiles:
     def summary(self) -> Path:
         return self.folder / "summary.json"
 
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
     @cached_property
     def _board(self) -> Any:
         """TensorBoard's writer where it is installed."""
@@ -62,9 +69,13 @@ class RunFiles:
         return SummaryWriter(str(self.folder))
 
     def begin(self, recipe: RunRecipe, history: list[dict[str, float]]) -> None:
-        """Makes the folder and writes the settings; figures beyond the point continued from are dropped."""
+        """Makes the folder and writes the settings; figures beyond the point continued from are dropped.
+
+        So is the report of a run that goes on for longer.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
+        self.report.unlink(missing_ok=True)
         write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         self._write_metrics(history)
 
@@ -104,6 +115,21 @@ def _as_csv(rows: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Returns the figures in a CSV file of a run.
+
+    Raises:
+        InputError: If they cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file, strict=True)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a line without all of the columns
+        raise InputError(
+            f"{path} cannot be read ({error}); delete {path.parent}, and the command that trained it trains it anew"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with written_whole(path) as file:
@@ -131,13 +157,20 @@ def versions() -> dict[str, Any]:
 
 def draw_curves(history: list[dict[str, float]], panels: list[Panel], title: str, path: Path) -> None:
     """Draws figures over the epochs into a PNG, panels side by side."""
+    figure = curves_figure(history, panels)
+    figure.suptitle(title)
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def curves_figure(history: list[dict[str, float]], panels: list[Panel]) -> Any:
+    """Returns figures over the epochs as a drawing, panels side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 30 else None
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -149,5 +182,4 @@ def draw_curves(history: list[dict[str, float]], panels: list[Panel], title: str
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    return figure

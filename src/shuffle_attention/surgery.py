@@ -161,7 +161,7 @@ def detach(model: nn.Module) -> None:
         InputError: If nothing is attached.
     """
     if not any(True for _ in attached(model)):
-        raise InputError(f"nothing is attached to {type(model).__name__}")
+        raise InputError(f"nothing is attached to {type(model).__name__}; give the network that attach was given")
     take_out(model)
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -17,6 +17,7 @@ from .checkpoints import read_checkpoint, write_checkpoint
 from .classification import Classification
 from .errors import BAD_INPUT, InputError
 from .evaluation import autocast
+from .files import held
 from .interrupts import StopRequest
 from .loading import Place, TrainingBatches
 from .problem import Problem
@@ -71,7 +72,7 @@ def train(
     """Trains the network of a recipe, from the start or from the last checkpoint in ``output``.
 
     Writes there ``config.yaml``, ``metrics.csv``, ``last.pt`` (all that continuing needs), ``best.pt`` (weights),
-    ``curves.png``, ``summary.json`` and, where TensorBoard is installed, its event files.
+    ``curves.png``, ``summary.json``, ``report.html`` and, where TensorBoard is installed, its event files.
 
     Args:
         recipe: Settings of the run.
@@ -81,7 +82,8 @@ def train(
         problem: What is trained.
 
     Raises:
-        InputError: If data, model, recipe or checkpoint cannot be used, or ``output`` holds a run already.
+        InputError: If data, model, recipe or checkpoint cannot be used, ``output`` holds a run already, or another
+            process is working in it.
         Interrupted: If SIGTERM or SIGINT arrived; the run is then saved.
     """
     files = RunFiles(Path(output))
@@ -106,7 +108,13 @@ def train(
     def look() -> dict[str, float]:
         return opened.evaluate(state.evaluated, held_out, place)
 
-    with StopRequest(place) as stop, Progress(opened, batches.steps, place, state.steps_done) as progress:
+    with ExitStack() as entered:
+        with _all_or_none(place):
+            if place.rank == 0:
+                files.folder.mkdir(parents=True, exist_ok=True)
+                entered.enter_context(held(files.folder))
+        stop = entered.enter_context(StopRequest(place))
+        progress = entered.enter_context(Progress(opened, batches.steps, place, state.steps_done))
         if place.rank == 0:
             files.begin(state.recipe, state.position.history)
             if recipe.eval_steps:
@@ -138,6 +146,8 @@ def train(
         raise InputError(f"epochs must be more than the {state.position.epoch} that the run has had")
     if place.rank == 0:
         files.finish(opened, best, state.position.history)
+        if recipe.report:
+            _report(opened, files, place, late)
     return Outcome(best, files, late)
 
 
@@ -267,6 +277,17 @@ def _require_finite(loss: float, state: RunState, files: RunFiles) -> None:
             f"the loss became {loss} in epoch {state.position.epoch + 1}, step {state.position.step}; {saved}. "
             f"A smaller lr (now {state.recipe.lr:g}), a longer warm-up or clip_grad may help"
         )
+
+
+def _report(problem: Problem, files: RunFiles, place: Place, stop: Signals | None) -> None:
+    if stop is not None:  # whoever asked to stop does not want to wait for it
+        logger.warning("no report after %s; sanet report %s writes it", stop.name, files.folder)
+        return
+    from .report.page import not_at_the_cost_of_the_rest
+    from .report.run import write_run_report
+
+    with not_at_the_cost_of_the_rest(files.folder):
+        write_run_report(problem, files, place)
 
 
 def _name_failures(problem: Problem) -> None:

@@ -3,14 +3,13 @@
 import argparse
 from typing import Any
 
-from ..cli_fields import add_fields, overrides
-from ..recipe import recipe_names
+from ..cli_fields import add_evaluation, add_fields, add_training, overrides
 from .recipe import DetectionRecipe
 
 _EVALUATION_FIELDS = (
     "data val_annotations val_images workers check_images skip_bad_images min_size max_size device precision "
     "channels_last"
-).split()
+)
 
 
 def add_detect(commands: Any) -> None:
@@ -18,33 +17,12 @@ def add_detect(commands: Any) -> None:
     detect = commands.add_parser("detect", help="object detection and instance segmentation", allow_abbrev=False)
     jobs = detect.add_subparsers(required=True, metavar="COMMAND")
 
-    train = jobs.add_parser(
-        "train",
-        help="train a detector",
-        description="Train a detector on images in COCO's format. Any field of the recipe can be given as well.",
-        allow_abbrev=False,
+    add_training(jobs, DetectionRecipe, _train)
+    held = "checkpoint of sanet detect train"
+    evaluate = add_evaluation(
+        jobs, DetectionRecipe, _evaluate, checkpoint=held, batch_size=4, fields=_EVALUATION_FIELDS
     )
-    train.set_defaults(run=_train)
-    run = train.add_argument_group("run")
-    run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names(DetectionRecipe))}, or a YAML file")
-    run.add_argument("--output", metavar="DIR", help="folder of the run; runs/DETECTOR-TIME by default")
-    run.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="continue the run in DIR, or in --output; 'auto' starts it where there is none yet",
-    )
-    add_fields(train, DetectionRecipe)
-
-    evaluate = jobs.add_parser("eval", help="evaluate a detector as COCO does", allow_abbrev=False)
-    evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("checkpoint", help="checkpoint of sanet detect train")
-    evaluate.add_argument("--ema", action=argparse.BooleanOptionalAction, help="averaged weights; where there are some")
-    evaluate.add_argument("--batch-size", type=int, default=4, metavar="N", help="images at a time (4)")
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
     evaluate.add_argument("--results", metavar="FILE", help="write what was found there, as COCO's results")
-    add_fields(evaluate, DetectionRecipe, only=_EVALUATION_FIELDS)
 
     predict = jobs.add_parser(
         "predict",

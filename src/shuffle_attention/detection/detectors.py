@@ -136,7 +136,7 @@ def create_detector(
     if pyramid_channels < 32 or pyramid_channels % 32:
         raise InputError(f"pyramid_channels must be a multiple of 32, got {pyramid_channels}")
     chosen = ARCHITECTURES[arch]
-    _require_known(arch, chosen.network, kwargs)
+    require_arguments(arch, kwargs)
     body = create_body(backbone, chosen.strides, pretrained=pretrained, options=backbone_options or {})
     if weights is not None:
         load_backbone(body, backbone, weights, may_differ=may_differ)
@@ -172,10 +172,14 @@ def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:
     return {argument: AnchorGenerator(levels, ((0.5, 1.0, 2.0),) * len(levels))}
 
 
-def _require_known(arch: str, network: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
-    """Refuses what torchvision would take without a word and never read."""
+def require_arguments(arch: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuses what torchvision would take without a word and never read.
+
+    Raises:
+        InputError: If an argument is none of the detector's.
+    """
     known: set[str] = set()
-    for part in (*network.__mro__, GeneralizedRCNNTransform):
+    for part in (*ARCHITECTURES[arch].network.__mro__, GeneralizedRCNNTransform):
         if issubclass(part, nn.Module) and part is not nn.Module:
             known |= set(inspect.signature(part.__init__).parameters)
     for name in kwargs:

@@ -26,8 +26,8 @@ def draw_detections(
 
     Args:
         image: The picture, as the detector had it.
-        output: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` (N,), ``scores`` (N,) and perhaps ``masks``
-            (N, 1, H, W) in [0, 1].
+        output: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` (N,), ``scores`` (N,) unless it is the
+            truth, and perhaps ``masks`` (N, 1, H, W) in [0, 1].
         names: Name of each label from 1 on.
         threshold: Score that is drawn at least.
         mask_threshold: From which value on a pixel is inside.
@@ -36,7 +36,8 @@ def draw_detections(
     scale = scale or max(1, round(640 / max(image.size)))
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     pixels = functional.pil_to_tensor(canvas)
-    shown = (output["scores"] >= threshold).nonzero().flatten()
+    scores = output.get("scores")
+    shown = torch.arange(len(output["boxes"])) if scores is None else (scores >= threshold).nonzero().flatten()
     x1, y1, x2, y2 = output["boxes"][shown].float().unbind(1)
     shown = shown[((x2 - x1) * (y2 - y1)).argsort(descending=True)].cpu()
     if not len(shown):
@@ -48,8 +49,9 @@ def draw_detections(
         masks &= masks.flip(0).cumsum(0).flip(0) == 1
         masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=colours)
-    labels, scores = output["labels"].cpu()[shown].tolist(), output["scores"].cpu()[shown].tolist()
-    titles = [f"{_name(names, label)}: {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    titles = [_name(names, label) for label in output["labels"].cpu()[shown].tolist()]
+    if scores is not None:
+        titles = [f"{title}: {score:.2f}" for title, score in zip(titles, scores.cpu()[shown].tolist(), strict=True)]
     boxes = (output["boxes"].float().cpu()[shown] * scale).round()
     # A title stands in its box, and must not hide what is small.
     font_size = int((boxes[:, 3] - boxes[:, 1]).median().div(4).clamp(9, 14))

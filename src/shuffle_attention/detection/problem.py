@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import asked_for
 from ..loading import Place, TrainingBatches, leave_signals_to_the_main_process
-from ..problem import Panel, Problem
+from ..problem import Panel, Problem, Section
 from .coco import CocoData
 from .detectors import ARCHITECTURES
 from .evaluation import evaluate_detector
@@ -118,6 +118,11 @@ class Detection(Problem[DetectionRecipe]):
             for kind in _kinds(row)
             for name in ("AP", "AP50", "AP75")
         }
+
+    def report_sections(self, model: nn.Module, best: Mapping[str, float], place: Place) -> list[Section]:
+        from .report import detector_sections
+
+        return detector_sections(self, model, best, place)
 
     def content(self) -> dict[str, Any]:
         return {**super().content(), "categories": self.data.categories}

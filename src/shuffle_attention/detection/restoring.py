@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from ..checkpoints import CheckpointError, load_checkpoint, read_checkpoint
+from ..errors import InputError
 from ..network import recipe_of
 from .coco import CocoData, find_split
-from .detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector
+from .detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
 from .digits import digits_coco
 from .reading import read_coco
 from .recipe import DetectionRecipe
@@ -27,6 +28,12 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
     trainable_layers, frozen_norm = recipe.trainable_layers, recipe.frozen_norm
     if trainable_layers is None and recipe.has_weights:
         trainable_layers = WITH_WEIGHTS_TRAINABLE
+    if recipe.anchor_sizes and ARCHITECTURES[recipe.arch].anchors is None:
+        raise InputError(f"{recipe.arch} has no anchors, and the recipe gives some: --anchor-sizes without values")
+    try:
+        require_arguments(recipe.arch, recipe.detector_args)
+    except InputError as error:
+        raise InputError(f"{error}; for none of the recipe's: --detector-args '{{}}'") from error
     return create_detector(
         recipe.arch,
         recipe.backbone,
