@@ -30,10 +30,12 @@ def measured(name: str) -> tuple[Any, str]:
 def where(machine: dict[str, Any], more: str = "") -> str:
     """The sentence on when and where figures were measured."""
     commit, _, changes = machine["commit"].partition("+")
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    load = "" if machine["load"] is None else f", load {machine['load']} at the end"
     return (
-        f"\nMeasured with {machine['threads']} threads on {machine['cpu']} ({machine['instruction_set']}), PyTorch "
-        f"{machine['torch']}, commit {commit[:7]}{' and changes' * bool(changes)}, {machine['date']}, load "
-        f"{machine['load']} at the end{more}.\n"
+        f"\nMeasured with {threads} on {machine['cpu']} ({machine['instruction_set']}), PyTorch "
+        f"{machine['torch']}, commit {commit[:7]}{' and changes' * bool(changes)}, {machine['date']}"
+        f"{load}{more}.\n"
     )
 
 

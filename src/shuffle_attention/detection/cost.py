@@ -11,7 +11,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from .backbones import PyramidBackbone
 
-__all__ = ["Cost", "detector_cost"]
+__all__ = ["Cost", "detector_cost", "keep_all"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> Cos
     model = deepcopy(model).float().cpu().eval()
     parts = cast(Any, model)
     parts.transform.min_size, parts.transform.max_size = (min(height, width),), max(height, width)
-    if isinstance(model, GeneralizedRCNN):
-        parts.rpn.nms_thresh = 1.0
-        parts.roi_heads.nms_thresh = 1.0
-        parts.roi_heads.score_thresh = -1.0
+    keep_all(model)
     counter = FlopCounterMode(display=False)
     with counter:
         model([torch.zeros(len(parts.transform.image_mean), height, width)])
@@ -66,6 +63,18 @@ def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> Cos
         macs=counter.get_total_flops() // 2,
         by_part={name: counts[name] // 2 for name in names if name in counts},
     )
+
+
+def keep_all(model: nn.Module) -> None:
+    """Lets a detector go on with as many proposals and detections as it takes at most, in place.
+
+    What it computes is then the same whatever its weights are.
+    """
+    parts = cast(Any, model)
+    if isinstance(model, GeneralizedRCNN):
+        parts.rpn.nms_thresh = 1.0
+        parts = parts.roi_heads
+    parts.nms_thresh, parts.score_thresh = 1.0, -1.0
 
 
 def _by_module(counter: FlopCounterMode) -> Any:

@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ..errors import InputError
 from ..launch import place_on
 from ..progress import console
 from ..reporting import write_text
 from ..timing import Times, interleaved, machine, wait_for
-from .cost import Cost, detector_cost
+from .cost import Cost, detector_cost, keep_all
 from .detectors import ARCHITECTURES, create_detector
 from .task import to_device
 
@@ -51,6 +53,8 @@ def profile_command(
         torch.manual_seed(0)
         networks[backbone] = create_detector(arch, backbone, num_classes, **options)
     costs = {name: detector_cost(network, *size) for name, network in networks.items()}
+    for network in networks.values():
+        _work_alike(network)
     with place_on(device) as place:
         networks = {name: network.to(place.device) for name, network in networks.items()}
         times = {}
@@ -75,6 +79,16 @@ def profile_command(
         }
         write_text(Path(json_file), json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _work_alike(model: nn.Module) -> None:
+    """Gives each detector the same proposals to go on with, where untrained backbones would give more or fewer."""
+    keep_all(model)
+    if isinstance(model, GeneralizedRCNN):
+        head: Any = model.rpn.head
+        for layer in (head.cls_logits, head.bbox_pred):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def _inference(
