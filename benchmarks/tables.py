@@ -166,6 +166,10 @@ def cifar10() -> str:
     return comparison("cifar10")
 
 
+def imagenette() -> str:
+    return comparison("imagenette")
+
+
 def finetune() -> str:
     content = json.loads((RESULTS / "finetune.json").read_text())
     curves = content["curves"]
@@ -225,7 +229,7 @@ def explained(content: dict[str, Any]) -> str:
 
 PAGES: dict[str, list[Callable[[], str]]] = {
     "kernels.md": [layer, call, tail, network, memory, follow],
-    "results.md": [costs, cifar10, finetune],
+    "results.md": [costs, cifar10, finetune, imagenette],
     "detection.md": [nuclei],
     "explain.md": [maps, gates],
 }
