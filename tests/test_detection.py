@@ -84,7 +84,7 @@ def test_on_a_plain_resnet_it_is_torchvisions_network(arch):
 def test_with_torchvisions_weights_it_computes_the_same(arch):
     torch.manual_seed(0)
     build = torchvision_detection.backbone_utils._resnet_fpn_extractor
-    layers = {"returned_layers": [2, 3, 4], "extra_blocks": ARCHITECTURES["retinanet"].extra_blocks()}
+    layers = {"returned_layers": [2, 3, 4], "extra_blocks": ARCHITECTURES["retinanet"].extra_blocks(256)}
     resnet = torchvision_detection.backbone_utils.resnet.resnet18(weights=None)
     backbone = build(resnet, 5, **(layers if arch == "retinanet" else {}))
     published = ARCHITECTURES[arch].network(backbone, 4, **small(arch))

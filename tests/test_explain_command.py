@@ -148,7 +148,8 @@ def test_the_pointing_game_is_played_where_there_are_boxes(run, val, tmp_path, c
     }
     (tmp_path / "boxes.json").write_text(json.dumps(annotations))
     asked = ("--limit", 32, "--scores", "--steps", 2, "--boxes", tmp_path / "boxes.json", "--method", "layercam")
-    assert explained(folder, "--checkpoint", run / "best.pt", *asked, "--output", out) == 0
+    stage = ("--layer", "stage2")  # the last one has a single place, which points nowhere
+    assert explained(folder, "--checkpoint", run / "best.pt", *asked, *stage, "--output", out) == 0
     (found,) = json.loads((out / "scores.json").read_text())["scores"]
     assert (found["images"], found["pointing"]["count"]) == (32, 2)
     assert found["pointing"]["mean"] == 100  # the box is the whole image
@@ -249,15 +250,15 @@ def test_a_side_that_the_network_does_not_take_is_said(val, tmp_path, capsys):
 
 def test_large_images_are_refused_before_they_are_decoded(run, val, tmp_path, monkeypatch, capsys):
     """By their header: between the limit of Pillow and twice it, where it only warns, and above, where it raises."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # more than the network's own 32 x 32
     small, middle, huge = tmp_path / "small.png", tmp_path / "middle.png", tmp_path / "huge.png"
-    for path, side in ((small, 10), (middle, 12), (huge, 20)):
+    for path, side in ((small, 40), (middle, 50), (huge, 70)):
         Image.new("RGB", (side, side)).save(path)
     arguments = ("--checkpoint", run / "best.pt", "--output", tmp_path / "out")
     assert explained(middle, *arguments) == 2
-    assert "12 x 12 pixels are more than 100; make it smaller first" in capsys.readouterr().err
+    assert "50 x 50 pixels are more than 2,000; make it smaller first" in capsys.readouterr().err
     assert explained(huge, *arguments) == 2
-    assert "more than 200 pixels; make it smaller first" in capsys.readouterr().err
+    assert "more than 4,000 pixels; make it smaller first" in capsys.readouterr().err
     assert explained(small, middle, *arguments) == 2
     assert "1 of 2 images" in capsys.readouterr().err
     assert explained(small, *arguments) == 0

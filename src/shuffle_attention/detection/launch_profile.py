@@ -10,6 +10,7 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ..errors import InputError
@@ -54,7 +55,7 @@ def profile_command(
         networks[backbone] = create_detector(arch, backbone, num_classes, **options)
     costs = {name: detector_cost(network, *size) for name, network in networks.items()}
     for network in networks.values():
-        _work_alike(network)
+        _work_alike(network, size)
     with place_on(device) as place:
         networks = {name: network.to(place.device) for name, network in networks.items()}
         times = {}
@@ -81,14 +82,30 @@ def profile_command(
     return 0
 
 
-def _work_alike(model: nn.Module) -> None:
-    """Gives each detector the same proposals to go on with, where untrained backbones would give more or fewer."""
+def _work_alike(model: nn.Module, size: tuple[int, int]) -> None:
+    """Lets detectors differ in their backbones alone, though none was trained.
+
+    Each goes on with the same proposals, and its norms have the statistics of what they see: with those that they start
+    with, values would grow or vanish from block to block, in each backbone at another pace.
+    """
     keep_all(model)
+    parts: Any = model
     if isinstance(model, GeneralizedRCNN):
-        head: Any = model.rpn.head
+        head = parts.rpn.head
         for layer in (head.cls_logits, head.bbox_pred):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+    body = parts.backbone.body
+    norms = [module for module in body.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        body(torch.randn(2, 3, *size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train()
 
 
 def _inference(
