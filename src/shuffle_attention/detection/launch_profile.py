@@ -124,6 +124,7 @@ def _inference(
 def _training_step(
     model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
 ) -> Callable[[], object]:
+    torch.manual_seed(0)  # objects elsewhere would have more or fewer proposals to learn from
     corners = torch.rand(batch_size, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7
     boxes = torch.cat([corners, corners + 0.25 * min(size)], dim=2)
     targets = [{"boxes": each, "labels": torch.ones(_OBJECTS, dtype=torch.int64)} for each in boxes]
