@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+import yaml
+
 from ..cli_fields import add_evaluation, add_fields, add_training, overrides
 from .recipe import DetectionRecipe
 
@@ -47,6 +49,9 @@ def add_detect(commands: Any) -> None:
     profile.set_defaults(run=_profile)
     profile.add_argument("backbones", nargs="+", metavar="BACKBONE", help="networks of timm or of this package")
     profile.add_argument("--arch", default="mask_rcnn", metavar="NAME", help="detector (mask_rcnn)")
+    profile.add_argument(
+        "--backbone-args", type=yaml.safe_load, default={}, metavar="VALUE", help="of timm.create_model, as YAML"
+    )
     profile.add_argument("--num-classes", type=int, default=81, metavar="N", help="background among them (81)")
     profile.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar="N", help="of images (800 1333)")
     profile.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (1)")
@@ -98,6 +103,7 @@ def _profile(options: argparse.Namespace) -> int:
     return profile_command(
         options.backbones,
         options.arch,
+        backbone_args=options.backbone_args,
         num_classes=options.num_classes,
         size=tuple(options.size),
         batch_size=options.batch_size,

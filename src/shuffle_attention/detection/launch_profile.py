@@ -1,7 +1,7 @@
 """The command ``sanet detect profile``: what a detector costs on several backbones."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ def profile_command(
     backbones: Sequence[str],
     arch: str,
     *,
+    backbone_args: Mapping[str, Any],
     num_classes: int,
     size: tuple[int, int],
     batch_size: int,
@@ -48,7 +49,8 @@ def profile_command(
         raise InputError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
     if threads is not None:
         torch.set_num_threads(threads)
-    options = {"min_size": min(size), "max_size": max(size), "frozen_norm": frozen_norm}
+    options: dict[str, Any] = {"min_size": min(size), "max_size": max(size), "frozen_norm": frozen_norm}
+    options["backbone_options"] = backbone_args
     networks: dict[str, nn.Module] = {}
     for backbone in backbones:
         torch.manual_seed(0)
@@ -64,7 +66,8 @@ def profile_command(
             times[job] = interleaved(calls, repetitions)
     _print(costs, times)
     if json_file is not None:
-        settings = {"arch": arch, "size": size, "batch_size": batch_size, "num_classes": num_classes}
+        settings: dict[str, Any] = {"arch": arch, "size": size, "batch_size": batch_size, "num_classes": num_classes}
+        settings["backbone_args"] = dict(backbone_args)
         first = backbones[0]
         rows = {
             name: {
