@@ -19,6 +19,12 @@ def remove_left_over(folder: Path) -> None:
         path.unlink()
 
 
+def require_folder_of(option: str, file: str | os.PathLike | None) -> None:
+    """Raises InputError unless the folder is there that an option wants a file written to; None wants none."""
+    if file is not None and not Path(file).resolve().parent.is_dir():
+        raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of ``path`` when it is complete and on disk.

@@ -19,6 +19,7 @@ from .checkpoints import read_checkpoint
 from .datasets import open_split
 from .errors import DataError, InputError
 from .evaluation import evaluate
+from .files import require_folder_of
 from .loading import Place, evaluation_batches
 from .network import recipe_of, restore_network
 from .problem import Problem
@@ -87,8 +88,7 @@ def evaluate_command(
     """Runs ``sanet eval`` and returns its exit code."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
-        raise InputError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
+    require_folder_of("--json", json_file)
     special = {name: overrides[name] for name in ("model", "model_args", "in_chans", "small_stem") if name in overrides}
     restored = restore_network(checkpoint, ema=ema, settings=special)
     recipe = restored.recipe.replaced(**{"device": "auto", "workers": 2, **overrides})

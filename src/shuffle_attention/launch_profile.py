@@ -17,6 +17,7 @@ from .attention import attention_names
 from .charts import draw_bars
 from .errors import InputError, asked_for
 from .families import resnet_with
+from .files import require_folder_of
 from .launch import place_on
 from .network import create_network
 from .profiling import Profile, Size, profile, size_of
@@ -52,8 +53,7 @@ def profile_command(
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
     for option, file in (("--json", json_file), ("--picture", picture)):
-        if file is not None and not Path(file).resolve().parent.is_dir():
-            raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")
+        require_folder_of(option, file)
         if file is not None and Path(file).is_dir():
             raise InputError(f"{option} {file}: that is a folder; name a file in it")
         if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):

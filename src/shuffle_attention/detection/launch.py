@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from ..errors import DataError, InputError
 from ..evaluation import autocast
-from ..files import written_whole
+from ..files import require_folder_of, written_whole
 from ..images import inspect_image, read_image
 from ..launch import place_on
 from ..loading import Place
@@ -44,7 +44,7 @@ def evaluate_command(
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
     for option, file in (("--json", json_file), ("--results", results_file)):
-        _require_folder(option, file)
+        require_folder_of(option, file)
     restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", "workers": 2, **overrides})
     recipe = restored.recipe
     data = open_coco(recipe, "val", categories=restored.categories, check=recipe.check_images)
@@ -188,8 +188,3 @@ def _named(paths: list[Path]) -> Iterator[tuple[Path, str]]:
             name, number = f"{path.stem}-{number}.png", number + 1
         taken.add(name)
         yield path, name
-
-
-def _require_folder(option: str, file: str | None) -> None:
-    if file is not None and not Path(file).resolve().parent.is_dir():
-        raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ..errors import InputError
+from ..files import require_folder_of
 from ..launch import place_on
 from ..progress import console
 from ..reporting import write_text
@@ -45,8 +46,7 @@ def profile_command(
             raise InputError(f"{name} must be at least 1, got {value}")
     if len(set(backbones)) < len(backbones):
         raise InputError(f"each backbone can be named once, got {', '.join(backbones)}")
-    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
-        raise InputError(f"--json {json_file}: there is no folder {Path(json_file).parent}")
+    require_folder_of("--json", json_file)
     if threads is not None:
         torch.set_num_threads(threads)
     options: dict[str, Any] = {"min_size": min(size), "max_size": max(size), "frozen_norm": frozen_norm}
