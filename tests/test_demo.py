@@ -18,7 +18,7 @@ from shuffle_attention.demo.examples import examples_for, kinds_of
 from shuffle_attention.demo.incoming import read_upload
 from shuffle_attention.demo.launch import is_finished, train_digits
 from shuffle_attention.demo.networks import Drawn, Look, Network, Wish, open_networks
-from shuffle_attention.demo.own_origin import OwnOriginOnly
+from shuffle_attention.demo.own_origin import NothingFetched, OwnOriginOnly
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.recipe import load_recipe
 
@@ -246,8 +246,50 @@ def test_browsers_are_told_to_load_nothing_from_elsewhere():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(OwnOriginOnly(app)({"type": "http"}, None, send))
+    async def receive():
+        raise AssertionError("nothing is read")
+
+    asyncio.run(OwnOriginOnly(app)({"type": "http"}, receive, send))
     headers = dict(sent[0]["headers"])
     assert headers[b"x"] == b"y"
     assert headers[b"content-security-policy"].startswith(b"default-src 'self'")
     assert sent[1] == {"type": "http.response.body", "body": b""}
+
+
+def asked(path: str, *parts: bytes, method: str = "POST") -> tuple[int, bytes]:
+    """What :class:`NothingFetched` answers with, and what of a request comes through it."""
+    sent, came = [], []
+    messages = iter(
+        [{"type": "http.request", "body": part, "more_body": n < len(parts)} for n, part in enumerate(parts, 1)]
+    )
+
+    async def app(scope, receive, send):
+        more = method == "POST"
+        while more:
+            message = await receive()
+            came.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(NothingFetched(app)({"type": "http", "method": method, "path": path}, receive, send))
+    return sent[0]["status"], b"".join(came)
+
+
+def test_the_server_fetches_no_addresses():
+    own = b'{"data": [{"path": "/tmp/a.png", "url": "http://127.0.0.1:7860/a.png"}, "http is a word"], "n": null}'
+    assert asked("/queue/join", own[:20], own[20:]) == (200, own)
+    assert asked("/queue/join", b"") == (200, b"")
+    assert asked("/upload", b"--boundary") == (200, b"--boundary")
+    assert asked("/file=/tmp/a.png", method="GET") == (200, b"")
+    assert asked("/file=http://a.org/b.png", method="GET") == (403, b"")
+    elsewhere = b'{"data": [[{"inner": {"path": " HTTPS://a.org/b.png", "meta": {"_type": "gradio.FileData"}}}]]}'
+    assert asked("/queue/join", elsewhere[:30], elsewhere[30:]) == (403, b"")
+    assert asked("/queue/join", b"[" * 100_000) == (400, b"")
+    assert asked("/queue/join", b"{") == (400, b"")
+    assert asked("/queue/join", b" " * 600_000, b" " * 600_000) == (413, b"")

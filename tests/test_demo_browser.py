@@ -234,3 +234,25 @@ def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
     for page, path, layer in zip(pages, digits, ("layer1", "layer2"), strict=False):
         page.wait_for_selector(f"#result figcaption:has-text('at {layer},')")
         assert best(page) == expected(path)
+
+
+def test_a_request_written_by_hand_makes_the_server_fetch_nothing(visit, digits, expected):
+    """Gradio would load the address, and the limits of an upload would come too late."""
+    page = visit()
+    with page.expect_request("**/queue/join?*") as joined:
+        upload(page, digits[0])
+    until_shown(page, expected(digits[0]))
+    url = joined.value.url
+    event = joined.value.post_data_json
+    event["data"] = [{"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}} for _ in event["data"]]
+    statuses = page.evaluate(
+        """async ([url, event]) => [
+            (await fetch(url, {method: "POST", headers: {"Content-Type": "application/json"},
+                               body: JSON.stringify(event)})).status,
+            (await fetch(new URL("gradio_api/file=http://127.0.0.1:9/a.png", location))).status,
+        ]""",
+        [url, event],
+    )
+    assert statuses == [403, 403]
+    upload(page, digits[1])
+    until_shown(page, expected(digits[1]))

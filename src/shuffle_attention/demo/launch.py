@@ -136,7 +136,7 @@ def _served(shelf: Any, host: str, port: int | None):
     from starlette.middleware import Middleware
 
     from .cards import STYLE
-    from .own_origin import OwnOriginOnly
+    from .own_origin import NothingFetched, OwnOriginOnly
     from .page import build_page
 
     page = build_page(shelf)
@@ -157,7 +157,11 @@ def _served(shelf: Any, host: str, port: int | None):
             pwa=False,
             enable_monitoring=False,
             css=STYLE,
-            app_kwargs={"middleware": [Middleware(OwnOriginOnly)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(OwnOriginOnly), Middleware(NothingFetched)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
         )
     except OSError as error:
         where = f"port {port}; another process may have it" if port is not None else "any port from 7860 on"
