@@ -13,7 +13,7 @@ from published import Published
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.profiling import kept_for_backward
+from shuffle_attention.profiling.costs import kept_for_backward
 
 NETWORK_TARGETS = {"eager": 1.00, "compiled": 1.03}
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from shuffle_attention.cli import main
-from shuffle_attention.datasets import load_digits
-from shuffle_attention.loading import Place
+from shuffle_attention.data.datasets import load_digits
+from shuffle_attention.place import Place
 
 # One thread: results and times do not depend on the machine, and `make test` has a process for each core.
 os.environ["OMP_NUM_THREADS"] = "1"

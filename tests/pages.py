@@ -9,7 +9,7 @@ from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.detection.recipe import DetectionRecipe
 from shuffle_attention.detection.restoring import detector_of
 from shuffle_attention.network import create_network
-from shuffle_attention.recipe import load_recipe
+from shuffle_attention.recipes.recipe import load_recipe
 
 
 def write_classifier(path: Path, model: str = "resnet10t") -> Path:

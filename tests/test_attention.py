@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shuffle_attention import (
-    ShuffleAttention,
-    SpatialGroupEnhance,
-    attention_names,
-    create_attention,
-)
+from shuffle_attention import ShuffleAttention, SpatialGroupEnhance, attention_names, create_attention
 from shuffle_attention.ablation import ShuffleAttentionAblation
 from shuffle_attention.layers import largest_groups
 from shuffle_attention.ops import reference

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maps import MapCase, channels_last, contiguous, every_other, transposed
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.ops import block_tail
+from shuffle_attention.fusing import block_tail
 
 FORWARD = torch.ops.shuffle_attention.block_tail.default
 BACKWARD = torch.ops.shuffle_attention.block_tail_backward.default

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as published_masks
 
-from shuffle_attention.detection.coco import CocoData, find_split
+from shuffle_attention.data.coco import CocoData, find_split
+from shuffle_attention.data.coco_reading import read_coco
+from shuffle_attention.data.masks import decode_mask, encode_mask, mask_fault
 from shuffle_attention.detection.digits import digits_coco
-from shuffle_attention.detection.masks import decode_mask, encode_mask, mask_fault
-from shuffle_attention.detection.reading import read_coco
 from shuffle_attention.detection.samples import UNREADABLE, CocoSamples, detection_transform
 from shuffle_attention.detection.scores import coco_scores, ground_truth_results
 from shuffle_attention.errors import DataError

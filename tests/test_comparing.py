@@ -11,14 +11,14 @@ import pytest
 import torch
 from scipy import stats
 
-import shuffle_attention.comparing as comparing
+import shuffle_attention.comparing.comparison as comparing
 from conftest import QUICK, sanet_here
-from shuffle_attention.evaluation import evaluate
+from shuffle_attention.classification.evaluation import evaluate
+from shuffle_attention.comparing.variants import Variant, variants_of
 from shuffle_attention.paired import paired_difference, summary
-from shuffle_attention.recipe import Recipe
-from shuffle_attention.reporting import RunFiles
-from shuffle_attention.training import Outcome
-from shuffle_attention.variants import Variant, variants_of
+from shuffle_attention.recipes.recipe import Recipe
+from shuffle_attention.training.loop import Outcome
+from shuffle_attention.training.run_files import RunFiles
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = (*QUICK[:2], *QUICK[4:], "--epochs", 1, "--no-small-stem", "--model-args", "{channels: [8, 8, 16, 16]}")
@@ -104,7 +104,7 @@ def compared(shared_tree, tmp_path_factory) -> Path:
         return evaluate(model, batches, place, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shuffle_attention.classification.evaluate", stopping)
+        patch.setattr("shuffle_attention.classification.problem.evaluate", stopping)
         assert sanet_here(*arguments) == 143
     assert {run.parent.name for run in folder.glob("*/seed-*/summary.json")} == {"seed-0"}
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/last.pt")}

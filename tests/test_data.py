@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from conftest import CPU, write_tree
-from shuffle_attention.datasets import load_digits, open_split
+from shuffle_attention.classification.evaluation import evaluate
+from shuffle_attention.data.datasets import load_digits, open_split
+from shuffle_attention.data.folders import scan_tree
+from shuffle_attention.data.loading import EpochSampler, evaluation_batches, training_batches
 from shuffle_attention.errors import DataError
-from shuffle_attention.evaluation import evaluate
-from shuffle_attention.folders import scan_tree
-from shuffle_attention.loading import EpochSampler, Place, evaluation_batches, training_batches
-from shuffle_attention.recipe import Recipe
+from shuffle_attention.place import Place
+from shuffle_attention.recipes.recipe import Recipe
 
 NORMALISED = {"mean": [0.5] * 3, "std": [0.5] * 3}
 

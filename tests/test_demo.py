@@ -20,7 +20,7 @@ from shuffle_attention.demo.launch import is_finished, train_digits
 from shuffle_attention.demo.networks import Drawn, Look, Network, Wish, open_networks
 from shuffle_attention.demo.own_origin import NothingFetched, OwnOriginOnly
 from shuffle_attention.errors import DataError, InputError
-from shuffle_attention.recipe import load_recipe
+from shuffle_attention.recipes.recipe import load_recipe
 
 torchcam = pytest.mark.skipif(sys.version_info < (3, 11), reason="torchcam needs Python 3.11")
 

@@ -13,17 +13,17 @@ from PIL import Image
 
 from conftest import CPU, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
-from shuffle_attention.detection.coco import find_split
+from shuffle_attention.data.coco import find_split
+from shuffle_attention.data.coco_reading import read_coco
 from shuffle_attention.detection.detectors import ARCHITECTURES
 from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.detection.problem import Detection
-from shuffle_attention.detection.reading import read_coco
 from shuffle_attention.detection.recipe import DetectionRecipe
 from shuffle_attention.detection.restoring import restore_detector
 from shuffle_attention.detection.scores import coco_scores, read_results
-from shuffle_attention.progress import Progress
-from shuffle_attention.recipe import load_recipe, recipe_names
-from shuffle_attention.training import train
+from shuffle_attention.recipes.recipe import load_recipe, recipe_names
+from shuffle_attention.training.loop import train
+from shuffle_attention.training.progress import Progress
 
 SMALL = [
     *"--recipe digits --backbone sa_resnet18 --min-size 64 --max-size 64 --anchor-sizes 8 16 24 32 48".split(),

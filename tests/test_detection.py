@@ -11,9 +11,9 @@ from torchvision.models import detection as torchvision_detection
 from conftest import CPU
 from shuffle_attention import ShuffleAttention, attention_names, load_checkpoint, models
 from shuffle_attention.checkpoints import CheckpointError
+from shuffle_attention.data.coco import CocoData
 from shuffle_attention.detection import ARCHITECTURES, create_detector
 from shuffle_attention.detection.backbones import create_body
-from shuffle_attention.detection.coco import CocoData
 from shuffle_attention.detection.cost import detector_cost
 from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.detection.evaluation import evaluate_detector

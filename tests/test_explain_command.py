@@ -298,10 +298,3 @@ def test_labels_tell_networks_apart(run):
     best, last = run / "best.pt", run / "last.pt"
     assert [s.label for s in open_subjects([best, "test_resnet"])] == ["sa_resnet18", "test_resnet"]
     assert [s.label for s in open_subjects([best, last])] == [str(best), str(last)]
-
-
-def test_the_options_name_the_methods_that_there_are():
-    from shuffle_attention import cli_explain
-    from shuffle_attention.explain import METHODS
-
-    assert cli_explain._METHODS == METHODS

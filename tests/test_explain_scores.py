@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shuffle_attention.detection.reading import read_coco
+from shuffle_attention.data.coco_reading import read_coco
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain import faithfulness
 from shuffle_attention.explain.pictures import Picture, View
 from shuffle_attention.explain.pointing import boxes_of, hits
 from shuffle_attention.explain.scoring import Scored, score
 from shuffle_attention.explain.subjects import Subject
-from shuffle_attention.recipe import Recipe
+from shuffle_attention.recipes.recipe import Recipe
 
 
 class Corner(nn.Module):

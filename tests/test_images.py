@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shuffle_attention.images import Finding, inspect_image, read_image, to_mode
+from shuffle_attention.data.images import Finding, inspect_image, read_image, to_mode
 
 
 def picture(size: int = 48) -> Image.Image:

@@ -10,9 +10,10 @@ from torch import nn
 
 from conftest import sanet_here
 from shuffle_attention.charts import _spread
-from shuffle_attention.profiling import kept_for_backward, profile, size_of
-from shuffle_attention.published import notes, published, sources
-from shuffle_attention.timing import Times, machine
+from shuffle_attention.profiling.costs import kept_for_backward, profile, size_of
+from shuffle_attention.profiling.published import notes, published, sources
+from shuffle_attention.record import machine
+from shuffle_attention.timing import Times
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -138,8 +139,8 @@ def test_parameters_are_those_published(attention, depth):
 
 
 def test_the_papers_table_stands_beside_what_is_published(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("shuffle_attention.launch_profile.PAPER_DEPTHS", (50,))
-    monkeypatch.setattr("shuffle_attention.launch_profile.attention_names", lambda: ["none", "se", "gc"])
+    monkeypatch.setattr("shuffle_attention.profiling.launch.PAPER_DEPTHS", (50,))
+    monkeypatch.setattr("shuffle_attention.profiling.launch.attention_names", lambda: ["none", "se", "gc"])
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 1, "--device", "cpu"
     assert sanet_here("profile", "--paper", *small, "--json", tmp_path / "paper.json") == 0
     printed = capsys.readouterr().out

@@ -178,7 +178,7 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     assert not list(installed.glob("*.so"))
     code = """
 import torch, shuffle_attention, timm, shuffle_attention.models
-from shuffle_attention.recipe import load_recipe
+from shuffle_attention.recipes.recipe import load_recipe
 load_recipe("digits")
 timm.create_model("sa_resnet18")(torch.randn(2, 3, 64, 64)).sum().backward()
 print(shuffle_attention.__file__)

@@ -7,7 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from shuffle_attention.recipe import Recipe, load_recipe, recipe_names
+from shuffle_attention.recipes.recipe import Recipe, load_recipe, recipe_names
 
 
 def test_the_shipped_recipes_load():

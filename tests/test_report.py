@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from conftest import CPU, QUICK, sanet_here, write_tree
-from shuffle_attention.comparing import read_comparison
-from shuffle_attention.comparison_report import findings, findings_table
+from shuffle_attention.classification.classes import confused_pairs, confusion_section, figures_by_class
+from shuffle_attention.classification.predictions import Predictions, predict
+from shuffle_attention.comparing.comparison import read_comparison
+from shuffle_attention.comparing.findings import findings, findings_table
 from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.errors import DataError
-from shuffle_attention.report.classes import confused_pairs, confusion_section, figures_by_class
-from shuffle_attention.report.embedding import embedded
-from shuffle_attention.report.predictions import Predictions, predict
+from shuffle_attention.pages.embedding import embedded
 
 NAMES = ("<b>x&y", "'quoted\"", "{{ 7 * 7 }}", "d")
 VOID = {"meta", "img", "br"}
@@ -152,7 +152,7 @@ def test_a_report_that_fails_costs_a_warning_and_nothing_else(oddly_named, tmp_p
     def full(*_):
         raise OSError("no space left on the device")
 
-    monkeypatch.setattr("shuffle_attention.report.run.write_page", full)
+    monkeypatch.setattr("shuffle_attention.training.run_report.write_page", full)
     assert sanet_here("train", *options(oddly_named), "--output", tmp_path / "run") == 0
     said = capsys.readouterr()
     assert "(no space left on the device); sanet report" in said.err

@@ -12,10 +12,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from shuffle_attention.detection.coco import CocoData
+from shuffle_attention.data.coco import CocoData
+from shuffle_attention.data.masks import decode_mask, encode_mask
 from shuffle_attention.detection.digits import digits_coco
 from shuffle_attention.detection.drawing import draw_detections
-from shuffle_attention.detection.masks import decode_mask, encode_mask
 from shuffle_attention.detection.scores import (
     coco_results,
     coco_scores,

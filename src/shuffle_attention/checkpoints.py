@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attachment import fold_plain_weights
 from .errors import InputError
 from .files import written_whole
+from .surgery.attachment import fold_plain_weights
 
 # Wrappers that put their name before every key: DataParallel and DDP, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")

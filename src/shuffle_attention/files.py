@@ -48,6 +48,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process, until the end of the block or of the process, however it ends.

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from .ablation import ShuffleAttentionAblation
 from .attention import create_attention
 from .errors import InputError
-from .fusing import can_fuse
+from .fusing import block_tail, can_fuse
 from .layers import ShuffleAttention, SpatialGroupEnhance, largest_groups
-from .ops import block_tail
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
 

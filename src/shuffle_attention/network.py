@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import families, models, shufflenet  # noqa: F401  (the first and the last register their networks)
 from .checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from .errors import InputError, asked_for
-from .recipe import Recipe, RunRecipe
+from .recipes.recipe import Recipe, RunRecipe
 from .surgery import attach
 
 R = TypeVar("R", bound=RunRecipe)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from ..datasets import load_digits
+from ..data.datasets import load_digits
 from ..detection.digits import digits_coco
 from .networks import Network
 

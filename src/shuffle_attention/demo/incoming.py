@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from ..data.images import to_mode
 from ..errors import DataError
-from ..images import to_mode
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import read_checkpoint
+from ..classification.problem import Classification
+from ..console import console
 from ..errors import InputError
-from ..interrupts import StopSignal, stop_signals_raised
-from ..launch import place_on
-from ..loading import Place
 from ..network import recipe_of
-from ..progress import console
-from ..recipe import Recipe, load_recipe
-from ..reporting import RunFiles
-from ..training import Interrupted, train
+from ..place import Place, place_on
+from ..recipes.recipe import Recipe, load_recipe
+from ..training.interrupts import StopSignal, stop_signals_raised
+from ..training.loop import Interrupted, train
+from ..training.run_files import RunFiles
 from .examples import kinds_of
 from .incoming import MAX_BYTES
 from .networks import open_networks
@@ -81,7 +81,7 @@ def train_digits(folder: Path, place: Place, recipe: Recipe | None = None) -> No
     resume = files.last.exists()
     if resume:
         recipe = recipe_of(read_checkpoint(files.last), files.last)[0]
-    train(recipe or load_recipe("digits").replaced(workers=0), folder, place, resume=resume)
+    train(recipe or load_recipe("digits").replaced(workers=0), folder, place, problem=Classification, resume=resume)
 
 
 @contextmanager

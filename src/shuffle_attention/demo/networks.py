@@ -18,19 +18,18 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from ..checkpoints import read_checkpoint
+from ..data.images import to_mode
 from ..detection.drawing import draw_detections
 from ..detection.recipe import DetectionRecipe
 from ..detection.restoring import RestoredDetector, restore_detector
 from ..errors import InputError
-from ..evaluation import autocast
 from ..explain.cams import explain
 from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
 from ..explain.gates import Gates, attention_layers, gates
 from ..explain.locating import stages
 from ..explain.overlays import Overlay, blended
 from ..explain.subjects import Subject, open_subjects
-from ..images import to_mode
-from ..loading import Place
+from ..place import Place, autocast
 
 BEST = 5  # classes that are listed
 _COARSEST = 4  # places a side of the map that is shown by default, at least

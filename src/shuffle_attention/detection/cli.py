@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from ..cli_fields import add_evaluation, add_fields, add_training, overrides
+from ..recipes.arguments import add_evaluation, add_fields, add_training, overrides
 from .recipe import DetectionRecipe
 
 _EVALUATION_FIELDS = (
@@ -65,7 +65,7 @@ def add_detect(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ..launch import train_command
+    from ..training.launch import train_command
     from .problem import Detection
 
     return train_command(Detection, options.recipe, overrides(options), options.output, options.resume)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..datasets import load_digits
+from ..data.coco import CocoData
+from ..data.datasets import load_digits
+from ..data.masks import encode_mask
 from ..errors import InputError
-from .coco import CocoData
-from .masks import encode_mask
 
 __all__ = ["digits_coco"]
 _OVERLAP = 0.3  # of a digit's ink that a later one may cover

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.coco import CocoData
 from ..errors import DataError
-from ..evaluation import autocast
-from ..loading import Place
-from .coco import CocoData
+from ..place import Place, autocast
 from .samples import UNREADABLE
 from .scores import coco_results, coco_scores
 from .task import to_device

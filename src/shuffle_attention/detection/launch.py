@@ -12,15 +12,13 @@ from rich.table import Table
 from torch import nn
 from torchvision.transforms.v2 import functional
 
+from ..console import console
+from ..data.coco import CocoData
+from ..data.images import inspect_image, read_image
 from ..errors import DataError, InputError
-from ..evaluation import autocast
-from ..files import require_folder_of, written_whole
-from ..images import inspect_image, read_image
-from ..launch import place_on
-from ..loading import Place
-from ..progress import console
-from ..reporting import versions, write_text
-from .coco import CocoData
+from ..files import require_folder_of, write_text, written_whole
+from ..place import Place, autocast, place_on
+from ..record import versions
 from .drawing import draw_detections
 from .evaluation import evaluate_detector
 from .problem import evaluation_samples, held_out_batches

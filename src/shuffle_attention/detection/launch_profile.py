@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from ..console import console
 from ..errors import InputError
-from ..files import require_folder_of
-from ..launch import place_on
-from ..progress import console
-from ..reporting import write_text
-from ..timing import Times, interleaved, machine, wait_for
+from ..files import require_folder_of, write_text
+from ..place import place_on
+from ..record import machine
+from ..timing import Times, interleaved, wait_for
 from .cost import Cost, detector_cost, keep_all
 from .detectors import ARCHITECTURES, create_detector
 from .task import to_device

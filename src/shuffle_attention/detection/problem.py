@@ -10,10 +10,11 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..data.coco import CocoData
+from ..data.loading import TrainingBatches, leave_signals_to_the_main_process
 from ..errors import asked_for
-from ..loading import Place, TrainingBatches, leave_signals_to_the_main_process
-from ..problem import Panel, Problem, Section
-from .coco import CocoData
+from ..place import Place
+from ..training.problem import Panel, Problem, Section
 from .detectors import ARCHITECTURES
 from .evaluation import evaluate_detector
 from .recipe import DetectionRecipe
@@ -122,7 +123,8 @@ class Detection(Problem[DetectionRecipe]):
     def report_sections(self, model: nn.Module, best: Mapping[str, float], place: Place) -> list[Section]:
         from .report import detector_sections
 
-        return detector_sections(self, model, best, place)
+        options = {"masks": self.masks, "precision": self.recipe.precision}
+        return detector_sections(model, self.data, best, place, **options)
 
     def content(self) -> dict[str, Any]:
         return {**super().content(), "categories": self.data.categories}

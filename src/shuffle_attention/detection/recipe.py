@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..recipe import RunRecipe
-from ..settings import option, require
+from ..recipes.recipe import RunRecipe
+from ..recipes.settings import option, require
 
 _OWN = {"arch", "backbone", "num_classes", "weights", "pretrained", "min_size", "max_size"}
 _OWN |= {"anchor_sizes", "pyramid_channels"}

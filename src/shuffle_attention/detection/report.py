@@ -1,7 +1,6 @@
 """What the report of a detector shows beside the curves: COCO's figures, and detections beside the truth."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -9,16 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..evaluation import autocast
-from ..loading import Place
-from ..problem import Section
-from ..report.embedding import embedded
+from ..data.coco import CocoData
+from ..pages.embedding import embedded
+from ..place import Place, autocast
+from ..training.problem import Section
 from .drawing import draw_detections
 from .samples import UNREADABLE, CocoSamples, detection_transform
 from .task import to_device
-
-if TYPE_CHECKING:
-    from .problem import Detection
 
 __all__ = ["detector_sections"]
 _LONGEST = 360  # pixels of a picture, so that the names on it can be read
@@ -27,13 +23,24 @@ _THRESHOLD = 0.5
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def detector_sections(problem: "Detection", model: nn.Module, best: Mapping[str, float], place: Place) -> list[Section]:
-    """Returns the sections of a detector in evaluation mode, of the figures of its best epoch and of some images."""
+def detector_sections(
+    model: nn.Module, data: CocoData, best: Mapping[str, float], place: Place, *, masks: bool, precision: str
+) -> list[Section]:
+    """Returns the sections of a detector in evaluation mode, of the figures of its best epoch and of some images.
+
+    Args:
+        model: The detector.
+        data: Validation images.
+        best: Figures of the best epoch.
+        place: Where to compute.
+        masks: Whether the detector finds masks.
+        precision: What it computes in.
+    """
     kinds = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in best]
     rows = [(kind, [_figure(best[f"val_{kind}_{name}"]) for name in _FIGURES]) for kind in kinds]
     return [
         Section("COCO figures over the validation images", "coco.html", {"figures": _FIGURES, "rows": rows}),
-        Section("Some validation images", "detections.html", _pictures(problem, model, place)),
+        Section("Some validation images", "detections.html", _pictures(model, data, place, masks, precision)),
     ]
 
 
@@ -43,9 +50,9 @@ def _figure(value: float) -> str:
 
 
 @torch.inference_mode()
-def _pictures(problem: "Detection", model: nn.Module, place: Place) -> dict[str, object]:
-    data, names = problem.data, problem.data.names
-    samples = CocoSamples(data, masks=problem.masks and data.has_masks)
+def _pictures(model: nn.Module, data: CocoData, place: Place, masks: bool, precision: str) -> dict[str, object]:
+    names = data.names
+    samples = CocoSamples(data, masks=masks and data.has_masks)
     samples.transform = detection_transform(training=False)
     count = min(_PICTURES, len(samples))
     cards = []
@@ -54,7 +61,7 @@ def _pictures(problem: "Detection", model: nn.Module, place: Place) -> dict[str,
         if int(target["image_id"]) == UNREADABLE:
             continue
         images, _ = to_device([image], [target], place.device)
-        with autocast(place, problem.recipe.precision):
+        with autocast(place, precision):
             output = model(images)[0]
         truth = {name: target[name] for name in ("boxes", "labels")}
         if "masks" in target:

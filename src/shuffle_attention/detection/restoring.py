@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from ..checkpoints import CheckpointError, load_checkpoint, read_checkpoint
+from ..data.coco import CocoData, find_split
+from ..data.coco_reading import read_coco
 from ..errors import InputError
 from ..network import recipe_of
-from .coco import CocoData, find_split
 from .detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
 from .digits import digits_coco
-from .reading import read_coco
 from .recipe import DetectionRecipe
 
 __all__ = ["RestoredDetector", "detector_of", "open_coco", "restore_detector"]

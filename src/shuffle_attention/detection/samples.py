@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..datasets import Samples, seeded
+from ..data.coco import CocoData
+from ..data.datasets import Samples, seeded
+from ..data.masks import decode_mask
 from ..errors import DataError
-from .coco import CocoData
-from .masks import decode_mask
 
 __all__ = ["UNREADABLE", "CocoSamples", "detection_transform"]
 UNREADABLE = -1  # image_id of an image that could not be decoded in evaluation

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.coco import CocoData
+from ..data.masks import decode_mask, encode_mask, require_evaluator
 from ..errors import DataError
 from ..files import written_whole
-from .coco import CocoData
-from .masks import decode_mask, encode_mask, require_evaluator
 
 __all__ = ["coco_results", "coco_scores", "ground_truth_results", "read_results", "write_results"]
 _FIGURES = {"AP": "AP_all", "AP50": "AP_50", "AP75": "AP_75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"}

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from ..errors import InputError
 from .untouched import untouched
@@ -76,6 +75,9 @@ def faithfulness(
 
 
 def _of_one(probability: Callable[[Tensor], Tensor], image: Tensor, share: Tensor, steps: int) -> Faithfulness:
+    # A second to load, which --help can do without.
+    from torchvision.transforms.functional import gaussian_blur
+
     places = share.numel()
     # Of places alike in importance the upper left goes first, whatever the sort does.
     order = share.flatten().argsort(descending=True, stable=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..files import written_whole
-from ..reporting import versions, write_text
+from ..files import write_text, written_whole
+from ..record import versions
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
 from .gates import Gates, attention_layers, destinations, gates
 from .groups import group_scores

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..files import written_whole
-from ..reporting import versions, write_text
+from ..files import write_text, written_whole
+from ..record import versions
 from .cams import Explanation
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
 from .pictures import Picture

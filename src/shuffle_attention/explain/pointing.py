@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..detection.coco import CocoData
+from ..data.coco import CocoData
 from ..errors import InputError
 from .classes import class_index
 from .pictures import Picture

@@ -11,9 +11,9 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..progress import console
-from ..reporting import versions, write_text
-from ..timing import machine
+from ..console import console
+from ..files import write_text
+from ..record import machine, versions
 from .scoring import FIGURES, Scored
 
 

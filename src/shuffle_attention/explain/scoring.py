@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..detection.coco import CocoData
+from ..data.coco import CocoData
 from ..errors import InputError
 from ..paired import PairedDifference, Summary, paired_difference, summary
 from .cams import explain

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError, asked_for
 from ..network import create_network, restore_network, with_normalisation
-from ..recipe import Recipe
+from ..recipes.recipe import Recipe
 from .classes import class_index, readable
 from .pictures import View
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from .block import block_tail
+from . import block  # noqa: F401 - its op is registered by that
 from .layer import shuffle_attention
 from .library import HAS_TRITON, load_kernels
 
-__all__ = ["block_tail", "has_kernels", "kernels_loaded", "shuffle_attention"]
+__all__ = ["has_kernels", "kernels_loaded", "shuffle_attention"]
 
 kernels_loaded = load_kernels()
 

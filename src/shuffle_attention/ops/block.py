@@ -5,24 +5,19 @@ and keeps for the backward ``u``, its own output where ReLU made it, and a few n
 algebra stands in :mod:`.block_reference`, whose functions are the bodies of the ops; a kernel registered
 for a device takes their place.
 
-The op itself changes nothing that it is given: it returns the batch statistics, and :func:`block_tail`
+The op itself changes nothing that it is given: it returns the batch statistics, and :func:`.fusing.block_tail`
 brings the running ones up to date. Like the layer's, the op takes maps in any layout.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InputError
 from . import block_reference
 from .library import HAS_TRITON
-
-if TYPE_CHECKING:
-    from ..layers import ShuffleAttention
 
 
 @torch.library.custom_op("shuffle_attention::block_tail", mutates_args=(), tags=torch.Tag.flexible_layout)
@@ -157,95 +152,3 @@ if HAS_TRITON:
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
 _backward.register_autograd(_differentiate_twice, setup_context=_keep_all)
-
-
-def block_tail(
-    u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention, *, relu: bool = True
-) -> Tensor:
-    """Returns ``relu(attention(norm(u)) + shortcut)``, as the modules one by one would, up to rounding.
-
-    In training the running statistics of ``norm`` and its count of batches are brought up to date; where
-    it has none, or is in training, the statistics are those of the batch, and otherwise the running ones.
-    Hooks of the two modules are not called. Statistics and gates are float32 (float64 for float64),
-    whatever the type of the map, and what is between the modules is not rounded to it.
-
-    Args:
-        u: Map (B, C, *spatial) that goes into ``norm``, with 1 to 3 spatial dimensions.
-        shortcut: What is added, of the shape and type of ``u``; None for nothing.
-        norm: The BatchNorm before the attention.
-        attention: The attention, whose parameters are read.
-        relu: Whether ReLU comes last.
-
-    Returns:
-        Map of the shape, type and memory format of ``u``.
-
-    Raises:
-        TypeError: If ``u`` is not of a floating-point type.
-        InputError: If shapes or types do not fit together, or training sees one value a channel (a ``ValueError``).
-
-    Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
-    """
-    _check(u, shortcut, norm, attention)
-    running_mean, running_var = norm.running_mean, norm.running_var
-    by_batch = norm.training or running_mean is None or running_var is None
-    values = u.numel() // norm.num_features
-    if by_batch and values == 1:
-        raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
-    weight, bias = norm.weight, norm.bias
-    weight = u.new_ones(norm.num_features) if weight is None else weight
-    bias = u.new_zeros(norm.num_features) if bias is None else bias
-    out, _, moments = torch.ops.shuffle_attention.block_tail(
-        u,
-        shortcut,
-        weight,
-        bias,
-        None if by_batch else running_mean,
-        None if by_batch else running_var,
-        *attention.op_parameters(),
-        norm.eps,
-        attention.gn.eps,
-        attention.shuffle,
-        relu,
-    )
-    if norm.training and norm.track_running_stats:
-        _update_running_statistics(norm, moments, values)
-    return out
-
-
-def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention) -> None:
-    if not u.is_floating_point():
-        raise TypeError(f"u must be of a floating-point type, got {u.dtype}")
-    if not 3 <= u.dim() <= 5:
-        raise InputError(f"u must have shape (B, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(u.shape)}")
-    if not u.shape[1] == norm.num_features == attention.channels:
-        raise InputError(
-            f"u, norm and attention must have the same number of channels, got {tuple(u.shape)}, "
-            f"{norm.num_features} and {attention.channels}"
-        )
-    if shortcut is not None and (shortcut.shape != u.shape or shortcut.dtype != u.dtype):
-        raise InputError(
-            f"the shortcut must have the shape and type of u, got {tuple(shortcut.shape)} of {shortcut.dtype} "
-            f"for {tuple(u.shape)} of {u.dtype}"
-        )
-
-
-@torch.no_grad()
-def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
-    """What BatchNorm does after a training step; the running variance is the unbiased one."""
-    running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if running_mean is None or running_var is None:
-        return
-    if count is not None:
-        count.add_(1)
-    if values == 0:
-        return
-    mean, var = moments.to(running_mean.dtype).unbind()
-    var = var * (values / (values - 1))
-    if norm.momentum is None and count is not None:
-        share = count.to(mean.dtype).reciprocal()  # a tensor, so that nothing is waited for
-        running_mean.lerp_(mean, share)
-        running_var.lerp_(var, share)
-    else:
-        momentum = norm.momentum if norm.momentum is not None else 0.0
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var, momentum)

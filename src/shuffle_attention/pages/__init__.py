@@ -1,0 +1,1 @@
+"""HTML files that stand for themselves: templates filled in, pictures embedded."""

@@ -1,0 +1,1 @@
+"""What networks cost, beside each other and beside what was published."""

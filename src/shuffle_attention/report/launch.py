@@ -1,0 +1,75 @@
+"""The command ``sanet report``: the report of what was trained before."""
+
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import CheckpointError, read_checkpoint
+from ..classification.problem import Classification
+from ..comparing.comparison import Comparison, read_comparison
+from ..comparing.findings import findings, write_findings
+from ..comparing.report import write_comparison_report
+from ..console import console
+from ..errors import InputError
+from ..network import recipe_of
+from ..place import place_on
+from ..recipes.recipe import Recipe, load_recipe
+from ..training.problem import Problem
+from ..training.run_files import RunFiles
+from ..training.run_report import write_run_report
+
+
+def report_command(folder: str, overrides: dict[str, Any], *, runs: bool) -> int:
+    """Runs ``sanet report`` and returns its exit code."""
+    path = Path(folder)
+    if (path / "comparison.yaml").exists():
+        comparison = read_comparison(path)
+        if runs:
+            for run in comparison.runs:
+                if run.finished:
+                    _report_run(run.files, overrides)
+        elif overrides:
+            raise InputError(f"{', '.join(overrides)}: read for the reports of the runs alone, with --runs")
+        console.print(f"wrote {_report_comparison(comparison)}")
+        return 0
+    files = RunFiles(path)
+    if not files.summary.exists():
+        raise InputError(
+            f"{folder} holds no comparison and no finished run: there is no {path / 'comparison.yaml'} and no "
+            f"{files.summary}; --resume finishes a run"
+        )
+    if runs:
+        raise InputError(f"--runs is for comparisons, and {folder} holds a run")
+    _report_run(files, overrides)
+    return 0
+
+
+def _report_comparison(comparison: Comparison) -> Path:
+    if not comparison.seeds:
+        raise InputError(f"{comparison.folder} has no run yet")
+    found = findings(comparison, comparison.sizes())
+    write_findings(comparison, found, {})  # the pictures that the report shows
+    return write_comparison_report(comparison, found, {})
+
+
+def _report_run(files: RunFiles, overrides: dict[str, Any]) -> None:
+    content = read_checkpoint(files.best)
+    problem = _problem_of(content)
+    recipe = recipe_of(content, files.best, problem.recipe_type)[0].replaced(**{"device": "auto", **overrides})
+    opened = problem.open(recipe, check=False)
+    if opened.classes != content.get("classes"):
+        raise CheckpointError(
+            f"{files.best} was trained on {content['num_classes']} classes that are not, in the same order, the "
+            f"{opened.num_classes} of {recipe.data}; --data says where its images are"
+        )
+    # The last word of a run that was continued for longer; the best checkpoint may be from before that.
+    trained_with = load_recipe(files.config, problem.recipe_type)
+    with place_on(recipe.device) as place:
+        console.print(f"wrote {write_run_report(opened, files, place, trained_with=trained_with)}")
+
+
+def _problem_of(content: dict[str, Any]) -> type[Problem]:
+    if content.get("kind", Recipe.kind) == Classification.recipe_type.kind:
+        return Classification
+    from ..detection.problem import Detection
+
+    return Detection

@@ -1,0 +1,83 @@
+"""SIGTERM and Ctrl-C as a wish to stop: in training the first is granted at the next step, the second at once."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from ..place import Place
+
+
+class StopRequest:
+    """While entered, the first SIGTERM or SIGINT is noted instead of ending the process; a second one ends it.
+
+    Under torchrun a Ctrl-C arrives twice, from the terminal and from torchrun, so that there a second
+    one counts only when a second has passed.
+
+    Attributes:
+        signal: The signal that was received, or None.
+    """
+
+    def __init__(self, place: Place):
+        self.place = place
+        self.signal: signal.Signals | None = None
+        self._since = 0.0
+        self._before = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            self._since = time.monotonic()
+        elif self.place.world == 1 or time.monotonic() - self._since > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all call it together, so that all stop at the same step."""
+        if self.place.world == 1:
+            return self.signal is not None
+        asked = torch.tensor([self.signal or 0], dtype=torch.int32, device=self.place.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        if int(asked):
+            self.signal = self.signal or signal.Signals(int(asked))
+        return bool(asked)
+
+
+class StopSignal(BaseException):
+    """SIGTERM or SIGINT between the runs of a command that trains several.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as a shell reports it.
+    """
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+
+@contextmanager
+def stop_signals_raised() -> Iterator[None]:
+    """Raises StopSignal for SIGTERM and SIGINT wherever no :class:`StopRequest` is entered."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopSignal(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
