@@ -234,10 +234,10 @@ def test_what_cannot_be_predicted(trained, tmp_path, capsys):
     for image, message in (
         (tmp_path / "text.png", "1 of 1 images cannot be read"),
         (tmp_path / "empty", "has no images"),
-        (tmp_path / "none.png", "no image .*none.png"),
+        (tmp_path / "none.png", "no file or folder"),
     ):
         assert sanet_here("detect", "predict", image, *tell) == 2
-        assert message.split(".*")[0] in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path, *tell, "--threshold", 7) == 2
     assert "--threshold must be between 0 and 1, got 7" in capsys.readouterr().err
     assert not (tmp_path / "drawn").exists()

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from conftest import sanet_here, write_tree
+from shuffle_attention.data.pictures import find_pictures
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain.classes import class_index, readable
 from shuffle_attention.explain.overlays import Overlay, blended
-from shuffle_attention.explain.pictures import find_pictures
 from shuffle_attention.explain.subjects import open_subjects
 
 pytest.importorskip("torchcam", reason="torchcam, which needs Python 3.11")
@@ -275,6 +275,22 @@ def test_images_are_found_with_names_of_their_own(tmp_path):
     shutil.copy(files[0], tmp_path / "000-2.png")
     assert len({picture.name for picture in find_pictures([*files, tmp_path / "000-2.png"])}) == 3
     assert [picture.name for picture in find_pictures([tmp_path / "tree/val"], 2)] == ["a-000", "b-000"]
+
+
+def test_what_cannot_be_read_is_left_out_if_that_is_asked_for(run, val, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(val / "digit0/000.png", images / "good.png")
+    (images / "bad.png").write_text("no image")
+    arguments = ("--checkpoint", run / "best.pt", "--output", tmp_path / "out")
+    assert explained(images, *arguments) == 2
+    assert "1 of 2 images cannot be read" in capsys.readouterr().err
+    assert explained(images, *arguments, "--skip-bad-images") == 0
+    assert "bad.png (not an image); left out" in capsys.readouterr().err
+    written = json.loads((tmp_path / "out/explanations.json").read_text())
+    assert [image["name"] for image in written["images"]] == ["good"]
+    assert explained(images / "bad.png", *arguments, "--skip-bad-images") == 2
+    assert capsys.readouterr().err.endswith("bad.png (not an image)\n")
 
 
 def test_classes_are_known_by_number_name_and_word():

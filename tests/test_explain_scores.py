@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shuffle_attention.data.coco_reading import read_coco
+from shuffle_attention.data.pictures import Picture
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain import faithfulness
-from shuffle_attention.explain.pictures import Picture, View
 from shuffle_attention.explain.pointing import boxes_of, hits
 from shuffle_attention.explain.scoring import Scored, score
 from shuffle_attention.explain.subjects import Subject
+from shuffle_attention.explain.view import View
 from shuffle_attention.recipes.recipe import Recipe
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted before anything was to be saved", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     finally:
         logger.removeHandler(printer)

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..explain.cams import Explanation, explain
 from ..explain.classes import readable
 from ..explain.overlays import Overlay, blended
-from ..explain.pictures import View
+from ..explain.view import View
 from ..pages.embedding import embedded, embedded_pixels
 from ..place import Place
 from ..recipes.recipe import Recipe

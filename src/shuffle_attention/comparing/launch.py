@@ -43,7 +43,16 @@ def compare_command(
     """Runs ``sanet compare`` and returns its exit code: 1 where a run failed and the others were trained."""
     folder = Path(output)
     if report_only:
+        given = {"recipe": name, "from": start, "where": where, "preserve": preserve, "depth": depth}
+        unread = [
+            *(key for key, value in given.items() if value is not None),
+            *(overrides.keys() - {"report", "device"}),
+        ]
+        if unread:
+            options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
+            raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
         comparison = read_comparison(folder)
+        comparison = replace(comparison, base=comparison.base.replaced(**overrides))
         if attentions or models:
             comparison = _only(comparison, [*attentions, *models])
         return _report(comparison, {}, place=None)

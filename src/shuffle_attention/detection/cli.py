@@ -33,7 +33,7 @@ def add_detect(commands: Any) -> None:
         allow_abbrev=False,
     )
     predict.set_defaults(run=_predict)
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="files, and folders with all that is inside them")
     predict.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of sanet detect train")
     predict.add_argument("--output", required=True, metavar="DIR", help="folder for pictures and detections.json")
     predict.add_argument("--threshold", type=float, default=0.5, metavar="X", help="least score that counts (0.5)")

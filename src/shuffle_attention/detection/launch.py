@@ -1,7 +1,7 @@
 """What ``sanet detect eval`` and ``sanet detect predict`` do around the jobs: files, folders and what they print."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional
 
 from ..console import console
 from ..data.coco import CocoData
-from ..data.images import inspect_image, read_image
-from ..errors import DataError, InputError
+from ..data.images import read_image
+from ..data.pictures import find_pictures
+from ..errors import InputError
 from ..files import require_folder_of, write_text, written_whole
 from ..place import Place, autocast, place_on
 from ..record import versions
@@ -24,9 +25,6 @@ from .evaluation import evaluate_detector
 from .problem import evaluation_samples, held_out_batches
 from .restoring import RestoredDetector, open_coco, restore_detector
 from .scores import coco_results, write_results
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_SHOWN = 3
 
 
 def evaluate_command(
@@ -105,8 +103,7 @@ def predict_command(
     """Runs ``sanet detect predict`` and returns its exit code."""
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
-    skip_bad = overrides.pop("skip_bad_images", False)
-    paths = _readable(_image_files(images), skip_bad)
+    pictures = find_pictures(images, skip_bad=overrides.pop("skip_bad_images", False))
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output} is a file and not a folder")
@@ -115,10 +112,11 @@ def predict_command(
         model = place.take(restored.model, channels_last=restored.recipe.channels_last).eval()
         folder.mkdir(parents=True, exist_ok=True)
         records = []
-        for path, name in track(_named(paths), "predicting", len(paths), console=console, transient=True):
+        for picture in track(pictures, "predicting", console=console, transient=True):
+            name = f"{picture.name}.png"
             with written_whole(folder / name) as file:
-                record, picture = _predict(model, path, restored, place, threshold)
-                picture.save(file, "PNG")
+                record, drawn = _predict(model, picture.path, restored, place, threshold)
+                drawn.save(file, "PNG")
             records.append({**record, "picture": name})
     write_text(folder / "detections.json", json.dumps(records, indent=1) + "\n")
     found = sum(len(record["detections"]) for record in records)
@@ -146,43 +144,3 @@ def _predict(
     ]
     picture = draw_detections(image, output, restored.names, threshold=threshold)
     return {"image": str(path), **size, "detections": detections}, picture
-
-
-def _image_files(arguments: Sequence[str]) -> list[Path]:
-    """The files named, and the images directly in the folders named."""
-    found: list[Path] = []
-    for argument in map(Path, arguments):
-        if argument.is_dir():
-            inside = sorted(path for path in argument.iterdir() if path.suffix.lower() in _IMAGES)
-            if not inside:
-                raise DataError(f"{argument} has no images ({', '.join(_IMAGES)}) directly in it")
-            found += inside
-        elif argument.is_file():
-            found.append(argument)
-        else:
-            raise DataError(f"no image {argument}: give files, or folders with images in them")
-    return found
-
-
-def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
-    faults = {path: inspect_image(path, "RGB").fault for path in paths}
-    bad = [f"{path} ({fault})" for path, fault in faults.items() if fault]
-    kept = [path for path in paths if not faults[path]]
-    if bad:
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        said = f"{len(bad)} of {len(paths)} images cannot be read: {', '.join(bad[:_SHOWN])}{more}"
-        if not (skip_bad and kept):
-            raise DataError(f"{said}; leave them out with --skip-bad-images")
-        console.print(f"{said}; left out")
-    return kept
-
-
-def _named(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Each image with the name of its picture, no two of them alike."""
-    taken: set[str] = set()
-    for path in paths:
-        name, number = f"{path.stem}.png", 2
-        while name in taken:
-            name, number = f"{path.stem}-{number}.png", number + 1
-        taken.add(name)
-        yield path, name

@@ -18,6 +18,7 @@ def add_explain(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files, and folders with all that is inside them")
+    command.add_argument("--skip-bad-images", action="store_true", help="leave out what cannot be read")
     networks = command.add_argument_group("networks")
     files = networks.add_mutually_exclusive_group()
     files.add_argument("--checkpoint", metavar="FILE", help="of sanet train, a published one, or bare weights")

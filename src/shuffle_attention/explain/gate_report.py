@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.pictures import Picture
 from ..files import write_text, written_whole
 from ..record import versions
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
 from .gates import Gates, attention_layers, destinations, gates
 from .groups import group_scores
-from .pictures import Picture
 from .subjects import Subject, folder_of
 from .untouched import untouched
 

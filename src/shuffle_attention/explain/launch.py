@@ -13,6 +13,7 @@ from torch import Tensor
 from ..console import console
 from ..data.coco import CocoData
 from ..data.coco_reading import read_coco
+from ..data.pictures import Picture, find_pictures
 from ..errors import InputError
 from ..place import Place, place_on
 from .cams import explain
@@ -20,7 +21,6 @@ from .gate_charts import draw_shuffle
 from .gate_report import GatePictures
 from .gates import attention_layers
 from .map_report import MapPictures
-from .pictures import Picture, find_pictures
 from .score_report import print_scores, write_scores
 from .scoring import score
 from .subjects import Subject, open_subjects
@@ -30,6 +30,7 @@ from .untouched import untouched
 def explain_command(
     *,
     images: Sequence[str],
+    skip_bad_images: bool,
     checkpoint: str | None,
     compare: Sequence[str] | None,
     model: str | None,
@@ -68,7 +69,7 @@ def explain_command(
     if channels and not (gates and layer):
         raise InputError("--channels goes with --gates and --layer, whose channels they are")
     sources = _sources(checkpoint, compare, model)
-    pictures = find_pictures(images, limit)
+    pictures = find_pictures(images, limit, skip_bad=skip_bad_images)
     coco = read_coco(boxes, images[0], check_files=False) if boxes is not None else None
     of_weights = model if checkpoint is not None else None
     subjects = open_subjects(

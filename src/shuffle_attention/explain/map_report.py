@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.pictures import Picture
 from ..files import write_text, written_whole
 from ..record import versions
 from .cams import Explanation
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
-from .pictures import Picture
 from .subjects import Subject, folder_of
 
 

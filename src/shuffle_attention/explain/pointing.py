@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.coco import CocoData
+from ..data.pictures import Picture
 from ..errors import InputError
 from .classes import class_index
-from .pictures import Picture
 
 Box = tuple[float, float, float, float]
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..data.coco import CocoData
+from ..data.pictures import Picture
 from ..errors import InputError
 from ..paired import PairedDifference, Summary, paired_difference, summary
 from .cams import explain
 from .faithfulness import faithfulness
-from .pictures import Picture
 from .pointing import Boxes, boxes_of, hits
 from .subjects import Subject
 

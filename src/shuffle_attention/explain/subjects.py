@@ -13,7 +13,7 @@ from ..errors import InputError, asked_for
 from ..network import create_network, restore_network, with_normalisation
 from ..recipes.recipe import Recipe
 from .classes import class_index, readable
-from .pictures import View
+from .view import View
 
 
 @dataclass(frozen=True)
