@@ -7,9 +7,12 @@ BIN := .venv/bin
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-# PyTorch first: the kernels are built with its headers, which pip would otherwise fetch a second time.
-.venv/installed: pyproject.toml setup.py $(wildcard src/shuffle_attention/csrc/*)
+# Made once: made again by another Python, it would be half of each.
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
+
+# PyTorch first: the kernels are built with its headers, which pip would otherwise fetch a second time.
+.venv/installed: pyproject.toml setup.py $(wildcard src/shuffle_attention/csrc/*) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.11'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
