@@ -192,6 +192,21 @@ def nuclei() -> str:
     return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(content["machine"])
 
 
+def twins() -> str:
+    content = json.loads((RESULTS / "explain-twins.json").read_text())
+    figures = ("probability", "deletion", "insertion", "drop", "increase")
+    lines = []
+    for row in content["scores"]:
+        line = [row["network"], *(f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in figures[:3])]
+        lines.append([*line, *(f"{row[name]['mean']:.1f} %" for name in figures[3:])])
+    over = [content["scores"][-1][name]["to_the_first"] for name in figures]
+    spans = [f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in over[:3]]
+    spans += [f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for d in over[3:]]
+    lines.append(["difference", *spans])
+    header = "network | probability | deletion ↓ | insertion ↑ | drop ↓ | increase ↑"
+    return table(header, lines, words=1) + explained(content)
+
+
 def maps() -> str:
     content = json.loads((RESULTS / "explain-imagenette.json").read_text())
     names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
@@ -231,7 +246,7 @@ PAGES: dict[str, list[Callable[[], str]]] = {
     "kernels.md": [layer, call, tail, network, memory, follow],
     "results.md": [costs, cifar10, finetune, imagenette],
     "detection.md": [nuclei],
-    "explain.md": [maps, gates],
+    "explain.md": [twins, maps, gates],
 }
 
 

@@ -174,7 +174,10 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
-    assert (installed / "report/templates/report.css").exists()
+    assert (installed / "pages/templates/report.css").exists()
+    assert (installed / "profiling/published.yaml").exists()
+    packages = {path.parent.name for path in (ROOT / "src/shuffle_attention").glob("*/__init__.py")}
+    assert {path.parent.name for path in installed.glob("*/__init__.py")} == packages
     assert not list(installed.glob("*.so"))
     code = """
 import torch, shuffle_attention, timm, shuffle_attention.models

@@ -126,6 +126,8 @@ def test_the_report_of_a_run(reported):
     assert wrong > 0
     assert len(seen) == min(12, wrong) * (2 if "Grad-CAM" in page.text else 1)
     assert {image.size for image in seen} == {(32, 32)}
+    if "Grad-CAM" in page.text:  # where its maps have places, which that of the last stage has not
+        assert "Grad-CAM at layer2" in page.text
 
 
 def test_written_again_it_is_the_same(reported, oddly_named, tmp_path, capsys):

@@ -16,6 +16,7 @@ from ..data.loading import evaluation_batches
 from ..errors import InputError
 from ..explain.cams import Explanation, explain
 from ..explain.classes import readable
+from ..explain.locating import stage_with_places
 from ..explain.overlays import Overlay, blended
 from ..explain.view import View
 from ..pages.embedding import embedded, embedded_pixels
@@ -95,12 +96,13 @@ def _mistakes_section(
     for mistake, share in zip(mistakes, shares, strict=True):
         pixels = view.pixels(mistake.image)
         taken_for = names[mistake.predicted]
-        overlay = None if share is None else embedded(blended(Overlay(pixels, share, taken_for, mistake.probability)))
+        overlay = None if share is None else Overlay(pixels, share, taken_for, mistake.probability)
         cards.append(
             {
                 "file": Path(data.name(mistake.index)).name if isinstance(data, Samples) else "",
                 "seen": embedded_pixels(pixels),
-                "overlay": overlay,
+                "overlay": None if overlay is None else embedded(blended(overlay)),
+                "empty": overlay is not None and overlay.empty,
                 "label": names[mistake.label],
                 "predicted": taken_for,
                 "probability": 100 * mistake.probability,
@@ -118,6 +120,7 @@ def _explained(model: nn.Module, mistakes: Sequence[Mistake], place: Place) -> t
         return None, ""
     images = torch.stack([mistake.image for mistake in mistakes]).to(place.device)
     try:
-        return explain(model, images, target=[mistake.predicted for mistake in mistakes]), ""
+        layer = stage_with_places(model, images)
+        return explain(model, images, target=[mistake.predicted for mistake in mistakes], layer=layer), ""
     except (InputError, RuntimeError) as error:  # a network without maps is no reason to leave its mistakes out
         return None, str(error)

@@ -26,13 +26,12 @@ from ..errors import InputError
 from ..explain.cams import explain
 from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
 from ..explain.gates import Gates, attention_layers, gates
-from ..explain.locating import stages
+from ..explain.locating import stage_with_places, stages
 from ..explain.overlays import Overlay, blended
 from ..explain.subjects import Subject, open_subjects
 from ..place import Place, autocast
 
 BEST = 5  # classes that are listed
-_COARSEST = 4  # places a side of the map that is shown by default, at least
 _GATE_LAYERS, _GATE_CHANNELS = 4, 4
 _drawing = Lock()  # matplotlib's fonts are one for all threads
 
@@ -158,7 +157,9 @@ class Classifier(Network):
             found = fault = None
             try:
                 target = None if wish.target is None else self.subject.target(wish.target)
-                found = explain(self.model, seen, wish.method, target, wish.layer or self._layer(seen))
+                found = explain(
+                    self.model, seen, wish.method, target, wish.layer or stage_with_places(self.model, seen)
+                )
             except InputError as error:
                 fault = str(error)
         best = shares.topk(min(BEST, len(shares)))
@@ -183,14 +184,6 @@ class Classifier(Network):
     def _seen(self, image: Image.Image) -> Tensor:
         view = self.subject.view
         return view.transform(to_mode(image, view.mode))[None].to(self.place.device)
-
-    def _layer(self, seen: Tensor) -> str | None:
-        """The last stage with a map that shows places: at 32 pixels that of a ResNet's last stage is a single one."""
-        ends = stages(self.model)
-        info: Any = getattr(self.model, "feature_info", None) or []
-        strides = {str(each["module"]): int(each["reduction"]) for each in getattr(info, "info", info)}
-        fine = [stage for stage, module in ends.items() if min(seen.shape[2:]) // strides[module] >= _COARSEST]
-        return fine[-1] if fine else None
 
     def _gates(self, image: Image.Image) -> tuple[list[Gates], Tensor]:
         seen = self._seen(image)

@@ -8,19 +8,13 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import InputError
-from ..explain.cams import METHODS
+from ..explain.cams import METHODS, TITLES
 from .cards import as_cards, as_charts, as_message
 from .examples import examples_for
 from .incoming import MAX_BYTES, MAX_PIXELS, read_upload
 from .networks import Look, Network, Wish
 
-_METHODS = {
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "LayerCAM",
-    "scorecam": "Score-CAM (slow)",
-    "group": "groups of shuffle attention",
-}
+_METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
 _PREDICTED, _DEFAULT_LAYER = "predicted", "last stage that shows places"
 _SHOWN_AT_FIRST = 3  # networks
 _KEPT = 3600  # seconds for which the image of a visit that has ended is kept, in memory

@@ -14,7 +14,15 @@ from .gates import attention_layers, group_means
 from .locating import as_map, find_layer, stages
 from .untouched import untouched
 
-METHODS = ("gradcam", "gradcam++", "layercam", "scorecam", "group")
+# What each is called where people read it.
+TITLES = {
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "scorecam": "Score-CAM",
+    "group": "groups of shuffle attention",
+}
+METHODS = tuple(TITLES)
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,34 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+_LEAST_PLACES = 4
+
 
 def stages(model: nn.Module) -> dict[str, str]:
     """Returns the modules that end the stages of one of timm's networks: stage1, stage2, ... from fine to coarse.
 
     They are those of timm's ``feature_info``, without the stem: maps of a stride of 4 and more.
     """
+    present = dict(model.named_modules())
+    ends = [name for name, stride in _strides(model) if stride >= 4]
+    return {f"stage{number}": name for number, name in enumerate(ends, 1) if name in present}
+
+
+def stage_with_places(model: nn.Module, images: Tensor) -> str | None:
+    """Returns the last stage whose map of some images has 4 places a side and more, or None where that is not known.
+
+    At 32 pixels the map of a ResNet's last stage is a single place, which tells nothing.
+    """
+    strides = dict(_strides(model))
+    side = min(images.shape[2:])
+    fine = [stage for stage, module in stages(model).items() if side // strides[module] >= _LEAST_PLACES]
+    return fine[-1] if fine else None
+
+
+def _strides(model: nn.Module) -> list[tuple[str, int]]:
     # What detection and features_only wrap is an object with ``info``; a network itself has the list.
     found: Any = getattr(model, "feature_info", None) or []
-    ends = [str(info["module"]) for info in getattr(found, "info", found) if info["reduction"] >= 4]
-    present = dict(model.named_modules())
-    return {f"stage{number}": name for number, name in enumerate(ends, 1) if name in present}
+    return [(str(info["module"]), int(info["reduction"])) for info in getattr(found, "info", found)]
 
 
 def find_layer(model: nn.Module, layer: str | None, images: Tensor) -> str:

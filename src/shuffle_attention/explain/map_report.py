@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.pictures import Picture
 from ..files import write_text, written_whole
 from ..record import versions
-from .cams import Explanation
+from .cams import TITLES, Explanation
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
 from .subjects import Subject, folder_of
 
@@ -84,7 +84,7 @@ class MapPictures:
         folder = folder_of(self.folder, subject, self.subjects)
         raw = explanation.raw[number].cpu().numpy()
         drawn, array = folder / f"{picture.name}.png", folder / f"{picture.name}.npy"
-        draw_overlay(overlay, f"{picture.name}\n{subject.label}, {self.method} at {explanation.layer}", drawn)
+        draw_overlay(overlay, f"{picture.name}\n{subject.label}, {TITLES[self.method]} at {explanation.layer}", drawn)
         with written_whole(array) as file:
             np.save(file, raw)
         predicted = int(explanation.predicted[number])
@@ -107,7 +107,7 @@ class MapPictures:
         path = self.folder / f"comparison-{len(self._pages) + 1}.png"
         names, rows = [name for name, _ in self._rows], [overlays for _, overlays in self._rows]
         columns = [f"{s.label} ({layer})" for s, layer in zip(self.subjects, self._layers, strict=True)]
-        draw_comparison(rows, columns, names, f"{self.method}: where the evidence for the class is", path)
+        draw_comparison(rows, columns, names, f"{TITLES[self.method]}: where the evidence for the class is", path)
         self._pages.append(path)
         self._rows = []
 
