@@ -11,6 +11,8 @@ from typing import Any
 
 from timing import RESULTS
 
+from shuffle_attention.paired import paired_difference
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -170,6 +172,10 @@ def imagenette() -> str:
     return comparison("imagenette")
 
 
+def full() -> str:
+    return comparison("imagenette-full")
+
+
 def finetune() -> str:
     content = json.loads((RESULTS / "finetune.json").read_text())
     curves = content["curves"]
@@ -195,16 +201,20 @@ def nuclei() -> str:
 def twins() -> str:
     content = json.loads((RESULTS / "explain-twins.json").read_text())
     figures = ("probability", "deletion", "insertion", "drop", "increase")
-    lines = []
-    for row in content["scores"]:
-        line = [row["network"], *(f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in figures[:3])]
-        lines.append([*line, *(f"{row[name]['mean']:.1f} %" for name in figures[3:])])
-    over = [content["scores"][-1][name]["to_the_first"] for name in figures]
-    spans = [f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in over[:3]]
-    spans += [f"{d['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]" for d in over[3:]]
-    lines.append(["difference", *spans])
-    header = "network | probability | deletion ↓ | insertion ↑ | drop ↓ | increase ↑"
-    return table(header, lines, words=1) + explained(content)
+    lines, found = [], []
+    for pair in content["seeds"]:
+        for row in pair["scores"]:
+            line = [row["network"], pair["seed"]]
+            line += [f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in figures[:3]]
+            lines.append([*line, *(f"{row[name]['mean']:.1f} %" for name in figures[3:])])
+        found.append([[row[name]["mean"] for name in figures] for row in pair["scores"]])
+    line = ["difference", "all"]
+    for number, digits in enumerate((3, 3, 3, 1, 1)):
+        plain, attentive = ({seed: pair[n][number] for seed, pair in enumerate(found)} for n in (0, 1))
+        over = paired_difference(attentive, plain)
+        line.append(f"{over.mean:+.{digits}f} [{over.low:+.{digits}f}, {over.high:+.{digits}f}]")
+    header = "network | seed | probability | deletion ↓ | insertion ↑ | drop ↓ | increase ↑"
+    return table(header, [*lines, line], words=2) + explained(content)
 
 
 def maps() -> str:
@@ -244,7 +254,7 @@ def explained(content: dict[str, Any]) -> str:
 
 PAGES: dict[str, list[Callable[[], str]]] = {
     "kernels.md": [layer, call, tail, network, memory, follow],
-    "results.md": [costs, cifar10, finetune, imagenette],
+    "results.md": [costs, cifar10, finetune, imagenette, full],
     "detection.md": [nuclei],
     "explain.md": [twins, maps, gates],
 }

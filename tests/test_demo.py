@@ -217,6 +217,12 @@ def test_without_gradio_it_says_how_to_install_it(run, monkeypatch, capsys):
     assert "pip install 'shuffle-attention[demo]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["::1", "no such name"])
+def test_a_host_that_cannot_be(capsys, host):
+    assert sanet_here("demo", "--no-browser", "--host", host) == 2
+    assert f"--host {host} is no IPv4 address of this machine" in capsys.readouterr().err
+
+
 def test_a_port_that_cannot_be(capsys):
     assert sanet_here("demo", "--port", 70000) == 2
     assert "--port must be from 1 to 65535, got 70000" in capsys.readouterr().err
@@ -285,11 +291,13 @@ def test_the_server_fetches_no_addresses():
     own = b'{"data": [{"path": "/tmp/a.png", "url": "http://127.0.0.1:7860/a.png"}, "http is a word"], "n": null}'
     assert asked("/queue/join", own[:20], own[20:]) == (200, own)
     assert asked("/queue/join", b"") == (200, b"")
-    assert asked("/upload", b"--boundary") == (200, b"--boundary")
+    assert asked("/gradio_api/upload", b"--boundary") == (200, b"--boundary")
     assert asked("/file=/tmp/a.png", method="GET") == (200, b"")
-    assert asked("/file=http://a.org/b.png", method="GET") == (403, b"")
+    for path in ("/file=http://a.org/b.png", "/gradio_api/file/HTTPS://a.org/b.png", "/proxy=https://a.org"):
+        assert asked(path, method="GET") == (403, b"")
     elsewhere = b'{"data": [[{"inner": {"path": " HTTPS://a.org/b.png", "meta": {"_type": "gradio.FileData"}}}]]}'
     assert asked("/queue/join", elsewhere[:30], elsewhere[30:]) == (403, b"")
+    assert asked("/gradio_api/run/upload", elsewhere) == (403, b"")  # a name that a visitor may choose
     assert asked("/queue/join", b"[" * 100_000) == (400, b"")
     assert asked("/queue/join", b"{") == (400, b"")
     assert asked("/queue/join", b" " * 600_000, b" " * 600_000) == (413, b"")

@@ -238,6 +238,11 @@ def test_what_cannot_be_predicted(trained, tmp_path, capsys):
     ):
         assert sanet_here("detect", "predict", image, *tell) == 2
         assert message in capsys.readouterr().err
+    Image.new("RGB", (3000, 4)).save(tmp_path / "narrow.png")
+    assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path / "narrow") == 2
+    assert "narrow.png of 3000 x 4 pixels cannot be looked at" in capsys.readouterr().err
+    assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path) == 2
+    assert "lies among the images" in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path, *tell, "--threshold", 7) == 2
     assert "--threshold must be between 0 and 1, got 7" in capsys.readouterr().err
     assert not (tmp_path / "drawn").exists()

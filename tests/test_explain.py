@@ -273,16 +273,22 @@ def vit(**options) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", num_classes=7, **small, **options)
 
 
+def cait() -> nn.Module:
+    small = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return timm.create_model("cait_xxs24_224", num_classes=7, **small)
+
+
 @pytest.mark.parametrize(
     ("build", "layer", "shape"),
     [
         (swin, "layers.1", (8, 8)),
+        (cait, "blocks.1.norm1", (4, 4)),
         (vit, "blocks.2.norm1", (4, 4)),
         (lambda: vit(global_pool="avg"), "blocks.2", (4, 4)),
         (lambda: timm.create_model("test_convnext", num_classes=7), "stages.3", (2, 2)),
         (lambda: timm.create_model("test_efficientnet", num_classes=7), "blocks.4", (2, 2)),
     ],
-    ids=["swin", "vit", "vit-avg", "convnext", "efficientnet"],
+    ids=["swin", "cait", "vit", "vit-avg", "convnext", "efficientnet"],
 )
 @pytest.mark.parametrize("method", ["gradcam", "scorecam"])
 def test_layouts_of_other_networks(images, build, layer, shape, method):
@@ -327,6 +333,7 @@ def test_networks_of_others_end_with_their_last_map(images):
         ({"target": 7}, "from 0 to 6, the 7 classes"),
         ({"target": -1}, "from 0 to 6"),
         ({"target": [1, 2]}, "one for each of the 3 images"),
+        ({"target": "tench"}, "the number of a class, or one for each image, got 'tench'"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -293,12 +294,79 @@ def test_what_cannot_be_read_is_left_out_if_that_is_asked_for(run, val, tmp_path
     assert capsys.readouterr().err.endswith("bad.png (not an image)\n")
 
 
+def test_results_take_no_images_place(run, val, tmp_path, capsys, monkeypatch):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(val / "digit0/000.png", images / "one.png")
+    before = (images / "one.png").read_bytes()
+    network = ("--checkpoint", run / "best.pt")
+    for source, output in ((images, images), (images / "one.png", images), (images, images / "inside")):
+        assert explained(source, *network, "--output", output) == 2
+        assert f"--output {output} lies among the images of {source}" in capsys.readouterr().err
+    two = ("--compare", run / "best.pt", run / "last.pt", "--labels", "images,other")
+    assert explained(images / "one.png", *two, "--output", tmp_path) == 2
+    assert [path.name for path in images.iterdir()] == ["one.png"]
+    assert (images / "one.png").read_bytes() == before
+
+
+def test_names_are_text_and_no_mathematics(run, val, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in (b"$\\frac$", b"\xff", b"x" * 230, "東".encode()):
+        shutil.copy(val / "digit0/000.png", os.fsencode(images) + b"/" + name + b".png")
+    out = tmp_path / "out"
+    two = ("--compare", run / "best.pt", run / "last.pt", "--labels", "$x_$,..")
+    assert explained(images, *two, "--output", out) == 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["$x_$", "network"]
+    assert len(list((out / "network").glob("*.npy"))) == 4
+    assert explained(images, *two, "--scores", "--steps", 2, "--output", out) == 0
+    assert explained(images, *two, "--gates", "--output", out) == 0
+    assert "Glyph" not in capsys.readouterr().err
+    assert explained(images, "--compare", run / "best.pt", run / "best.pt", "--output", tmp_path / "same") == 0
+    assert len(list((tmp_path / "same").glob("*/*.npy"))) == 8
+
+
+def test_images_that_break_in_the_middle_are_found_before_anything_is_written(run, val, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(val / "digit0/000.png", images / "a.png")
+    content = bytearray((val / "digit0/000.png").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = b"\0" * 8
+    (images / "b.png").write_bytes(content)
+    network = ("--checkpoint", run / "best.pt", "--output", tmp_path / "out")
+    assert explained(images, *network) == 2
+    assert "1 of 2 images cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert explained(images, *network, "--skip-bad-images") == 0
+
+
+def test_linked_folders_are_searched_once(val, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/linked").symlink_to(val / "digit0")
+    (tmp_path / "tree/around").symlink_to(tmp_path / "tree")
+    assert len(find_pictures([tmp_path / "tree"])) == len(list((val / "digit0").iterdir()))
+
+
+def test_channels_are_asked_of_all_networks_before_anything_is_written(run, val, tmp_path, capsys):
+    asked = ("--gates", "--layer", "layer1.0.sa", "--channels", 199, "--output", tmp_path / "out")
+    assert explained(val / "digit0/000.png", "--compare", "sa_resnet50", run / "best.pt", *asked) == 2
+    assert "no spatial gates for the channels 199 of 64" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_classes_are_known_by_number_name_and_word():
     synsets = ["n01440764", "n02102040", "n02979186"]
     assert readable(synsets, 3) == ["tench", "English springer", "cassette player"]
     assert [class_index(asked, synsets, 3) for asked in ("2", "n02102040", "Tench", "english springer")] == [2, 1, 0, 1]
     assert readable(None, 2) == ["class 0", "class 1"]
     assert readable(["cat", "dog"], 2) == ["cat", "dog"]
+    assert readable(["cat"], 2) == ["cat", "class 1"]
+    for asked in ("1" * 5000, "2"):
+        with pytest.raises(InputError, match="numbers 0 to 1"):
+            class_index(asked, ["cat", "dog"], 2)
+    with pytest.raises(InputError, match="no class '1'"):
+        class_index("1", ["cat", "dog"], 2, numbers=False)
     # Digits are classes called "3", whatever their number.
     assert class_index("3", ["3", "5", "7", "9"], 4) == 0
     with pytest.raises(InputError, match="no class 'springer'; did you mean English springer"):

@@ -41,8 +41,8 @@ SMALL_FOR = {
         *("--attention", "none,shuffle", "--model-args", "{channels: [8, 8, 16, 16]}"),
     ],
 }
-# Fourteen networks of up to 50 million parameters; tests/test_profiling.py runs three of them.
-LARGE = {"--paper": "resnet18 sa_resnet18"}
+# Fourteen networks of up to 50 million parameters, of which tests/test_profiling.py runs three, and two detectors.
+LARGE = {"--paper": "resnet18 sa_resnet18", "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18"}
 # One machine and two processes in place of four and eight.
 CLUSTER = {"--nnodes 4": "--nnodes 1", "--nproc-per-node 8": "--nproc-per-node 2", "head-node:29500": "localhost:0"}
 

@@ -164,6 +164,24 @@ def test_a_report_that_fails_costs_a_warning_and_nothing_else(oddly_named, tmp_p
     assert sanet_here("report", tmp_path / "run", "--device", "cpu") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", "no JSON", "summary.json cannot be read"),
+        ("summary.json", "null", "summary.json holds no summary"),
+        ("metrics.csv", "epoch,lr\n", "metrics.csv has no val_top1"),
+        ("metrics.csv", "epoch,lr\n1,0.1\n", "metrics.csv has no val_top1"),
+    ],
+)
+def test_figures_that_are_damaged_are_named(reported, tmp_path, capsys, name, content, message):
+    run = shutil.copytree(reported, tmp_path / "run")
+    (run / name).write_text(content)
+    before = (run / "report.html").read_bytes()
+    assert sanet_here("report", run, "--device", "cpu") == 2
+    assert message in capsys.readouterr().err
+    assert (run / "report.html").read_bytes() == before
+
+
 def test_there_is_none_where_none_is_wanted(run):
     assert not (run / "report.html").exists()
 

@@ -106,6 +106,8 @@ def restore_network(
     if isinstance(content.get("recipe"), dict):
         recipe, num_classes = recipe_of(content, path)
         classes = content.get("classes")
+        if classes is not None and (not isinstance(classes, list) or len(classes) > num_classes):
+            raise CheckpointError(f"{path} tells {num_classes} classes apart and names them {str(classes)[:80]}")
         if settings.get("model", recipe.model) != recipe.model:
             raise CheckpointError(f"{path} holds a {recipe.model}, not a {settings['model']}")
     else:

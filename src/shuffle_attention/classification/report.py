@@ -58,7 +58,6 @@ def classifier_sections(
     options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
     found = predict(model, watched, alone, num_classes, **options)
     names = readable(classes, num_classes)
-    names += [f"class {number}" for number in range(len(names), num_classes)]  # without an image in training
     whole = len(validation)
     wrong = int(found.wrong.sum())
     summary = {

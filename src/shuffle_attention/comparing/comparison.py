@@ -51,6 +51,8 @@ class Run:
                 f"{self.files.metrics} has {len(rows)} epochs and the comparison {epochs}; delete "
                 f"{self.files.folder}, and the command that trained it trains it anew"
             )
+        if "val_top1" not in rows[0]:
+            raise InputError(f"{self.files.metrics} has no val_top1; it is of no classifier")
         return rows
 
     def curve(self) -> list[dict[str, float]]:
@@ -225,6 +227,10 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     right = isinstance(said, dict) and all(isinstance(said.get(key), dict) for key in ("recipe", "variants"))
-    if not right or not all(isinstance(what, list) and len(what) == 3 for what in said["variants"].values()):
+    kinds = (str, dict, dict)
+    if not right or not all(
+        isinstance(what, list) and len(what) == len(kinds) and all(map(isinstance, what, kinds))
+        for what in said["variants"].values()
+    ):
         raise InputError(f"{path} does not say what is compared")
     return said

@@ -44,15 +44,21 @@ class Finding:
     converted: str = ""
 
 
-def inspect_image(path: str | os.PathLike, mode: str) -> Finding:
-    """Returns what is to be said of an image file, looking at its ends and decoding it only where they are odd."""
+def inspect_image(path: str | os.PathLike, mode: str, *, whole: bool = False) -> Finding:
+    """Returns what is to be said of an image file, looking at its ends and decoding it only where they are odd.
+
+    Args:
+        path: The file.
+        mode: RGB or L, which it is to become.
+        whole: Whether to decode it in any case.
+    """
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I"):
                 converted = "16-bit"
             else:
                 converted = _DESCRIPTIONS.get(image.mode, "") if image.mode != mode else ""
-            if image.mode in ("F", "I") or not _ends_well(path, image.format):
+            if whole or image.mode in ("F", "I") or not _ends_well(path, image.format):
                 image.load()
                 to_mode(image, mode)
         return Finding(converted=converted)

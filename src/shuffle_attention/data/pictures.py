@@ -16,6 +16,7 @@ from .images import inspect_image
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5
+_LONGEST = 160  # bytes of a name; file systems allow 255, and endings are added
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,7 @@ def find_pictures(
     found: list[tuple[Path, str]] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(
-                path
-                for path in source.rglob("*")
-                if path.suffix.lower() in IMG_EXTENSIONS and path.is_file() and not path.name.startswith(".")
-            )
+            inside = _inside(source)
             if not inside:
                 raise InputError(f"{source} has no images in it ({', '.join(IMG_EXTENSIONS)})")
             found += [(path, "-".join(path.relative_to(source).with_suffix("").parts)) for path in inside]
@@ -77,7 +74,8 @@ def find_pictures(
         found = [each for each, fault in zip(found, faults, strict=True) if not fault]
     names: dict[str, int] = {}
     pictures = []
-    for path, name in found:
+    for path, stem in found:
+        name = _printable(stem)
         names[name] = names.get(name, 0) + 1
         unlike = name if names[name] == 1 else f"{name}-{names[name]}"
         while unlike != name and unlike in names:
@@ -85,6 +83,42 @@ def find_pictures(
         names.setdefault(unlike, 1)
         pictures.append(Picture(path, unlike))
     return pictures
+
+
+def require_apart(output: Path, images: Sequence[str | os.PathLike], folders: Sequence[Path]) -> None:
+    """Raises InputError where results could take the place of images, or be taken for some the next time.
+
+    Args:
+        output: What the user called the folder of the results.
+        images: Files and folders of images.
+        folders: Where results are written.
+    """
+    written = {folder.resolve() for folder in (output, *folders)}
+    for image in map(Path, images):
+        of = image.resolve() if image.is_dir() else image.resolve().parent
+        if of in written or (image.is_dir() and any(of in folder.parents for folder in written)):
+            raise InputError(f"--output {output} lies among the images of {image}; name another folder")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The images in a folder and in those inside it, linked ones too, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        images = (Path(here, name) for name in files if not name.startswith("."))
+        found += [path for path in images if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+    return sorted(found)
+
+
+def _printable(name: str) -> str:
+    """A name that can be written as text, and is short enough for those of files that are called after it."""
+    text = os.fsencode(name).decode(errors="replace")
+    return text if len(text.encode()) <= _LONGEST else text.encode()[-_LONGEST:].decode(errors="ignore")
 
 
 def _fault(path: Path) -> str:
@@ -99,4 +133,4 @@ def _fault(path: Path) -> str:
         return inspect_image(path, "RGB").fault or str(error)
     if limit is not None and width * height > limit:
         return f"{width} x {height} pixels are more than {limit:,}; make it smaller first"
-    return inspect_image(path, "RGB").fault
+    return inspect_image(path, "RGB", whole=True).fault

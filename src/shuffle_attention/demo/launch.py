@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 import tempfile
 import threading
 import webbrowser
@@ -32,7 +33,11 @@ def demo_command(checkpoints: Sequence[str], *, host: str, port: int | None, dev
     """Runs ``sanet demo`` until it is stopped, and returns its exit code."""
     if port is not None and not 1 <= port <= 65535:
         raise InputError(f"--port must be from 1 to 65535, got {port}")
-    with place_on(device) as place, _gradio():
+    try:
+        socket.getaddrinfo(host, port, socket.AF_INET)
+    except OSError as error:
+        raise InputError(f"--host {host} is no IPv4 address of this machine, and no name of one") from error
+    with place_on(device) as place, _gradio(host):
         from .page import Shelf
 
         finished = checkpoints or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
@@ -105,16 +110,25 @@ def _told(shelf: Any, folder: Path):
 
 
 @contextmanager
-def _gradio():
-    """Gradio without telemetry, with a folder for uploads that goes when the command ends."""
+def _gradio(host: str):
+    """Gradio without telemetry, with a folder for uploads that goes when the command ends.
+
+    It asks its own page whether it is there, which must not go through a proxy.
+    """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="sanet-demo-", ignore_cleanup_errors=True) as folder:
+        direct = ",".join(
+            filter(None, [before.get("no_proxy") or before.get("NO_PROXY"), host, "localhost", "127.0.0.1"])
+        )
         # Gradio and what it imports read these when they are imported.
-        os.environ |= {
+        changed = {
             "GRADIO_ANALYTICS_ENABLED": "False",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "GRADIO_TEMP_DIR": folder,
+            "NO_PROXY": direct,
+            "no_proxy": direct,
         }
+        os.environ |= changed
         try:
             import gradio  # noqa: F401
         except ImportError as error:
@@ -124,7 +138,7 @@ def _gradio():
         try:
             yield
         finally:
-            for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+            for name in changed:
                 os.environ.pop(name)
                 if name in before:
                     os.environ[name] = before[name]

@@ -1,12 +1,15 @@
 """Keeps the page to itself: neither browsers nor the server load anything from elsewhere."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Message = MutableMapping[str, Any]
 # Gradio's pages have scripts and styles in them; the pictures of the page are data.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'"
+_ADDRESSES = re.compile(r"[=/]\s*https?:", re.IGNORECASE)  # .../file=https://..., .../file/https://...
+_UPLOAD = "/gradio_api/upload"  # whose bytes Gradio limits itself
 _MAX_BODY = 2**20  # bytes of a request that is no upload; the page's own have a few thousand
 
 
@@ -45,9 +48,9 @@ class NothingFetched:
     async def __call__(self, scope: Message, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         refusal = None
         if scope["type"] == "http":
-            if "=http" in scope["path"]:  # .../file=https://...
+            if _ADDRESSES.search(scope["path"]):
                 refusal = 403, "this page serves no addresses elsewhere"
-            elif scope["method"] not in ("GET", "HEAD") and not scope["path"].endswith("/upload"):
+            elif scope["method"] not in ("GET", "HEAD") and scope["path"] != _UPLOAD:
                 body = await _body(receive)
                 refusal = _fault(body)
                 receive = _again(body, receive)

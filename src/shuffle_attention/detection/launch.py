@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional
 from ..console import console
 from ..data.coco import CocoData
 from ..data.images import read_image
-from ..data.pictures import find_pictures
-from ..errors import InputError
+from ..data.pictures import find_pictures, require_apart
+from ..errors import DataError, InputError
 from ..files import require_folder_of, write_text, written_whole
 from ..place import Place, autocast, place_on
 from ..record import versions
@@ -105,6 +105,7 @@ def predict_command(
         raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
     pictures = find_pictures(images, skip_bad=overrides.pop("skip_bad_images", False))
     folder = Path(output)
+    require_apart(folder, images, [])
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output} is a file and not a folder")
     restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", **overrides})
@@ -132,8 +133,11 @@ def _predict(
     """What is found in an image of at least a score, as a record, and the picture of it."""
     image = read_image(path, "RGB")
     pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
-    with autocast(place, restored.recipe.precision):
-        output = model([pixels.to(place.device)])[0]
+    try:
+        with autocast(place, restored.recipe.precision):
+            output = model([pixels.to(place.device)])[0]
+    except RuntimeError as error:  # one so narrow that nothing is left of it when it is resized, or one too large
+        raise DataError(f"{path} of {image.width} x {image.height} pixels cannot be looked at: {error}") from error
     output = {name: value[output["scores"] >= threshold].cpu() for name, value in output.items()}
     size = {"width": image.width, "height": image.height}
     data = CocoData([{"id": 0, "file_name": path.name, **size}], [image], [], restored.categories, str(path))

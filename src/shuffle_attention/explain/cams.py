@@ -90,6 +90,8 @@ def explain(
     """
     if method not in METHODS:
         raise InputError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor, got {type(images).__name__}")
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise InputError(
             f"images must be floating point of shape (B, channels, height, width) with at least one, got "
@@ -169,7 +171,10 @@ def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
     count = logits.shape[1]
     if target is None:
         return logits.argmax(1)
-    classes = torch.as_tensor(target, device=logits.device)
+    try:
+        classes = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target must be the number of a class, or one for each image, got {target!r}") from error
     if classes.dim() == 0:
         classes = classes.expand(len(logits))
     if classes.shape != (len(logits),) or classes.is_floating_point() or classes.dtype == torch.bool:

@@ -12,13 +12,13 @@ from ..errors import InputError
 
 def readable(classes: Sequence[str] | None, count: int) -> list[str]:
     """Returns a name for each class: the first word of WordNet's where they are called n01440764 and the like."""
-    if classes is None:
-        return [f"class {number}" for number in range(count)]
-    words = [_word(name) for name in classes]
-    if not all(words):
-        return [str(name) for name in classes]
-    # Some words have two meanings: "crane" is a bird and a machine.
-    return [word if words.count(word) == 1 else f"{word} ({name})" for word, name in zip(words, classes, strict=True)]
+    names = [str(name) for name in classes or ()]
+    words = [_word(name) for name in names]
+    if all(words):
+        # Some words have two meanings: "crane" is a bird and a machine.
+        names = [word if words.count(word) == 1 else f"{word} ({n})" for word, n in zip(words, names, strict=True)]
+    # A network can tell more apart than its data had folders for.
+    return names + [f"class {number}" for number in range(len(names), count)]
 
 
 def _word(name: str) -> str:
@@ -34,13 +34,14 @@ def _wordnet() -> tuple[ImageNetInfo, ...]:
     return ImageNetInfo(), ImageNetInfo("imagenet-22k")
 
 
-def class_index(asked: str, classes: Sequence[str] | None, count: int) -> int:
+def class_index(asked: str, classes: Sequence[str] | None, count: int, *, numbers: bool = True) -> int:
     """Returns the number of a class that is given by its number, its name or its readable name.
 
     Args:
         asked: What the user wrote.
         classes: Names of the classes, where they are known.
         count: How many there are.
+        numbers: Whether a number that is no name means the class of that number.
 
     Raises:
         InputError: If there is none such; the message lists those whose names are close.
@@ -51,7 +52,7 @@ def class_index(asked: str, classes: Sequence[str] | None, count: int) -> int:
         for number, name in enumerate(known):
             if name.casefold() == wanted:
                 return number
-    if wanted.isdecimal() and int(wanted) < count:
+    if numbers and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < count:
         return int(wanted)
     folded = {name.casefold(): name for name in [*(classes or []), *names]}
     inside = [name for name in folded if wanted and wanted in name]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .untouched import untouched
 
+_AT_A_TIME = 64  # steps whose images are made at once
+
 
 @dataclass(frozen=True)
 class Faithfulness:
@@ -83,12 +85,16 @@ def _of_one(probability: Callable[[Tensor], Tensor], image: Tensor, share: Tenso
     order = share.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(places, device=order.device)
+    steps = min(steps, places)
     counts = torch.linspace(0, places, steps + 1, device=order.device).round()
-    taken = (rank < counts[:, None]).view(-1, 1, *share.shape)
     height, width = share.shape
     blurred = gaussian_blur(image, [_odd(height), _odd(width)], [5 * height / 224, 5 * width / 224])
-    deleted = probability(torch.where(taken, torch.zeros_like(image), image))
-    inserted = probability(torch.where(taken, image, blurred))
+    without, within = [], []
+    for some in counts.split(_AT_A_TIME):
+        taken = (rank < some[:, None]).view(-1, 1, *share.shape)
+        without.append(probability(torch.where(taken, torch.zeros_like(image), image)))
+        within.append(probability(torch.where(taken, image, blurred)))
+    deleted, inserted = torch.cat(without), torch.cat(within)
     before, through = deleted[0].item(), probability((image * share)[None])[0].item()
     return Faithfulness(
         deletion=torch.trapezoid(deleted, counts / places).item(),

@@ -41,7 +41,10 @@ class GatePictures:
     _images: list[dict[str, Any]] = field(default_factory=list)
 
     def folder_of(self, subject: Subject) -> Path:
-        return folder_of(self.folder, subject, self.subjects)
+        """Returns the folder for a network's pictures; made where it is missing."""
+        folder = folder_of(self.folder, subject, self.subjects)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def add(self, subject: Subject, batch: Sequence[Picture], images: Tensor, advance: Callable[[int], None]) -> None:
         """Writes what one network's gates make of some images."""

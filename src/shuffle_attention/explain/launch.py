@@ -13,17 +13,17 @@ from torch import Tensor
 from ..console import console
 from ..data.coco import CocoData
 from ..data.coco_reading import read_coco
-from ..data.pictures import Picture, find_pictures
+from ..data.pictures import Picture, find_pictures, require_apart
 from ..errors import InputError
 from ..place import Place, place_on
 from .cams import explain
-from .gate_charts import draw_shuffle
+from .gate_charts import chosen_channels, draw_shuffle
 from .gate_report import GatePictures
-from .gates import attention_layers
+from .gates import attention_layers, gates
 from .map_report import MapPictures
 from .score_report import print_scores, write_scores
 from .scoring import score
-from .subjects import Subject, open_subjects
+from .subjects import Subject, folder_of, open_subjects
 from .untouched import untouched
 
 
@@ -57,7 +57,7 @@ def explain_command(
     for name, value in (("batch-size", batch_size), ("limit", limit), ("steps", steps), ("img-size", img_size)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise InputError(f"--tolerance must not be below 0, got {tolerance}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output}: that is a file; name a folder")
@@ -70,11 +70,14 @@ def explain_command(
         raise InputError("--channels goes with --gates and --layer, whose channels they are")
     sources = _sources(checkpoint, compare, model)
     pictures = find_pictures(images, limit, skip_bad=skip_bad_images)
-    coco = read_coco(boxes, images[0], check_files=False) if boxes is not None else None
+    coco = None
+    if boxes is not None:
+        coco = read_coco(boxes, images[0], check_files=False, skip_bad=skip_bad_images)
     of_weights = model if checkpoint is not None else None
     subjects = open_subjects(
         sources, labels=labels, pretrained=pretrained, ema=ema, img_size=img_size, of_weights=of_weights
     )
+    require_apart(folder, images, [folder_of(folder, subject, subjects) for subject in subjects])
     if target is not None:
         for subject in subjects:
             subject.target(target)
@@ -176,6 +179,11 @@ def _gates(
             raise InputError(f"{subject.label} has no shuffle attention, whose gates could be shown")
         if layer is not None and layer not in layers:
             raise InputError(f"{subject.label} has no shuffle attention {layer!r}; there are {', '.join(layers)}")
+    if channels:  # of all networks before anything is written
+        for subject in subjects:
+            found = gates(subject.model, _tensors(subject, pictures[:1], place))
+            for each in (each for each in found if each.layer == layer):
+                chosen_channels(each, 0, len(channels), channels)
     report = GatePictures(subjects, folder, target, layer, channels)
     with _Bar(len(subjects) * len(pictures), "looking") as advance:
         for batch in _batches(pictures, batch_size):

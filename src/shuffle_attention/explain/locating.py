@@ -128,9 +128,10 @@ def as_map(output: Any, model: nn.Module, layer: str, images: Sequence[int]) -> 
             return output if first else output.permute(0, 3, 1, 2)
         if output.dim() == 3:
             prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
-            grid = _grid(model, output.shape[1] - prefix)
-            if grid is not None:
-                return output[:, prefix:].transpose(1, 2).unflatten(2, grid)
+            for left_out in dict.fromkeys((prefix, 0)):  # CaiT has its class token in its last blocks alone
+                grid = _grid(model, output.shape[1] - left_out)
+                if grid is not None:
+                    return output[:, left_out:].transpose(1, 2).unflatten(2, grid)
     received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     ends = stages(model)
     would = ", ".join(f"{stage} ({name})" for stage, name in ends.items()) or "a convolution or a norm after one"

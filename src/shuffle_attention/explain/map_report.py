@@ -82,6 +82,7 @@ class MapPictures:
         self, subject: Subject, picture: Picture, overlay: Overlay, explanation: Explanation, number: int
     ) -> dict[str, Any]:
         folder = folder_of(self.folder, subject, self.subjects)
+        folder.mkdir(parents=True, exist_ok=True)
         raw = explanation.raw[number].cpu().numpy()
         drawn, array = folder / f"{picture.name}.png", folder / f"{picture.name}.npy"
         draw_overlay(overlay, f"{picture.name}\n{subject.label}, {TITLES[self.method]} at {explanation.layer}", drawn)

@@ -45,7 +45,7 @@ def boxes_of(data: CocoData, pictures: Sequence[Picture], classes: Sequence[str]
     names = {category["id"]: category["name"] for category in data.categories}
     for number, name in names.items():
         try:
-            targets[number] = class_index(name, classes, count)
+            targets[number] = class_index(name, classes, count, numbers=False)
         except InputError:
             continue
     if not targets:

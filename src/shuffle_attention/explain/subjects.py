@@ -1,6 +1,7 @@
 """The networks that are looked at: from checkpoints, or by their names in timm."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def open_subjects(
             labels = [Path(source).resolve().parent.name for source, *_ in found]
         if len(set(labels)) < len(labels):
             labels = [str(source) for source, *_ in found]
+        if len(set(labels)) < len(labels):
+            labels = [f"{label} ({number})" for number, label in enumerate(labels, 1)]
     other = {} if img_size is None else {"img_size": img_size}
     return [
         Subject(label, source, model.eval(), View(recipe.replaced(**other)), classes, readable(classes, count))
@@ -108,7 +111,10 @@ def _named(name: str, pretrained: bool) -> tuple[nn.Module, Recipe, list[str] | 
 
 
 def folder_of(root: Path, subject: Subject, subjects: Sequence[Subject]) -> Path:
-    """Returns the folder for a network's files, one for each where there are several; made where it is missing."""
-    folder = root / subject.label.replace("/", "-") if len(subjects) > 1 else root
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Returns the folder for a network's files, one for each where there are several, called after its label."""
+    if len(subjects) == 1:
+        return root
+    names = [re.sub(r"[/\\\0]", "-", each.label).strip(". ") or "network" for each in subjects]
+    number = next(number for number, each in enumerate(subjects) if each is subject)
+    alike = len({name.casefold() for name in names}) < len(names)
+    return root / (f"{number + 1}-{names[number]}" if alike else names[number])

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from ..charts import save
 from ..errors import InputError
-from ..files import remove_left_over, write_text, written_whole
+from ..files import remove_left_over, write_text
 from ..recipes.recipe import RunRecipe
 from ..record import versions
 from .problem import Panel, Problem
@@ -132,8 +133,7 @@ def draw_curves(history: list[dict[str, float]], panels: list[Panel], title: str
     """Draws figures over the epochs into a PNG, panels side by side."""
     figure = curves_figure(history, panels)
     figure.suptitle(title)
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save(figure, path)
 
 
 def curves_figure(history: list[dict[str, float]], panels: list[Panel]) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import load_checkpoint
+from ..errors import InputError
 from ..pages.embedding import embedded_figure
 from ..pages.page import write_page
 from ..place import Place
@@ -36,6 +37,8 @@ def write_run_report(problem: Problem, files: RunFiles, place: Place, *, trained
     model = place.take(model, channels_last=recipe.channels_last).eval()
     shown = trained_with or problem.recipe
     history = read_rows(files.metrics)
+    if not history or problem.metric not in history[0]:
+        raise InputError(f"{files.metrics} has no {problem.metric} of any epoch")
     best = max(history, key=lambda row: row[problem.metric])
     values = {
         "title": f"{shown.title} on {Path(shown.data).name}",
@@ -86,7 +89,12 @@ def _text(value: Any) -> str:
 
 def machine_of(files: RunFiles) -> dict[str, Any]:
     """What the run says of the software and the machine that it ended on."""
-    said = json.loads(files.summary.read_text(encoding="utf-8"))
+    try:
+        said = json.loads(files.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{files.summary} cannot be read: {error}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{files.summary} holds no summary of a run")
     return {name: said[name] for name in _MACHINE if name in said}
 
 
