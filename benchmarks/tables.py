@@ -11,6 +11,7 @@ from typing import Any
 
 from timing import RESULTS
 
+from shuffle_attention.explain.cams import TITLES
 from shuffle_attention.paired import paired_difference
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -219,10 +220,9 @@ def twins() -> str:
 
 def maps() -> str:
     content = json.loads((RESULTS / "explain-imagenette.json").read_text())
-    names = {"gradcam": "Grad-CAM", "layercam": "LayerCAM"}
     lines = [
         [
-            names[row["method"]],
+            TITLES[row["method"]],
             row["layer"],
             " x ".join(map(str, row["places"])),
             *(f"{row[figure]['mean']:.3f}" for figure in ("deletion", "insertion")),

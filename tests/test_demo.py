@@ -288,11 +288,11 @@ def asked(path: str, *parts: bytes, method: str = "POST") -> tuple[int, bytes]:
 
 
 def test_the_server_fetches_no_addresses():
-    own = b'{"data": [{"path": "/tmp/a.png", "url": "http://127.0.0.1:7860/a.png"}, "http is a word"], "n": null}'
+    own = b'{"data": [{"path": "/uploads/a.png", "url": "http://127.0.0.1:7860/a.png"}, "http is a word"], "n": null}'
     assert asked("/queue/join", own[:20], own[20:]) == (200, own)
     assert asked("/queue/join", b"") == (200, b"")
     assert asked("/gradio_api/upload", b"--boundary") == (200, b"--boundary")
-    assert asked("/file=/tmp/a.png", method="GET") == (200, b"")
+    assert asked("/file=/uploads/a.png", method="GET") == (200, b"")
     for path in ("/file=http://a.org/b.png", "/gradio_api/file/HTTPS://a.org/b.png", "/proxy=https://a.org"):
         assert asked(path, method="GET") == (403, b"")
     elsewhere = b'{"data": [[{"inner": {"path": " HTTPS://a.org/b.png", "meta": {"_type": "gradio.FileData"}}}]]}'

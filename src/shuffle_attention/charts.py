@@ -36,18 +36,13 @@ def drawing(path: Path, **figure: Any):
 
 def save(figure: Any, path: Path) -> None:
     """Writes a figure as PNG, whole; its texts as they are, for the names of files and classes are no mathematics."""
-    as_they_are(figure)
-    with warnings.catch_warnings(), written_whole(path) as file:
-        warnings.filterwarnings("ignore", "Glyph")  # a box stands for a letter that the font has not
-        figure.savefig(file, format="png", dpi=120)
-
-
-def as_they_are(figure: Any) -> None:
-    """Keeps dollars in the texts of a figure from being read as mathematics."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+    with warnings.catch_warnings(), written_whole(path) as file:
+        warnings.filterwarnings("ignore", "Glyph")  # a box stands for a letter that the font has not
+        figure.savefig(file, format="png", dpi=120)
 
 
 def draw_bars(
