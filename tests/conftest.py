@@ -18,10 +18,15 @@ from shuffle_attention.place import Place
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # ultralytics writes its settings where it is told to, or into the home folder.
-os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="yolo-settings-"))
+YOLO_SETTINGS = tempfile.TemporaryDirectory(prefix="yolo-settings-")
+os.environ.setdefault("YOLO_CONFIG_DIR", YOLO_SETTINGS.name)
 os.environ["YOLO_AUTOINSTALL"] = "false"
 
 OPEN = Image.open
+
+
+def pytest_unconfigure() -> None:
+    YOLO_SETTINGS.cleanup()
 
 
 @pytest.fixture(autouse=True)
