@@ -55,6 +55,7 @@ print([name for name in ("timm", "torchvision") if name in sys.modules])
         (["--model-args", "{nonsense: 1}"], "nonsense=1 cannot be used"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
         (["--precision", "fp8"], "precision must be one of fp32, bf16, fp16, got fp8"),
         (["--opt", "sdg"], "opt='sdg' cannot be used: Optimizer sdg not found"),
         (["--sched", "stairs"], "sched='stairs' cannot be used"),

@@ -150,8 +150,8 @@ def test_a_report_needs_no_training(compared, capsys, monkeypatch):
     monkeypatch.setattr(comparing, "train", None)
     assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "shuffle,none") == 0
     assert "over" in capsys.readouterr().out
-    assert sanet_here("compare", "--output", compared, "--report-only", "--epochs", 9, "--depth", 18) == 2
-    assert "--depth, --epochs would have no effect with --report-only" in capsys.readouterr().err
+    assert sanet_here("compare", "--output", compared, "--report-only", "--epochs", 9, "--depth", 18, "--seeds", 3) == 2
+    assert "--depth, --epochs, --seeds would have no effect with --report-only" in capsys.readouterr().err
     (compared / "report.html").unlink(missing_ok=True)
     assert sanet_here("compare", "--output", compared, "--report-only", "--no-report") == 0
     assert not (compared / "report.html").exists()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import timm
@@ -351,6 +352,10 @@ def test_networks_that_cannot_be_explained_are_refused(images):
         explain(timm.create_model("resnet10t", features_only=True).eval(), images.float(), layer="layer4")
     with pytest.raises(InputError, match="images must be floating point"):
         explain(timm.create_model("resnet10t").eval(), images[0])
+    diverged = timm.create_model("resnet10t").eval()
+    nn.init.constant_(diverged.fc.bias, math.nan)
+    with pytest.raises(InputError, match="scores of ResNet are not all finite"):
+        explain(diverged, images.float())
 
 
 def test_torchcam_is_asked_for_by_name(network, images, monkeypatch):

@@ -94,6 +94,8 @@ def test_shapes_that_do_not_belong_together_are_refused():
         faithfulness(Corner(4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2), torch.tensor([0]))
     with pytest.raises(InputError, match="steps must be at least 1"):
         faithfulness(Corner(4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0]), steps=0)
+    with pytest.raises(InputError, match="classes must be from 0 to 1, got 2"):
+        faithfulness(Corner(4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), torch.tensor([2]))
 
 
 def test_the_highest_place_is_in_a_box_or_not():

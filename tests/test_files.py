@@ -1,11 +1,13 @@
 """Files that are written whole, whatever interrupts it, and folders that one process has."""
 
+import json
+import math
 import os
 
 import pytest
 
 from shuffle_attention.errors import InputError
-from shuffle_attention.files import held, written_whole
+from shuffle_attention.files import held, write_json, written_whole
 
 
 def test_what_stops_the_writing_leaves_what_was_there(tmp_path):
@@ -28,6 +30,12 @@ def test_a_signal_right_after_the_replacement_is_not_lost(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "figures.csv") as file:
         file.write(b"whole")
     assert (tmp_path / "figures.csv").read_text() == "whole"
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    write_json(tmp_path / "figures.json", {"loss": math.nan, "of": [(1, -math.inf), "NaN", None, True]})
+    read = json.loads((tmp_path / "figures.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert read == {"loss": None, "of": [[1, None], "NaN", None, True]}
 
 
 def test_a_folder_is_had_by_one_at_a_time(tmp_path):

@@ -182,6 +182,13 @@ def test_figures_that_are_damaged_are_named(reported, tmp_path, capsys, name, co
     assert (run / "report.html").read_bytes() == before
 
 
+def test_a_run_without_its_recipe_is_named(reported, tmp_path, capsys):
+    run = shutil.copytree(reported, tmp_path / "run")
+    (run / "config.yaml").unlink()
+    assert sanet_here("report", run, "--device", "cpu") == 2
+    assert f"there is no {run / 'config.yaml'}, which says what" in capsys.readouterr().err
+
+
 def test_there_is_none_where_none_is_wanted(run):
     assert not (run / "report.html").exists()
 

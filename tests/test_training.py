@@ -24,6 +24,7 @@ from shuffle_attention.data.loading import evaluation_batches
 from shuffle_attention.files import held
 from shuffle_attention.network import restore_network
 from shuffle_attention.recipes.recipe import Recipe
+from shuffle_attention.training.interrupts import StopRequest, StopSignal, stop_signals_raised
 from shuffle_attention.training.loop import train
 from shuffle_attention.training.progress import Progress
 
@@ -56,11 +57,9 @@ def same_run(one: Path, other: Path) -> None:
         assert str(row) == str(other_row)
 
 
-def start(*arguments: object) -> subprocess.Popen:
+def start(*arguments: object, output: int = subprocess.PIPE) -> subprocess.Popen:
     command = [sys.executable, "-m", "shuffle_attention", "train", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -189,6 +188,54 @@ main({[*map(str, [*"train --data".split(), shared_tree, *EVENTFUL, "--output", f
     assert done.stdout.count("asked to stop: 15") == 1
     assert (folder / "config.yaml").exists()
     assert not (folder / "last.pt").exists()
+
+
+def test_the_end_of_the_terminal_is_told_twice_and_not_to_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with StopRequest(CPU) as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.agreed()
+            assert stop.signal == signal.SIGHUP
+        with stop_signals_raised(), pytest.raises(StopSignal, match="SIGHUP"):
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest(CPU) as stop, stop_signals_raised():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_saves(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    terminal, inside = os.openpty()
+    process = start(*EVENTFUL, "--epochs", 30, "--data", shared_tree, "--output", folder, output=inside)
+    os.close(inside)
+    while not (folder / "best.pt").exists():
+        os.read(terminal, 4096)
+    os.close(terminal)
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert 0 < len(read_checkpoint(folder / "last.pt")["history"]) < 30
+
+
+def test_an_error_that_nobody_foresaw_ends_it_though_images_are_loaded(shared_tree, tmp_path):
+    code = f"""
+import sys
+from shuffle_attention.cli import main
+from shuffle_attention.training.progress import Progress
+
+def step(self, *_):
+    raise RuntimeError("out of memory")
+
+Progress.step = step
+main({[*map(str, [*"train --data".split(), shared_tree, *EVENTFUL, "--output", tmp_path / "run"])]})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: out of memory\n")
 
 
 def test_a_run_is_not_overwritten(run, capsys):

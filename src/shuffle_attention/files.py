@@ -1,12 +1,14 @@
 """Files that are written whole or not at all, and folders that one process at a time writes to."""
 
 import contextlib
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import InputError
 
@@ -48,10 +50,23 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file whole or not at all."""
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 1) -> None:
+    """Writes JSON whole or not at all. Infinities and what is no number are null: JSON has no word for them."""
+    write_text(path, json.dumps(_in_json(content), indent=indent, allow_nan=False) + "\n")
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

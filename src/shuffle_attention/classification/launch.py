@@ -1,6 +1,5 @@
 """The command ``sanet eval``."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ..console import console
 from ..data.datasets import open_split
 from ..data.loading import evaluation_batches
 from ..errors import DataError, InputError
-from ..files import require_folder_of, write_text
+from ..files import require_folder_of, write_json
 from ..network import restore_network
 from ..place import place_on
 from ..recipes.recipe import Recipe
@@ -64,7 +63,7 @@ def evaluate_command(
     }
     _print_scores(figures)
     if json_file is not None:
-        write_text(Path(json_file), json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
     return 0
 
 

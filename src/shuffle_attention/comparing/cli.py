@@ -26,7 +26,7 @@ def add_compare(commands: Any) -> None:
     run.add_argument("--from", dest="start", metavar="FILE", help="trained plain network to attach the attentions to")
     run.add_argument("--where", metavar="PLACE", help="residual, stage, last or a glob (residual)")
     run.add_argument("--preserve", choices=["both", "yes", "no"], help="attached with what it computed kept (both)")
-    run.add_argument("--seeds", type=int, default=3, metavar="N", help="how many, from --seed on (3)")
+    run.add_argument("--seeds", type=int, metavar="N", help="how many, from --seed on (3)")
     run.add_argument("--recipe", metavar="NAME", help=f"{', '.join(recipe_names())}, or a YAML file")
     run.add_argument("--output", metavar="DIR", required=True, help="folder of the comparison")
     run.add_argument("--report-only", action="store_true", help="report what the folder holds, and train nothing")

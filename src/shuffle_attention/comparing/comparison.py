@@ -155,7 +155,7 @@ class Comparison:
             announce: Called with each run that is about to start, and its place among all of them.
 
         Raises:
-            Interrupted: If SIGTERM or SIGINT arrived while a network trained; its run is saved.
+            Interrupted: If a signal to stop arrived while a network trained; its run is saved.
             StopSignal: If it arrived too late for that: the run is finished.
         """
         failed = {}

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from ..charts import Circle, draw_accuracy, draw_steps
 from ..console import console
-from ..files import write_text
+from ..files import write_json, write_text
 from ..paired import PairedDifference, Summary, paired_difference, summary
 from ..profiling.costs import Size
 from ..record import machine, versions
@@ -140,7 +139,7 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     }
     folder = comparison.folder
     written = [folder / "comparison.json", folder / "comparison.csv"]
-    write_text(written[0], json.dumps(content, indent=1) + "\n")
+    write_json(written[0], content)
     write_text(written[1], _table_of_runs(found))
     if curves := content["curves"]:
         written.append(folder / "curves.png")

@@ -34,7 +34,7 @@ def compare_command(
     attentions: Sequence[str],
     depth: int | None,
     models: Sequence[str],
-    seeds: int,
+    seeds: int | None,
     report_only: bool,
     start: str | None = None,
     where: str | None = None,
@@ -43,7 +43,7 @@ def compare_command(
     """Runs ``sanet compare`` and returns its exit code: 1 where a run failed and the others were trained."""
     folder = Path(output)
     if report_only:
-        given = {"recipe": name, "from": start, "where": where, "preserve": preserve, "depth": depth}
+        given = {"recipe": name, "from": start, "where": where, "preserve": preserve, "depth": depth, "seeds": seeds}
         unread = [
             *(key for key, value in given.items() if value is not None),
             *(overrides.keys() - {"report", "device"}),
@@ -58,6 +58,7 @@ def compare_command(
         return _report(comparison, {}, place=None)
     if "model" in overrides:
         raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
+    seeds = 3 if seeds is None else seeds
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     _refuse_what_is_not_read(start, models, depth=depth, where=where, preserve=preserve)

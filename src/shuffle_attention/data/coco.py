@@ -1,6 +1,5 @@
 """Images and their objects in COCO's format: what they are once they have been read and looked over."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
-from ..files import written_whole
+from ..files import write_json, written_whole
 
 __all__ = ["CocoData", "find_split"]
 
@@ -90,8 +89,7 @@ class CocoData:
                 raise DataError(f"{record['file_name']} lies in a file already: {picture}")
             with written_whole(images / record["file_name"]) as file:
                 picture.save(file, "PNG")
-        with written_whole(annotations / f"instances_{split}.json") as file:
-            file.write(json.dumps(self.to_dict()).encode())
+        write_json(annotations / f"instances_{split}.json", self.to_dict(), indent=None)
 
 
 def find_split(data: str | os.PathLike, split: str) -> tuple[Path, Path]:

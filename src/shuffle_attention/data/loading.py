@@ -1,8 +1,6 @@
 """Batches: which samples, in what order, from where in an epoch, on which process."""
 
-import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +12,7 @@ from ..errors import DataError, asked_for
 from ..place import Place
 from ..recipes.recipe import Recipe, RunRecipe
 from .datasets import Samples
+from .workers import heedless
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -86,7 +85,7 @@ class TrainingBatches:
             collate_fn=collate,
             pin_memory=place.device.type == "cuda",
             persistent_workers=recipe.workers > 0,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=heedless(),
             # Its seeds are not used, and drawing them must not move the generators of the run.
             generator=torch.Generator(),
         )
@@ -210,16 +209,8 @@ def _prefetches(place: Place) -> bool:
     return place.device.type == "cuda"
 
 
-def leave_signals_to_the_main_process(worker: int, before: Callable[[int], None] | None = None) -> None:
-    """A signal to a terminal's or a job's whole process group must not end the loaders before the run has stopped."""
-    if before is not None:
-        before(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _heedless(loader):
     """A loader of timm's, whose processes leave signals to the main one."""
     inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    inner.worker_init_fn = partial(leave_signals_to_the_main_process, before=inner.worker_init_fn)
+    inner.worker_init_fn = heedless(inner.worker_init_fn)
     return loader

@@ -80,7 +80,7 @@ def train_digits(folder: Path, place: Place, recipe: Recipe | None = None) -> No
 
     Raises:
         InputError: If the folder cannot be used.
-        Interrupted: If SIGTERM or SIGINT arrived; the run is then saved.
+        Interrupted: If a signal to stop arrived; the run is then saved.
     """
     files = RunFiles(folder)
     resume = files.last.exists()

@@ -1,6 +1,5 @@
 """What ``sanet detect eval`` and ``sanet detect predict`` do around the jobs: files, folders and what they print."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..data.coco import CocoData
 from ..data.images import read_image
 from ..data.pictures import find_pictures, require_apart
 from ..errors import DataError, InputError
-from ..files import require_folder_of, write_text, written_whole
+from ..files import require_folder_of, write_json, written_whole
 from ..place import Place, autocast, place_on
 from ..record import versions
 from .drawing import draw_detections
@@ -69,7 +68,7 @@ def evaluate_command(
     }
     print_scores(f"{recipe.title} from {checkpoint}", scores.to_dict())
     if json_file is not None:
-        write_text(Path(json_file), json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
     if results_file is not None:
         write_results(scores.results, results_file)
     return 0
@@ -119,7 +118,7 @@ def predict_command(
                 record, drawn = _predict(model, picture.path, restored, place, threshold)
                 drawn.save(file, "PNG")
             records.append({**record, "picture": name})
-    write_text(folder / "detections.json", json.dumps(records, indent=1) + "\n")
+    write_json(folder / "detections.json", records)
     found = sum(len(record["detections"]) for record in records)
     console.print(f"{found} objects of score {threshold:g} and more in {len(records)} images; pictures and", end=" ")
     console.print(f"detections.json are in {folder}")

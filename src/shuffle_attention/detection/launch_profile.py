@@ -1,9 +1,7 @@
 """The command ``sanet detect profile``: what a detector costs on several backbones."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ..console import console
 from ..errors import InputError
-from ..files import require_folder_of, write_text
+from ..files import require_folder_of, write_json
 from ..place import place_on
 from ..record import machine
 from ..timing import Times, interleaved, wait_for
@@ -81,7 +79,7 @@ def profile_command(
             "settings": {**settings, "frozen_norm": frozen_norm, "repetitions": repetitions},
             "detectors": rows,
         }
-        write_text(Path(json_file), json.dumps(content, indent=1) + "\n")
+        write_json(json_file, content)
     return 0
 
 

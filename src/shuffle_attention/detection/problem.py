@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.coco import CocoData
-from ..data.loading import TrainingBatches, leave_signals_to_the_main_process
+from ..data.loading import TrainingBatches
+from ..data.workers import heedless
 from ..errors import asked_for
 from ..place import Place
 from ..training.problem import Panel, Problem, Section
@@ -148,7 +149,7 @@ def held_out_batches(samples: CocoSamples, workers: int, place: Place, batch_siz
         collate_fn=collate,
         pin_memory=place.device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=heedless(),
     )
 
 

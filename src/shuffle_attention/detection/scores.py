@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.coco import CocoData
 from ..data.masks import decode_mask, encode_mask, require_evaluator
 from ..errors import DataError
-from ..files import written_whole
+from ..files import write_json
 
 __all__ = ["coco_results", "coco_scores", "ground_truth_results", "read_results", "write_results"]
 _FIGURES = {"AP": "AP_all", "AP50": "AP_50", "AP75": "AP_75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"}
@@ -142,8 +142,7 @@ def ground_truth_results(data: CocoData) -> list[dict[str, Any]]:
 
 def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
     """Writes detections as a COCO results file."""
-    with written_whole(path) as file:
-        file.write(json.dumps(list(results)).encode())
+    write_json(path, list(results), indent=None)
 
 
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:

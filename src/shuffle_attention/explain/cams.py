@@ -77,7 +77,7 @@ def explain(
 
     Raises:
         InputError: If the method, the class or the layer does not exist, if the layer gives no map or the score does
-            not depend on it, or torchcam is not installed.
+            not depend on it or is no finite number, or torchcam is not installed.
 
     Sources: Selvaraju et al., Grad-CAM, arXiv:1610.02391; Chattopadhay et al., Grad-CAM++, arXiv:1710.11063; Jiang et
     al., LayerCAM, IEEE TIP 2021; Wang et al., Score-CAM, arXiv:1910.01279; Zhang & Yang, SA-Net, arXiv:2102.00240,
@@ -133,6 +133,8 @@ def _raw(
                 raise InputError(
                     f"{type(model).__name__} must give logits (B, classes) to be explained, got {received}"
                 )
+            if not logits.isfinite().all():
+                raise InputError(f"the class scores of {type(model).__name__} are not all finite; are its weights?")
             classes = _classes(target, logits)
             if extractor.hook_a[0] is None:
                 raise InputError(f"layer {name!r} of {type(model).__name__} is not called when the network runs")

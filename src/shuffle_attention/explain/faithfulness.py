@@ -52,7 +52,7 @@ def faithfulness(
         batch_size: Images at a time.
 
     Raises:
-        InputError: If the shapes do not belong together, or ``steps`` is none.
+        InputError: If the shapes do not belong together, a class does not exist, or ``steps`` is none.
 
     Sources: Petsiuk, Das & Saenko, RISE, arXiv:1806.07421, section 4.2; Chattopadhay et al., Grad-CAM++,
     arXiv:1710.11063, section 4.1.
@@ -66,8 +66,10 @@ def faithfulness(
         raise InputError(f"steps must be at least 1, got {steps}")
 
     def probability(seen: Tensor, target: int) -> Tensor:
-        parts = [model(part).float().softmax(1)[:, target] for part in seen.split(batch_size)]
-        return torch.cat(parts)
+        logits = torch.cat([model(part).float() for part in seen.split(batch_size)])
+        if not 0 <= target < logits.shape[1]:
+            raise InputError(f"classes must be from 0 to {logits.shape[1] - 1}, got {target}")
+        return logits.softmax(1)[:, target]
 
     found = []
     with untouched(model), torch.no_grad():

@@ -1,6 +1,5 @@
 """The gates as files: pictures, arrays, and how they are spread as JSON."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.pictures import Picture
-from ..files import write_text, written_whole
+from ..files import write_json, written_whole
 from ..record import versions
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
 from .gates import Gates, attention_layers, destinations, gates
@@ -96,7 +95,7 @@ class GatePictures:
             for subject in self.subjects
         }
         content = {**settings, "images": self._images, "destinations": sent, **versions()}
-        write_text(self.folder / "gates.json", json.dumps(content) + "\n")
+        write_json(self.folder / "gates.json", content, indent=None)
         return [f"wrote the gates of {len(self._images)} images to {self.folder}, and gates.json"]
 
 

@@ -1,6 +1,5 @@
 """The maps as files: overlays, arrays, comparisons, and all figures as JSON."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -11,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.pictures import Picture
-from ..files import write_text, written_whole
+from ..files import write_json, written_whole
 from ..record import versions
 from .cams import TITLES, Explanation
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
@@ -74,7 +73,7 @@ class MapPictures:
             **versions(),
             "torchcam": version("torchcam"),
         }
-        write_text(path, json.dumps(content, indent=1) + "\n")
+        write_json(path, content)
         maps = f"wrote {len(self._images) * len(self.subjects)} maps to {self.folder}, and {path.name}"
         return [maps, *(f"wrote {page}" for page in self._pages)]
 

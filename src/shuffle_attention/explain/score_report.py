@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..console import console
-from ..files import write_text
+from ..files import write_json, write_text
 from ..record import machine, versions
 from .scoring import FIGURES, Scored
 
@@ -63,7 +62,7 @@ def write_scores(found: Sequence[Scored], settings: dict[str, Any], folder: Path
     networks = [scored.to_dict(None if scored is found[0] else found[0]) for scored in found]
     measured = machine() | versions() | {"torchcam": version("torchcam")}
     content = {"machine": measured, "settings": settings, "scores": networks}
-    write_text(folder / "scores.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / "scores.json", content)
     text = io.StringIO()
     columns = ["network", "layer", "image", "class", *FIGURES]
     writer = csv.DictWriter(text, columns, lineterminator="\n")

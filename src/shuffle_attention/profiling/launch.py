@@ -1,6 +1,5 @@
 """The command ``sanet profile``: what networks cost, as tables, JSON and a picture."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from ..charts import draw_bars
 from ..console import console
 from ..errors import InputError, asked_for
 from ..families import resnet_with
-from ..files import require_folder_of, write_text
+from ..files import require_folder_of, write_json
 from ..network import create_network
 from ..place import place_on
 from ..recipes.recipe import Recipe
@@ -102,7 +101,7 @@ def profile_command(
                 for name, size, found in compared
             ]
             content["notes"] = notes()
-        write_text(Path(json_file), json.dumps(content, indent=1) + "\n")
+        write_json(json_file, content)
     if picture is not None:
         title = f"{batch_size} x {img_size} px, {layout.upper()}, {measured['cpu' if on_cpu else 'accelerator']}"
         _draw(tables, title, Path(picture))

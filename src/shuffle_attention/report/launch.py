@@ -52,6 +52,8 @@ def _report_comparison(comparison: Comparison) -> Path:
 
 
 def _report_run(files: RunFiles, overrides: dict[str, Any]) -> None:
+    if not files.config.exists():
+        raise InputError(f"there is no {files.config}, which says what {files.best} was trained with")
     content = read_checkpoint(files.best)
     problem = _problem_of(content)
     recipe = recipe_of(content, files.best, problem.recipe_type)[0].replaced(**{"device": "auto", **overrides})

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish to stop: in training the first is granted at the next step, the second at once."""
+"""Signals as a wish to stop: in training the first is granted at the next step, the second at once."""
 
 import os
 import signal
@@ -12,11 +12,33 @@ import torch
 from ..place import Place
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Returns SIGTERM, SIGINT and, where the terminal's end is not to be ignored (nohup), SIGHUP."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
+def _speak_to_no_terminal(number: int) -> None:
+    """Where the terminal has ended, what is still said goes nowhere; it would fail, and end what is to be saved."""
+    if signal.Signals(number).name != "SIGHUP":
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT is noted instead of ending the process; a second one ends it.
+    """While entered, the first of the signals is noted instead of ending the process; a second one ends it.
 
     Under torchrun a Ctrl-C arrives twice, from the terminal and from torchrun, so that there a second
-    one counts only when a second has passed.
+    one counts only when a second has passed. The end of a terminal may be told twice too, by shell and system,
+    and never ends it at once.
 
     Attributes:
         signal: The signal that was received, or None.
@@ -29,7 +51,7 @@ class StopRequest:
         self._before = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -38,10 +60,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        _speak_to_no_terminal(number)
         if self.signal is None:
             self.signal = signal.Signals(number)
             self._since = time.monotonic()
-        elif self.place.world == 1 or time.monotonic() - self._since > 1:
+        elif signal.Signals(number).name != "SIGHUP" and (self.place.world == 1 or time.monotonic() - self._since > 1):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -57,7 +80,7 @@ class StopRequest:
 
 
 class StopSignal(BaseException):
-    """SIGTERM or SIGINT between the runs of a command that trains several.
+    """A signal to stop between the runs of a command that trains several.
 
     Attributes:
         exit_code: 128 and the number of the signal, as a shell reports it.
@@ -70,12 +93,13 @@ class StopSignal(BaseException):
 
 @contextmanager
 def stop_signals_raised() -> Iterator[None]:
-    """Raises StopSignal for SIGTERM and SIGINT wherever no :class:`StopRequest` is entered."""
+    """Raises StopSignal for the signals wherever no :class:`StopRequest` is entered."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _speak_to_no_terminal(number)
         raise StopSignal(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:

@@ -83,7 +83,7 @@ def train(
     Raises:
         InputError: If data, model, recipe or checkpoint cannot be used, ``output`` holds a run already, or another
             process is working in it.
-        Interrupted: If SIGTERM or SIGINT arrived; the run is then saved.
+        Interrupted: If a signal to stop arrived; the run is then saved.
     """
     files = RunFiles(Path(output))
     content = read_checkpoint(files.last) if resume else None

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from ..charts import save
 from ..errors import InputError
-from ..files import remove_left_over, write_text
+from ..files import remove_left_over, write_json, write_text
 from ..recipes.recipe import RunRecipe
 from ..record import versions
 from .problem import Panel, Problem
@@ -93,7 +92,7 @@ class RunFiles:
         recipe = problem.recipe
         draw_curves(history, problem.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
-        write_text(self.summary, json.dumps({**summary, **versions()}, indent=2) + "\n")
+        write_json(self.summary, {**summary, **versions()})
         if self._board is not None:
             self._board.close()
 
