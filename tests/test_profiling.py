@@ -13,7 +13,7 @@ from shuffle_attention.charts import _spread
 from shuffle_attention.profiling.costs import kept_for_backward, profile, size_of
 from shuffle_attention.profiling.published import notes, published, sources
 from shuffle_attention.record import machine
-from shuffle_attention.timing import Times
+from shuffle_attention.timing import Times, interleaved
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -168,3 +168,13 @@ def test_the_record_of_the_machine_names_the_commit_or_none():
 def test_two_repetitions_give_their_ends_and_not_what_lies_beyond():
     assert Times([1.0, 3.0]).over(Times([1.0, 1.0])) == (2.0, 1.0, 3.0)
     assert Times([2.0]).over(Times([1.0])) == (2.0, 2.0, 2.0)
+
+
+def test_what_is_timed_side_by_side_comes_in_any_order():
+    called = []
+    functions = {name: lambda name=name: called.append(name) for name in "abc"}
+    times = interleaved(functions, 40, least=0)
+    timed = called[9:]
+    rounds = {tuple(timed[first : first + 3]) for first in range(0, 120, 3)}
+    assert rounds == set(itertools.permutations("abc"))
+    assert all(len(each.seconds) == 40 for each in times.values())

@@ -1,5 +1,6 @@
 """Times of functions measured side by side."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -28,10 +29,11 @@ class Times:
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, least: float = 2e-3) -> dict[str, Times]:
-    """Returns the times of each function, one after the other in every repetition.
+    """Returns the times of each function, one after the other in every repetition, in an order drawn for each.
 
-    What else the machine does then falls on all of them alike, and their ratios hold where the times
-    themselves do not. A repetition calls a function as often as fills ``least`` seconds.
+    What else the machine does then falls on all of them alike, and so does what one leaves to the next, in caches and
+    in the allocator: their ratios hold where the times themselves do not. A repetition calls a function as often as
+    fills ``least`` seconds.
     """
     calls = {}
     for name, function in functions.items():
@@ -41,11 +43,12 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
         function()
         calls[name] = max(1, round(least / (time.perf_counter() - start)))
     seconds = {name: [] for name in functions}
+    order = random.Random(0)
     for _ in range(repetitions):
-        for name, function in functions.items():
+        for name in order.sample(list(functions), len(functions)):
             start = time.perf_counter()
             for _ in range(calls[name]):
-                function()
+                functions[name]()
             seconds[name].append((time.perf_counter() - start) / calls[name])
     return {name: Times(values) for name, values in seconds.items()}
 
