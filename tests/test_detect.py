@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection import roi_heads
 
 from conftest import CPU, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.data.coco import find_split
 from shuffle_attention.data.coco_reading import read_coco
-from shuffle_attention.detection.detectors import ARCHITECTURES
+from shuffle_attention.detection.detectors import ARCHITECTURES, create_detector
 from shuffle_attention.detection.digits import digits_coco
+from shuffle_attention.detection.launch_profile import training_step, work_alike
 from shuffle_attention.detection.problem import Detection
 from shuffle_attention.detection.recipe import DetectionRecipe
 from shuffle_attention.detection.restoring import restore_detector
@@ -256,3 +258,23 @@ def test_profile(tmp_path, capsys):
     assert said["sa_resnet18"]["parameters"] - said["resnet18"]["parameters"] == 96
     assert said["resnet18"]["training step"]["over_first"] == [1, 1, 1]
     assert "over resnet18, with quartiles" in capsys.readouterr().out
+
+
+def test_what_is_profiled_learns_from_as_many_proposals_whatever_the_backbone(monkeypatch):
+    learnt_from, loss = [], roi_heads.fastrcnn_loss
+
+    def counted(scores, boxes, labels, targets):
+        learnt_from.append([len(label) for label in labels] + [int((label > 0).sum()) for label in labels])
+        return loss(scores, boxes, labels, targets)
+
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", counted)
+    for backbone in ("resnet18", "sa_resnet18"):
+        options = {"min_size": 128, "max_size": 192, "backbone_options": {"channels": [8, 8, 16, 16]}}
+        detector = create_detector("faster_rcnn", backbone, 3, frozen_norm=True, pyramid_channels=32, **options)
+        work_alike(detector, (128, 192))
+        step = training_step(detector, "faster_rcnn", (128, 192), 1, CPU.device)
+        for _ in range(3):
+            step()
+    assert len(learnt_from) == 6
+    assert learnt_from[0][1] > 0
+    assert all(counts == learnt_from[0] for counts in learnt_from)
