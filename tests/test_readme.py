@@ -31,7 +31,7 @@ SMALL_FOR = {
     "detect train": [*DETECT_SMALL, *"--epochs 1 --batch-size 2 --warmup-epochs 0".split()],
     "detect eval": DETECT_SMALL,
     "detect predict": ["--device", "cpu"],
-    "detect profile": "--size 64 64 --repetitions 1 --device cpu".split(),
+    "detect profile": "--arch fcos --size 64 64 --repetitions 1 --device cpu".split(),
     "train": SMALL,
     # In place of a network that is trained first.
     "demo": "--checkpoint runs/imagenette/best.pt --device cpu --no-browser".split(),
@@ -93,6 +93,8 @@ def run(command: str, desk: Path) -> None:
     small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
     if "--from" in words:  # the network is that of the checkpoint
         small = small[: small.index("--model-args")]
+    if "--model" in words and "--model" in small:
+        small = [*small[: small.index("--model")], *small[small.index("--model") + 2 :]]
     if words[:2] == ["sanet", "demo"]:
         answers([*words[1:], *small], desk)
         return
