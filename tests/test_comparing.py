@@ -160,6 +160,19 @@ def test_a_report_needs_no_training(compared, capsys, monkeypatch):
     assert "has no runs of se; it has none, shuffle" in capsys.readouterr().err
 
 
+def test_it_says_what_the_runs_were_trained_on_and_not_who_reports(compared, monkeypatch):
+    one, *_ = sorted(compared.glob("*/seed-*/summary.json"))
+    before = one.read_text()
+    try:
+        one.write_text(json.dumps(json.loads(before) | {"cpu": "another", "torch": "2.11.0"}))
+        assert sanet_here("compare", "--output", compared, "--report-only", "--no-report") == 0
+    finally:
+        one.write_text(before)
+    records = json.loads((compared / "comparison.json").read_text())["trained_on"]
+    assert len(records) == 2
+    assert {("another", "2.11.0")} < {(record["cpu"], record["torch"]) for record in records}
+
+
 def test_another_recipe_is_refused_and_named(compared, shared_tree, capsys, tmp_path):
     arguments = ("compare", *SMALL, "--data", shared_tree, "--seeds", 2, "--output", compared)
     before = (compared / "comparison.yaml").read_text()

@@ -84,6 +84,7 @@ def test_what_a_run_leaves(run, shared_tree):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"] == "sa_resnet18"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["best"]["val_top1"] == pytest.approx(max(row["val_top1"] for row in rows))
+    assert {"cpu", "commit", "torch", "date", "threads"} <= summary.keys()
     with Image.open(run / "curves.png") as picture:
         picture.load()
         assert picture.width > 800

@@ -135,6 +135,7 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         "variants": [asdict(finding) for finding in found],
         "curves": _curves(comparison),
         "failed": dict(failed),
+        "trained_on": trained_on(comparison),
         "machine": machine() | versions(),
     }
     folder = comparison.folder
@@ -155,6 +156,15 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(found)}"
         draw_accuracy(circles, title, written[-1])
     return written
+
+
+def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
+    """Returns what the finished runs were made with, each machine, software and source once."""
+    records = []
+    for run in comparison.runs:
+        if run.finished and (record := run.files.record()) not in records:
+            records.append(record)
+    return records
 
 
 def _runs_in_words(found: list[Finding]) -> str:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 from ..pages.embedding import embedded_file
 from ..pages.page import write_page
 from ..training.run_files import REPORT
-from ..training.run_report import changed_fields, fields_by_group, machine_of
+from ..training.run_report import changed_fields, fields_by_group
 from .comparison import Comparison
-from .findings import Finding, findings_table
+from .findings import Finding, findings_table, trained_on
 
 __all__ = ["write_comparison_report"]
 
@@ -50,7 +50,7 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         "settings": [
             (group, [row for row in rows if row[0] not in _NOT_SHARED]) for group, rows in fields_by_group(base)
         ],
-        "machine": next((machine_of(run.files) for run in comparison.runs if run.finished), {}),
+        "machines": trained_on(comparison),
     }
     path = folder / REPORT
     write_page("comparison.html", values, path)

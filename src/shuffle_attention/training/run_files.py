@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,12 @@ from ..charts import save
 from ..errors import InputError
 from ..files import remove_left_over, write_json, write_text
 from ..recipes.recipe import RunRecipe
-from ..record import versions
+from ..record import machine, versions
 from .problem import Panel, Problem
 
 REPORT = "report.html"
+# Of what a run was made with: what its figures, and not only its speed, may depend on.
+_RECORD = ("machine", "cpu", "threads", "shuffle_attention", "commit", "torch", "timm", "python")
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,23 @@ class RunFiles:
         recipe = problem.recipe
         draw_curves(history, problem.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
-        write_json(self.summary, {**summary, **versions()})
+        write_json(self.summary, summary | machine() | versions())
         if self._board is not None:
             self._board.close()
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the summary of a finished run says of the machine, the software and the source.
+
+        Raises:
+            InputError: If the summary cannot be read.
+        """
+        try:
+            said = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.summary} cannot be read: {error}") from error
+        if not isinstance(said, dict):
+            raise InputError(f"{self.summary} holds no summary of a run")
+        return {name: said[name] for name in _RECORD if said.get(name)}
 
     def write_curve(self, rows: list[dict[str, float]]) -> None:
         """Writes the figures of the evaluations within the epochs."""

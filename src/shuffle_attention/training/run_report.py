@@ -1,6 +1,5 @@
 """The report of a training run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..recipes.settings import GROUPS
 from .problem import Problem
 from .run_files import RunFiles, curves_figure, read_rows
 
-__all__ = ["changed_fields", "fields_by_group", "machine_of", "write_run_report"]
+__all__ = ["changed_fields", "fields_by_group", "write_run_report"]
 
 
 def write_run_report(problem: Problem, files: RunFiles, place: Place, *, trained_with: RunRecipe | None = None) -> Path:
@@ -48,7 +47,7 @@ def write_run_report(problem: Problem, files: RunFiles, place: Place, *, trained
         "epochs": len(history),
         "changed": changed_fields(shown),
         "settings": fields_by_group(shown),
-        "machine": machine_of(files),
+        "machines": [files.record()],
         "charts": [
             (panel.title, embedded_figure(curves_figure(history, [panel]))) for panel in problem.panels(history)
         ],
@@ -85,17 +84,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return str(value)
-
-
-def machine_of(files: RunFiles) -> dict[str, Any]:
-    """What the run says of the software and the machine that it ended on."""
-    try:
-        said = json.loads(files.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{files.summary} cannot be read: {error}") from error
-    if not isinstance(said, dict):
-        raise InputError(f"{files.summary} holds no summary of a run")
-    return {name: said[name] for name in _MACHINE if name in said}
-
-
-_MACHINE = ("machine", "threads", "shuffle_attention", "torch", "timm", "python")
