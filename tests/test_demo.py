@@ -1,6 +1,7 @@
 """What the page of ``sanet demo`` computes and refuses; ``test_demo_browser.py`` drives it in a browser."""
 
 import asyncio
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -301,3 +302,24 @@ def test_the_server_fetches_no_addresses():
     assert asked("/queue/join", b"[" * 100_000) == (400, b"")
     assert asked("/queue/join", b"{") == (400, b"")
     assert asked("/queue/join", b" " * 600_000, b" " * 600_000) == (413, b"")
+
+
+def test_the_page_ends_though_a_visitor_is_on_it():
+    """With no thread left that the end of the process does not wait for; alone, because Gradio leaves sockets open."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    code = """
+import socket, threading, time
+from shuffle_attention.demo.launch import _gradio, _served
+
+with _gradio("127.0.0.1"):
+    from shuffle_attention.demo.page import Shelf
+
+    before = set(threading.enumerate())
+    with _served(Shelf(), "127.0.0.1", None) as address:
+        visitor = socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2])))
+        visitor.sendall(b"POST /gradio_api/queue/join HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 9\\r\\n\\r\\n")
+        time.sleep(1)  # what the visitor has to say does not come
+    print([thread.name for thread in set(threading.enumerate()) - before if thread.daemon])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)

@@ -1,6 +1,7 @@
 """The command ``sanet demo``: the networks, the server, and the end of both."""
 
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -185,7 +186,12 @@ def _served(shelf: Any, host: str, port: int | None):
     try:
         yield address
     finally:
+        # Gradio gives its thread up where visitors have not left in five seconds, and the process may end badly while
+        # it runs. Here they are sent away after one, of which uvicorn would tell, and what they wait for is computed.
+        page.server.config.timeout_graceful_shutdown = 1
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         page.close(verbose=False)
+        page.server.thread.join()
 
 
 def _is_loopback(host: str) -> bool:
