@@ -81,7 +81,7 @@ def profile_command(
                     tables.append(profile(networks, images, repetitions))
                 del networks
                 print_costs(tables[-1])
-        console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image, without elementwise work")
+        console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image, and no others")
         measured = machine() | versions()
         on_cpu = place.device.type == "cpu"
     finally:
