@@ -45,10 +45,10 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
     seconds = {name: [] for name in functions}
     order = random.Random(0)
     for _ in range(repetitions):
-        for name in order.sample(list(functions), len(functions)):
+        for name, function in order.sample(list(functions.items()), len(functions)):
             start = time.perf_counter()
             for _ in range(calls[name]):
-                functions[name]()
+                function()
             seconds[name].append((time.perf_counter() - start) / calls[name])
     return {name: Times(values) for name, values in seconds.items()}
 
