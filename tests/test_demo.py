@@ -314,9 +314,12 @@ from shuffle_attention.demo.launch import _gradio, _served
 with _gradio("127.0.0.1"):
     from shuffle_attention.demo.page import Shelf
 
+    with socket.socket() as free:  # 7860 is what other tests may listen on at the same time
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     before = set(threading.enumerate())
-    with _served(Shelf(), "127.0.0.1", None) as address:
-        visitor = socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2])))
+    with _served(Shelf(), "127.0.0.1", port):
+        visitor = socket.create_connection(("127.0.0.1", port))
         visitor.sendall(b"POST /gradio_api/queue/join HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 9\\r\\n\\r\\n")
         time.sleep(1)  # what the visitor has to say does not come
     print([thread.name for thread in set(threading.enumerate()) - before if thread.daemon])

@@ -154,7 +154,7 @@ def _served(shelf: Any, host: str, port: int | None):
     from .own_origin import NothingFetched, OwnOriginOnly
     from .page import build_page
 
-    page = build_page(shelf)
+    page, before = build_page(shelf), set(threading.enumerate())
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -188,10 +188,13 @@ def _served(shelf: Any, host: str, port: int | None):
     finally:
         # Gradio gives its thread up where visitors have not left in five seconds, and the process may end badly while
         # it runs. Here they are sent away after one, of which uvicorn would tell, and what they wait for is computed.
+        # The threads that it was computed in are then told to leave, which nobody waits for either.
         page.server.config.timeout_graceful_shutdown = 1
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         page.close(verbose=False)
         page.server.thread.join()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(timeout=5)
 
 
 def _is_loopback(host: str) -> bool:
