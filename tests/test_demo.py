@@ -1,6 +1,7 @@
 """What the page of ``sanet demo`` computes and refuses; ``test_demo_browser.py`` drives it in a browser."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from shuffle_attention.demo.examples import examples_for, kinds_of
 from shuffle_attention.demo.incoming import read_upload
 from shuffle_attention.demo.launch import is_finished, train_digits
 from shuffle_attention.demo.networks import Drawn, Look, Network, Wish, open_networks
-from shuffle_attention.demo.own_origin import NothingFetched, OwnOriginOnly
+from shuffle_attention.demo.own_origin import OwnOriginOnly, UploadsOnly
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.recipes.recipe import load_recipe
 
@@ -264,7 +265,7 @@ def test_browsers_are_told_to_load_nothing_from_elsewhere():
 
 
 def asked(path: str, *parts: bytes, method: str = "POST") -> tuple[int, bytes]:
-    """What :class:`NothingFetched` answers with, and what of a request comes through it."""
+    """What :class:`UploadsOnly` answers with, and what of a request comes through it."""
     sent, came = [], []
     messages = iter(
         [{"type": "http.request", "body": part, "more_body": n < len(parts)} for n, part in enumerate(parts, 1)]
@@ -284,11 +285,11 @@ def asked(path: str, *parts: bytes, method: str = "POST") -> tuple[int, bytes]:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(NothingFetched(app)({"type": "http", "method": method, "path": path}, receive, send))
+    asyncio.run(UploadsOnly(app, Path("/uploads"))({"type": "http", "method": method, "path": path}, receive, send))
     return sent[0]["status"], b"".join(came)
 
 
-def test_the_server_fetches_no_addresses():
+def test_the_server_reads_uploads_alone():
     own = b'{"data": [{"path": "/uploads/a.png", "url": "http://127.0.0.1:7860/a.png"}, "http is a word"], "n": null}'
     assert asked("/queue/join", own[:20], own[20:]) == (200, own)
     assert asked("/queue/join", b"") == (200, b"")
@@ -299,6 +300,8 @@ def test_the_server_fetches_no_addresses():
     elsewhere = b'{"data": [[{"inner": {"path": " HTTPS://a.org/b.png", "meta": {"_type": "gradio.FileData"}}}]]}'
     assert asked("/queue/join", elsewhere[:30], elsewhere[30:]) == (403, b"")
     assert asked("/gradio_api/run/upload", elsewhere) == (403, b"")  # a name that a visitor may choose
+    for path in ("/etc/hostname", "/uploads/../a.png", "/uploads-of-others/a.png", "a.png", "/uploads/\0a.png", ""):
+        assert asked("/queue/join", json.dumps({"data": [{"path": path}]}).encode()) == (403, b""), path
     assert asked("/queue/join", b"[" * 100_000) == (400, b"")
     assert asked("/queue/join", b"{") == (400, b"")
     assert asked("/queue/join", b" " * 600_000, b" " * 600_000) == (413, b"")
@@ -311,14 +314,14 @@ def test_the_page_ends_though_a_visitor_is_on_it():
 import socket, threading, time
 from shuffle_attention.demo.launch import _gradio, _served
 
-with _gradio("127.0.0.1"):
+with _gradio("127.0.0.1") as uploads:
     from shuffle_attention.demo.page import Shelf
 
     with socket.socket() as free:  # 7860 is what other tests may listen on at the same time
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = set(threading.enumerate())
-    with _served(Shelf(), "127.0.0.1", port):
+    with _served(Shelf(), "127.0.0.1", port, uploads):
         visitor = socket.create_connection(("127.0.0.1", port))
         visitor.sendall(b"POST /gradio_api/queue/join HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 9\\r\\n\\r\\n")
         time.sleep(1)  # what the visitor has to say does not come

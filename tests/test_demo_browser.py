@@ -236,23 +236,29 @@ def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
         assert best(page) == expected(path)
 
 
-def test_a_request_written_by_hand_makes_the_server_fetch_nothing(visit, digits, expected):
-    """Gradio would load the address, and the limits of an upload would come too late."""
+def test_a_request_written_by_hand_makes_the_server_read_nothing_but_uploads(visit, digits, expected):
+    """Gradio would load an address, and the limits of an upload would come too late."""
     page = visit()
     with page.expect_request("**/queue/join?*") as joined:
         upload(page, digits[0])
     until_shown(page, expected(digits[0]))
-    url = joined.value.url
-    event = joined.value.post_data_json
-    event["data"] = [{"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}} for _ in event["data"]]
-    statuses = page.evaluate(
-        """async ([url, event]) => [
-            (await fetch(url, {method: "POST", headers: {"Content-Type": "application/json"},
-                               body: JSON.stringify(event)})).status,
-            (await fetch(new URL("gradio_api/file=http://127.0.0.1:9/a.png", location))).status,
-        ]""",
-        [url, event],
-    )
-    assert statuses == [403, 403]
+    url, event = joined.value.url, joined.value.post_data_json
+
+    def statuses(path: str) -> list[int]:
+        """What the server answers where it is to read a file, and where it is to hand it out."""
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return page.evaluate(
+            """async ([url, event, path]) => [
+                (await fetch(url, {method: "POST", headers: {"Content-Type": "application/json"},
+                                   body: JSON.stringify(event)})).status,
+                (await fetch(new URL("gradio_api/file=" + path, location))).status,
+            ]""",
+            [url, event | {"data": [file for _ in event["data"]]}, path],
+        )
+
+    own = event["data"][0]["path"]
+    assert statuses(own)[0] == 200
+    for path in ("http://127.0.0.1:9/a.png", "/etc/hostname", str(digits[1]), f"{own}/../../../outside.png"):
+        assert statuses(path) == [403, 403], path
     upload(page, digits[1])
     until_shown(page, expected(digits[1]))

@@ -38,14 +38,14 @@ def demo_command(checkpoints: Sequence[str], *, host: str, port: int | None, dev
         socket.getaddrinfo(host, port, socket.AF_INET)
     except OSError as error:
         raise InputError(f"--host {host} is no IPv4 address of this machine, and no name of one") from error
-    with place_on(device) as place, _gradio(host):
+    with place_on(device) as place, _gradio(host) as uploads:
         from .page import Shelf
 
         finished = checkpoints or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
         shelf = Shelf(open_networks(finished, place))
         shelf.examples = kinds_of(shelf.networks) if finished else {"classifier"}
         try:
-            with stop_signals_raised(), _served(shelf, host, port) as address:
+            with stop_signals_raised(), _served(shelf, host, port, uploads) as address:
                 console.print(f"the page is at {address}, until Ctrl-C")
                 if browser:
                     webbrowser.open(address)
@@ -112,7 +112,7 @@ def _told(shelf: Any, folder: Path):
 
 @contextmanager
 def _gradio(host: str):
-    """Gradio without telemetry, with a folder for uploads that goes when the command ends.
+    """Gradio without telemetry, and the folder for uploads, which goes when the command ends.
 
     It asks its own page whether it is there, which must not go through a proxy.
     """
@@ -137,7 +137,7 @@ def _gradio(host: str):
                 "the page needs Gradio, which is not installed: pip install 'shuffle-attention[demo]'"
             ) from error
         try:
-            yield
+            yield Path(folder)
         finally:
             for name in changed:
                 os.environ.pop(name)
@@ -146,12 +146,12 @@ def _gradio(host: str):
 
 
 @contextmanager
-def _served(shelf: Any, host: str, port: int | None):
+def _served(shelf: Any, host: str, port: int | None, uploads: Path):
     """Serves the page in a thread; the address that it is at."""
     from starlette.middleware import Middleware
 
     from .cards import STYLE
-    from .own_origin import NothingFetched, OwnOriginOnly
+    from .own_origin import OwnOriginOnly, UploadsOnly
     from .page import build_page
 
     page, before = build_page(shelf), set(threading.enumerate())
@@ -173,7 +173,7 @@ def _served(shelf: Any, host: str, port: int | None):
             enable_monitoring=False,
             css=STYLE,
             app_kwargs={
-                "middleware": [Middleware(OwnOriginOnly), Middleware(NothingFetched)],
+                "middleware": [Middleware(OwnOriginOnly), Middleware(UploadsOnly, uploads)],
                 "docs_url": None,
                 "redoc_url": None,
             },

@@ -1,8 +1,10 @@
 """Keeps the page to itself: neither browsers nor the server load anything from elsewhere."""
 
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -33,17 +35,20 @@ class OwnOriginOnly:
         await self.app(scope, receive, with_policy)
 
 
-class NothingFetched:
-    """Refuses requests that ask the server to fetch an address.
+class UploadsOnly:
+    """Refuses requests that name a file which is no upload.
 
-    Gradio takes addresses where it takes files, and would load them without regard to the limits of an upload.
+    Gradio takes addresses where it takes files, and would load them without regard to the limits of an upload. Other
+    files of the machine it refuses as well, after it has told the terminal.
 
     Args:
         app: The application that answers other requests.
+        uploads: Folder that uploads are in.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
+    def __init__(self, app: Callable[..., Awaitable[None]], uploads: Path):
         self.app = app
+        self.uploads = os.path.realpath(uploads)
 
     async def __call__(self, scope: Message, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         refusal = None
@@ -52,7 +57,7 @@ class NothingFetched:
                 refusal = 403, "this page serves no addresses elsewhere"
             elif scope["method"] not in ("GET", "HEAD") and scope["path"] != _UPLOAD:
                 body = await _body(receive)
-                refusal = _fault(body)
+                refusal = self._fault(body)
                 receive = _again(body, receive)
         if refusal is None:
             await self.app(scope, receive, send)
@@ -60,6 +65,30 @@ class NothingFetched:
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
         await send({"type": "http.response.start", "status": refusal[0], "headers": headers})
         await send({"type": "http.response.body", "body": refusal[1].encode()})
+
+    def _fault(self, body: bytes) -> tuple[int, str] | None:
+        if len(body) > _MAX_BODY:
+            return 413, f"a request may have {_MAX_BODY:,} bytes"
+        try:
+            if body and not self._has_only_uploads(json.loads(body)):
+                return 403, "this page reads uploads, and nothing from elsewhere"
+        except (ValueError, RecursionError):
+            return 400, "the request is no JSON"
+        return None
+
+    def _has_only_uploads(self, value: Any) -> bool:
+        """Whether every file in what JSON holds is an upload."""
+        if isinstance(value, list):
+            return all(map(self._has_only_uploads, value))
+        if not isinstance(value, dict):
+            return True
+        path = value.get("path")
+        if isinstance(path, str) and not self._is_upload(path):
+            return False
+        return all(map(self._has_only_uploads, value.values()))
+
+    def _is_upload(self, path: str) -> bool:
+        return "\0" not in path and Path(os.path.realpath(path)).is_relative_to(self.uploads)
 
 
 async def _body(receive: Callable[..., Any]) -> bytes:
@@ -80,26 +109,3 @@ def _again(body: bytes, receive: Callable[..., Any]) -> Callable[..., Awaitable[
         return read.pop() if read else await receive()
 
     return receive_again
-
-
-def _fault(body: bytes) -> tuple[int, str] | None:
-    if len(body) > _MAX_BODY:
-        return 413, f"a request may have {_MAX_BODY:,} bytes"
-    try:
-        if body and _asks_for_address(json.loads(body)):
-            return 403, "this page reads uploads, and no addresses elsewhere"
-    except (ValueError, RecursionError):
-        return 400, "the request is no JSON"
-    return None
-
-
-def _asks_for_address(value: Any) -> bool:
-    """Whether a file in what JSON holds is at an address."""
-    if isinstance(value, list):
-        return any(map(_asks_for_address, value))
-    if not isinstance(value, dict):
-        return False
-    path = value.get("path")
-    if isinstance(path, str) and path.strip().lower().startswith("http"):
-        return True
-    return any(map(_asks_for_address, value.values()))
