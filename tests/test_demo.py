@@ -300,7 +300,8 @@ def test_the_server_reads_uploads_alone():
     elsewhere = b'{"data": [[{"inner": {"path": " HTTPS://a.org/b.png", "meta": {"_type": "gradio.FileData"}}}]]}'
     assert asked("/queue/join", elsewhere[:30], elsewhere[30:]) == (403, b"")
     assert asked("/gradio_api/run/upload", elsewhere) == (403, b"")  # a name that a visitor may choose
-    for path in ("/etc/hostname", "/uploads/../a.png", "/uploads-of-others/a.png", "a.png", "/uploads/\0a.png", ""):
+    outside = ["/etc/hostname", "/uploads/../a.png", "/uploads-of-others/a.png", "a.png", ""]
+    for path in [*outside, "/uploads/\0a.png", "/uploads/" + "a/" * 2500]:
         assert asked("/queue/join", json.dumps({"data": [{"path": path}]}).encode()) == (403, b""), path
     assert asked("/queue/join", b"[" * 100_000) == (400, b"")
     assert asked("/queue/join", b"{") == (400, b"")

@@ -13,6 +13,7 @@ _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-u
 _ADDRESSES = re.compile(r"[=/]\s*https?:", re.IGNORECASE)  # .../file=https://..., .../file/https://...
 _UPLOAD = "/gradio_api/upload"  # whose bytes Gradio limits itself
 _MAX_BODY = 2**20  # bytes of a request that is no upload; the page's own have a few thousand
+_MAX_PATH = 4096  # letters, as Linux has it
 
 
 class OwnOriginOnly:
@@ -88,8 +89,9 @@ class UploadsOnly:
         return all(map(self._has_only_uploads, value.values()))
 
     def _is_upload(self, path: str) -> bool:
-        # By its letters: visitors make no links, and to look a path of a megabyte up would keep all of them waiting.
-        return "\0" not in path and Path(os.path.abspath(path)).is_relative_to(self.uploads)
+        # By its letters, as visitors make no links. A path that no system takes would keep Gradio, and all, waiting.
+        possible = len(path) <= _MAX_PATH and "\0" not in path
+        return possible and Path(os.path.abspath(path)).is_relative_to(self.uploads)
 
 
 async def _body(receive: Callable[..., Any]) -> bytes:
