@@ -12,7 +12,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # PyTorch first: the kernels are built with its headers, which pip would otherwise fetch a second time.
-.venv/installed: pyproject.toml setup.py $(wildcard src/shuffle_attention/csrc/*) | $(BIN)/python
+.venv/installed: pyproject.toml setup.py $(wildcard src/shuffle_attention/kernels/csrc/*) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.11'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

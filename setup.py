@@ -16,7 +16,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-SOURCES = Path("src/shuffle_attention/csrc")
+SOURCES = Path("src/shuffle_attention/kernels/csrc")
 
 
 def torch_directory() -> Path | None:
@@ -54,7 +54,7 @@ class AnyPython(bdist_wheel):
 
 
 KERNELS = Extension(
-    "shuffle_attention._C",
+    "shuffle_attention.kernels._C",
     sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
     depends=sorted(str(path) for path in SOURCES.glob("*.h")),
     libraries=["torch_cpu"],

@@ -24,8 +24,8 @@ from timing import write
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.fusing import block_tail
-from shuffle_attention.ops import has_kernels
+from shuffle_attention.kernels import has_kernels
+from shuffle_attention.models.fused_block import block_tail
 
 STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # of ResNet-50: channels, height and width
 FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}

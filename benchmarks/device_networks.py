@@ -13,15 +13,13 @@ from published import Published
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.profiling.costs import kept_for_backward
+from shuffle_attention.sanet.profile.costs import kept_for_backward
 
 NETWORK_TARGETS = {"eager": 1.00, "compiled": 1.03}
 
 
 def networks(dry: bool) -> dict[str, nn.Module]:
     import timm
-
-    import shuffle_attention.models  # noqa: F401  (registers the networks)
 
     plain_name, sa_name = ("resnet18", "sa_resnet18") if dry else ("resnet50", "sa_resnet50")
     nets = {"plain": timm.create_model(plain_name), "sa": timm.create_model(sa_name)}

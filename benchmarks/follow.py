@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 from timing import judged, write
 from torch import Tensor, nn
 
-from shuffle_attention import fusing, models
+from shuffle_attention.models import fused_block as fusing
+from shuffle_attention.models import sa_resnet as models
 
 TARGET = 1e-9  # in float64
 RATES = (0.01, 0.05)

@@ -18,7 +18,7 @@ from timing import Times, interleaved, judged, write
 from torch import Tensor
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.ops import reference
+from shuffle_attention.kernels import reference
 
 STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # of ResNet-50: channels, height and width
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

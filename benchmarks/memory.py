@@ -17,7 +17,7 @@ import torch
 from network import FORMATS, NETWORKS, images_of, network, training_step, unfused
 from timing import judged, write
 
-from shuffle_attention.profiling.costs import kept_for_backward
+from shuffle_attention.sanet.profile.costs import kept_for_backward
 
 KEPT_TARGET = 1.0
 

@@ -14,8 +14,9 @@ import torch
 from timing import interleaved, judged, write
 from torch import Tensor, nn
 
-from shuffle_attention import fusing, models
-from shuffle_attention.families import resnet_with
+from shuffle_attention.models import fused_block as fusing
+from shuffle_attention.models import sa_resnet as models
+from shuffle_attention.models.attention_resnet import resnet_with
 
 T = TypeVar("T")
 NETWORKS = {"plain": "none", "sa": "shuffle", "sa-modules": "shuffle", "se": "se", "eca": "eca"}

@@ -11,8 +11,8 @@ from typing import Any
 
 from timing import RESULTS
 
-from shuffle_attention.explain.cams import TITLES
-from shuffle_attention.paired import paired_difference
+from shuffle_attention.explain.maps import TITLES
+from shuffle_attention.sanet.statistics import paired_difference
 
 DOCS = Path(__file__).parents[1] / "docs"
 

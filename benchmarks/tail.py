@@ -15,7 +15,7 @@ from timing import Times, interleaved, judged, write
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.fusing import block_tail
+from shuffle_attention.models.fused_block import block_tail
 
 FORWARD_TARGET, BOTH_WAYS_TARGET = 0.7, 0.8
 

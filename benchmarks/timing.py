@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from shuffle_attention.record import machine
-from shuffle_attention.timing import Times, interleaved
+from shuffle_attention.sanet.environment import machine
+from shuffle_attention.sanet.timing import Times, interleaved
 
 __all__ = ["Times", "interleaved", "judged", "machine", "write"]
 

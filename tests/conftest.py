@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from shuffle_attention.cli import main
-from shuffle_attention.data.datasets import load_digits
-from shuffle_attention.place import Place
+from shuffle_attention.sanet.cli import main
+from shuffle_attention.sanet.data.datasets import load_digits
+from shuffle_attention.sanet.device import Process
 
 # One thread: results and times do not depend on the machine, and `make test` has a process for each core.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,7 +35,7 @@ def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "open", OPEN)
 
 
-CPU = Place(torch.device("cpu"))
+CPU = Process(torch.device("cpu"))
 # A network and a length of training that a test can afford; what it tests does not depend on them.
 QUICK = (
     "--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0 "

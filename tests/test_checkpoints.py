@@ -10,10 +10,9 @@ import safetensors.torch
 import timm
 import torch
 
-import shuffle_attention.models  # noqa: F401  (registers the networks)
 from shuffle_attention import load_checkpoint
 from shuffle_attention.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
-from shuffle_attention.network import identify, restore_network
+from shuffle_attention.sanet.network import identify, restore_network
 
 
 @pytest.fixture(scope="module")

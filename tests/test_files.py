@@ -7,13 +7,13 @@ import os
 import pytest
 
 from shuffle_attention.errors import InputError
-from shuffle_attention.files import held, write_json, written_whole
+from shuffle_attention.files import atomic_write, locked, write_json
 
 
 def test_what_stops_the_writing_leaves_what_was_there(tmp_path):
     path = tmp_path / "figures.csv"
     path.write_text("before")
-    with pytest.raises(TypeError), written_whole(path) as file:
+    with pytest.raises(TypeError), atomic_write(path) as file:
         file.writelines([b"half", "no bytes"])
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["figures.csv"]
@@ -27,7 +27,7 @@ def test_a_signal_right_after_the_replacement_is_not_lost(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "figures.csv") as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "figures.csv") as file:
         file.write(b"whole")
     assert (tmp_path / "figures.csv").read_text() == "whole"
 
@@ -39,10 +39,10 @@ def test_what_is_no_number_is_null_in_json(tmp_path):
 
 
 def test_a_folder_is_had_by_one_at_a_time(tmp_path):
-    with held(tmp_path):
-        with pytest.raises(InputError, match="another process is working in"), held(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(InputError, match="another process is working in"), locked(tmp_path):
             pass
-        with pytest.raises(InputError), held(tmp_path):  # the refused one has not let it go
+        with pytest.raises(InputError), locked(tmp_path):  # the refused one has not let it go
             pass
-    with held(tmp_path):
+    with locked(tmp_path):
         pass

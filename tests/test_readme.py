@@ -15,9 +15,8 @@ import pytest
 import timm
 import torch
 
-import shuffle_attention.models  # noqa: F401  (registers the networks)
 from conftest import sanet_here, write_tree
-from shuffle_attention.detection.digits import digits_coco
+from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -184,15 +183,15 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     )
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
-    assert {path.stem for path in (installed / "recipes").glob("*.yaml")} >= {"imagenet", "digits"}
-    assert (installed / "pages/templates/report.css").exists()
-    assert (installed / "profiling/published.yaml").exists()
-    packages = {path.parent.name for path in (ROOT / "src/shuffle_attention").glob("*/__init__.py")}
-    assert {path.parent.name for path in installed.glob("*/__init__.py")} == packages
+    assert {path.stem for path in (installed / "sanet/recipes").glob("*.yaml")} >= {"imagenet", "digits"}
+    assert (installed / "sanet/report/templates/report.css").exists()
+    assert (installed / "sanet/profile/published.yaml").exists()
+    packages = {path.parent.name for path in (ROOT / "src/shuffle_attention").rglob("__init__.py")}
+    assert {path.parent.name for path in installed.rglob("__init__.py")} == packages
     assert not list(installed.glob("*.so"))
     code = """
 import torch, shuffle_attention, timm, shuffle_attention.models
-from shuffle_attention.recipes.recipe import load_recipe
+from shuffle_attention.sanet.recipes.recipe import load_recipe
 load_recipe("digits")
 timm.create_model("sa_resnet18")(torch.randn(2, 3, 64, 64)).sum().backward()
 print(shuffle_attention.__file__)

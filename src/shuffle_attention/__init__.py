@@ -1,15 +1,14 @@
 """SA-Net: shuffle attention for deep convolutional networks.
 
 Importing this package loads PyTorch and nothing more; ``shuffle_attention.models`` registers the
-SA-ResNets with timm, ``shuffle_attention.families`` also those with other attention.
+SA-ResNets, and those with other attention, with timm.
 """
 
 from importlib.metadata import version
 
-from .attention import attention_names, create_attention
+from .attach import AttachReport, attach, detach
+from .attention import ShuffleAttention, SpatialGroupEnhance, attention_names, create_attention, old_paths
 from .checkpoints import load_checkpoint
-from .layers import ShuffleAttention, SpatialGroupEnhance
-from .surgery import AttachReport, attach, detach
 
 __all__ = [
     "AttachReport",
@@ -22,3 +21,5 @@ __all__ = [
     "load_checkpoint",
 ]
 __version__ = version("shuffle-attention")
+
+old_paths.install()

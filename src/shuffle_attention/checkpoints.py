@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .attach.hooks import fold_plain_weights
 from .errors import InputError
-from .files import written_whole
-from .surgery.attachment import fold_plain_weights
+from .files import atomic_write
 
 # Wrappers that put their name before every key: DataParallel and DDP, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -221,7 +221,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Writes a checkpoint whole; a run that is killed meanwhile still has the one before."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         try:
             torch.save(dict(content), file)
         except RuntimeError as error:

@@ -28,7 +28,7 @@ def require_folder_of(option: str, file: str | os.PathLike | None) -> None:
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of ``path`` when it is complete and on disk.
 
     Whatever stops the writing, the path holds, at every moment, what it held before or all of what is new.
@@ -52,7 +52,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -70,7 +70,7 @@ def _in_json(value: Any) -> Any:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process, until the end of the block or of the process, however it ends.
 
     Raises:

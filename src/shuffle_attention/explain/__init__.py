@@ -3,10 +3,10 @@
 The maps need ``pip install shuffle-attention[explain]``.
 """
 
-from .cams import METHODS, Explanation, explain
-from .faithfulness import Faithfulness, faithfulness
 from .gates import Gates, destinations, gates
 from .groups import GroupScores, group_scores
+from .maps import METHODS, Explanation, explain
+from .scores import Faithfulness, faithfulness
 
 __all__ = [
     "METHODS",

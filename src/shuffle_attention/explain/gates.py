@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention.shuffle import ShuffleAttention
 from ..errors import InputError
-from ..layers import ShuffleAttention
-from ..ops import reference
-from .untouched import untouched
+from ..kernels import reference
+from .eval_mode import eval_mode
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _see_inputs(model: nn.Module, images: Tensor, note: Callable[[str, ShuffleAt
     def hook(_: nn.Module, inputs: tuple[Any, ...], name: str) -> None:
         note(name, layers[name], inputs[0].detach())
 
-    with untouched(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         handles = []
         try:
             for name, layer in layers.items():

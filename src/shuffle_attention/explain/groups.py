@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .eval_mode import eval_mode
 from .gates import groups_by_layer
-from .untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def group_scores(
     """
     by_layer = groups_by_layer(model, image[None])
     found = []
-    with untouched(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         whole = model(image[None]).float().softmax(1)[0, classes].tolist()
         for name, means in by_layer.items():
             masks = as_masks(means[0], image.shape[1:])

@@ -1,0 +1,247 @@
+"""Where in a network attention can stand: names and presets turned into modules, each with its channels."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .trace import CONVOLUTIONS, Dataflow, Value, example_input, record
+
+PRESETS = {
+    "residual": "before each residual addition",
+    "stage": "after the last block of each resolution",
+    "last": "before the last residual addition of each resolution",
+}
+Where = str | Callable[[str, nn.Module], bool]
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
+
+_ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+# What may stand between the last module of a branch and the addition: layer scale, a change of type or layout.
+_ELEMENTWISE = ("mul", "__mul__", "__rmul__", "mul_", "__imul__", "to", "type", "float", "contiguous", "clone")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one attention layer goes.
+
+    Attributes:
+        name: The module.
+        value: Index of the map in the dataflow.
+        channels: Channels of the map.
+        before: Whether the map is what the module takes and not what it gives. So it is for identities,
+            dropout and stochastic depth: what they drop in training is to be dropped after attention.
+    """
+
+    name: str
+    value: int
+    channels: int
+    before: bool
+
+
+def find_places(
+    model: nn.Module, where: Where, example: Example | None = None, leave_out: Collection[str] = ()
+) -> tuple[list[Place], Dataflow]:
+    """Returns the places that are asked for, in the order in which they compute, and what flows in the network.
+
+    The network runs once on an example, and the presets are read from what it does, not from the names or
+    classes of its modules, so that they hold for networks that nobody listed here:
+
+    - A *residual addition* adds two maps of one shape that come from one map, one of them (the shortcut) through
+      at most one convolution, the other (the branch) through more. Attention goes to the last module of
+      the branch, which is a norm in most networks. Layer scale may stand between.
+    - A *block* is a module of the class of one that does a residual addition, with an addition or without (as
+      where a stride or a change of width forbids one). A *stage* is all blocks that give maps of one
+      height and width. In a network without residual additions it is all that is computed at one height and
+      width of more than one pixel, with two convolutions at least, and ends with the last of its outermost modules.
+
+    Args:
+        model: Network.
+        where: A preset, a glob over module names in which ``*`` matches dots as well, or a predicate of name
+            and module. A name of an ``nn.Sequential`` stands for its last module.
+        example: Input, positional inputs (tuple) or inputs by name (dict) that the network runs on. By default
+            one image of zeros, 64 pixels wide, with the channels that the first convolution takes.
+        leave_out: Names of modules that are no places, with all that is inside them.
+
+    Raises:
+        InputError: If the network does not run, if nothing is found, or if what is found is no place.
+    """
+    finder = _Finder(model, example, leave_out)
+    places = finder.preset(where) if isinstance(where, str) and where in PRESETS else finder.matching(where)
+    doubled = [p for i, p in enumerate(places) if any(q.value == p.value for q in places[:i])]
+    if doubled:
+        raise InputError(f"{', '.join(p.name for p in doubled)} would attend to a map that is attended to already")
+    return sorted(places, key=lambda place: place.value), finder.flow
+
+
+class _Finder:
+    def __init__(self, model: nn.Module, example: Example | None, leave_out: Collection[str]):
+        self.model = model
+        self.modules = {
+            name: module
+            for name, module in model.named_modules()
+            if name and not any(name == out or name.startswith(f"{out}.") for out in leave_out)
+        }
+        self.flow = run(model, example)
+        self.calls = self.flow.by_name()
+        self.dimensions = len(self.flow.values[0].shape)
+
+    def preset(self, name: str) -> list[Place]:
+        additions = self.additions()
+        if name == "stage":
+            return self.stages(additions)
+        if name == "last":
+            additions = list({addition.shape[2:]: (addition, branch) for addition, branch in additions}.values())
+        found = [place for _, branch in additions if (place := self.end_of(branch))]
+        if not found:
+            raise InputError(
+                f"where={name!r} stands {PRESETS[name]}, and {type(self.model).__name__} has "
+                + ("residual additions of what no module of its own gives" if additions else "no residual addition")
+                + "; where='stage', a glob over module names or a predicate would do"
+            )
+        return list({place.value: place for place in found}.values())
+
+    def additions(self) -> list[tuple[Value, Value]]:
+        """Each residual addition with the end of its branch."""
+        values, found = self.flow.values, []
+        for addition in values:
+            if addition.operation not in _ADDITIONS or len(addition.parents) != 2:
+                continue
+            shortcut, branch = sorted((values[index] for index in addition.parents), key=lambda value: value.depth)
+            common = (shortcut.ancestors | 1 << shortcut.index) & (branch.ancestors | 1 << branch.index)
+            if not common or branch.shape != shortcut.shape or len(branch.shape) != self.dimensions:
+                continue
+            fork = values[common.bit_length() - 1]
+            if shortcut.depth - fork.depth <= 1 and branch.depth > shortcut.depth:
+                found.append((addition, branch))
+        return found
+
+    def end_of(self, branch: Value) -> Place | None:
+        """The last module of a branch that can be attended to.
+
+        Where several give the same map, a convolution with its norm, say, and the norm in it, it is the outermost:
+        what is inside may be replaced, as when norms are synchronised or fused.
+        """
+        while True:
+            calls = reversed(self.flow.outputs(branch.index))
+            for call in sorted(calls, key=lambda call: call.passes_through):
+                place = self.place(call.name) if call.name in self.modules else None
+                if isinstance(place, Place):
+                    return place
+            if branch.operation not in _ELEMENTWISE or len(branch.parents) != 1:
+                return None
+            branch = self.flow.values[branch.parents[0]]
+            if len(self.flow.children(branch.index)) != 1:
+                return None
+
+    def stages(self, additions: list[tuple[Value, Value]]) -> list[Place]:
+        blocks = {type(self.modules[addition.owner]) for addition, _ in additions if addition.owner in self.modules}
+        convolutions = [v.shape[2:] for v in self.flow.values if v.operation in CONVOLUTIONS]
+        ends: dict[tuple[int, ...], Place] = {}
+        for call in self.flow.calls:
+            module = self.modules.get(call.name)
+            if module is None or (blocks and type(module) not in blocks):
+                continue
+            place = self.place(call.name)
+            if not isinstance(place, Place):
+                continue
+            size = self.flow.values[place.value].shape[2:]
+            inner = size in ends and call.name.count(".") > ends[size].name.count(".")
+            pooled = max(size) == 1  # as what squeeze-and-excitation and heads compute on
+            if blocks or (convolutions.count(size) > 1 and not inner and not pooled):
+                ends[size] = place
+        if not ends:
+            raise InputError(f"where='stage' finds no map with two convolutions in {type(self.model).__name__}")
+        return list(ends.values())
+
+    def matching(self, where: Where) -> list[Place]:
+        if isinstance(where, str):
+            names = [name for name in self.modules if fnmatch.fnmatchcase(name, where)]
+        elif callable(where) and not isinstance(where, type | nn.Module):
+            names = [name for name, module in self.modules.items() if where(name, module)]
+        else:
+            raise InputError(
+                f"where must be a preset, a glob or a predicate of name and module, got {where!r}; for all modules "
+                f"of a class: where=lambda name, module: isinstance(module, nn.BatchNorm2d)"
+            )
+        if not names:
+            raise InputError(f"where={where!r} matches no module of {type(self.model).__name__}; {self._hint(where)}")
+        found = {name: self.place(self.last_of(name)) for name in names}
+        faults = {name: fault for name, fault in found.items() if isinstance(fault, str)}
+        if faults:
+            shown = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:4])
+            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+            raise InputError(
+                f"attention cannot stand at {len(faults)} of the {len(names)} modules that match: {shown}{more}"
+            )
+        return list({place.name: place for place in found.values() if isinstance(place, Place)}.values())
+
+    def last_of(self, name: str) -> str:
+        """The module itself, or the last one of an ``nn.Sequential``, which would run a child of another kind."""
+        while type(self.modules[name]).forward is nn.Sequential.forward and len(self.modules[name]._modules):
+            name = f"{name}.{list(self.modules[name]._modules)[-1]}"
+        return name
+
+    def place(self, name: str) -> Place | str:
+        """The place at a module, or what is against it."""
+        if isinstance(self.modules[name], nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return "is a container, which would run attention as one of its own"
+        calls = self.calls.get(name, [])
+        if not calls:
+            return "is not called when the network runs"
+        if len(calls) > 1:
+            return f"is called {len(calls)} times in one pass, for maps that may have different channels"
+        call = calls[0]
+        if call.output is None:
+            return "does not give one tensor"
+        value = self.flow.values[call.output]
+        shape = value.shape
+        if len(shape) != self.dimensions or len(shape) < 3:
+            return f"gives {shape}, which is no map (B, C, *spatial)"
+        if value.channels_last:
+            return f"gives {shape}, which has its channels in the last dimension and not in the second"
+        return Place(name, call.output, shape[1], call.passes_through)
+
+    def _hint(self, where: Where) -> str:
+        presets = ", ".join(f"{name!r} ({what})" for name, what in PRESETS.items())
+        near = (
+            difflib.get_close_matches(where, [*PRESETS, *self.modules], n=3, cutoff=0.5)
+            if isinstance(where, str)
+            else []
+        )
+        names = near or [
+            name for name in self.modules if isinstance(self.modules[name], nn.modules.batchnorm._BatchNorm)
+        ]
+        like = f"names like {', '.join(map(repr, names[:3]))}" if names else "see model.named_modules()"
+        return f"presets are {presets}; a glob is matched with whole names, {like}"
+
+
+def run(model: nn.Module, example: Example | None) -> Dataflow:
+    """Returns what flows in the network when it runs on the example.
+
+    Raises:
+        InputError: If it does not run.
+    """
+    if example is None:
+        try:
+            example = example_input(model)
+        except LookupError:
+            raise InputError(
+                f"{type(model).__name__} has no convolution, so that there is no map for attention to stand on; for a "
+                f"network with convolutions of a kind of its own give an input: example=torch.zeros(...)"
+            ) from None
+    args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
+    kwargs = example if isinstance(example, dict) else {}
+    try:
+        return record(model, args, kwargs)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a network may raise
+        shapes = ", ".join(str(tuple(t.shape)) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+        raise InputError(
+            f"{type(model).__name__} did not run on zeros of shape {shapes} ({type(error).__name__}: {error}); "
+            f"give an input that it takes: example=torch.zeros(...), a tuple or a dict of them"
+        ) from error

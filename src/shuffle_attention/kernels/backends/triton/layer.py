@@ -1,0 +1,328 @@
+"""Triton kernels of the layer for CUDA. Only the files ``triton_*.py`` import triton, and they load when they run.
+
+With ``d = x - mean``, the gate of a plane is ``sigmoid(slope * d + offset)``:
+
+    channel branch    slope = 0                          offset = cweight * mean + cbias
+    spatial branch    slope = sweight * gn_weight * rstd, offset = sweight * gn_bias + sbias
+
+so that both branches are one computation with other coefficients. In the backward, with
+``t = grad * x * gate * (1 - gate)`` and T0, T1 the means over a plane of ``t`` and of ``t * d * rstd``,
+
+    channel branch    dx = gate * grad + cweight * T0
+    spatial branch    dx = gate * grad + slope * (t - T0 - d * rstd * T1)
+
+and the gradients of the parameters are sums of T0, T1 and T0 * mean over samples and groups. A map is
+read once from memory and written once, in the backward it and the gradient are read once each; what does
+not fit a program's registers is read again, from the cache. Sums and gates are float32.
+"""
+# pyright: reportArgumentType=false
+# What a kernel is launched with is not of the types that it is written with.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import reference
+
+_TILE = 4096  # values that a program holds of each map
+_CHANNELS = 32  # channels of each half that a program takes in channels_last: 64 bytes of a row in half precision
+
+
+@triton.jit
+def _coefficients(parameters, channel, mean, rstd, n, inside):
+    """Slope and offset of some channels' gates; the weight of their channel gates; which of them have one."""
+    r = channel % (2 * n)
+    j = r % n
+    cw = tl.load(parameters + j, inside, 0.0)
+    cb = tl.load(parameters + n + j, inside, 0.0)
+    sw = tl.load(parameters + 2 * n + j, inside, 0.0)
+    sb = tl.load(parameters + 3 * n + j, inside, 0.0)
+    gw = tl.load(parameters + 4 * n + j, inside, 0.0)
+    gb = tl.load(parameters + 5 * n + j, inside, 0.0)
+    by_channel = r < n
+    slope = tl.where(by_channel, 0.0, sw * gw * rstd)
+    offset = tl.where(by_channel, cw * mean + cb, sw * gb + sb)
+    return slope, offset, tl.where(by_channel, cw, 0.0), by_channel
+
+
+@triton.jit
+def _moments(total, square, first, pixels, eps):
+    """Mean and reciprocal deviation from sums about a pixel of the plane, so that a large mean costs no digits."""
+    shift = total / pixels
+    return first + shift, 1.0 / tl.sqrt(tl.maximum(square / pixels - shift * shift, 0.0) + eps)
+
+
+@triton.jit
+def _tangent(value, grad, d, slope, offset):
+    """The gate, and the gradient of its argument."""
+    gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
+    return gate, grad * value * gate * (1.0 - gate)
+
+
+@triton.jit
+def _gradient(gate, t, grad, d, slope, cweight, rstd, by_channel, t0, t1):
+    through = tl.where(by_channel, cweight * t0, slope * (t - t0 - d * rstd * t1))
+    return gate * grad + through
+
+
+@triton.jit
+def _planes(
+    x, grad, out, sums, parameters, eps, rows, channels, n, pixels,
+    shuffle: tl.constexpr, backward: tl.constexpr, whole: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """NCHW, forward or backward: each program takes ROWS planes, in one tile or in tiles of BLOCK pixels."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    channel = (row % channels).to(tl.int32)
+    half = channels // 2
+    partner = row
+    if shuffle:
+        partner = row - channel + channel % half * 2 + channel // half
+    here = row[:, None] * pixels
+    there = partner[:, None] * pixels
+    pixel = tl.arange(0, BLOCK)[None, :]
+    first = tl.load(x + row * pixels, inside, 0.0).to(tl.float32)
+    mask = inside[:, None] & (pixel < pixels)
+    value = tl.load(x + here + pixel, mask, 0.0).to(tl.float32)
+    if whole:
+        mean = tl.sum(value, 1) / pixels
+        d = tl.where(mask, value - mean[:, None], 0.0)
+        rstd = 1.0 / tl.sqrt(tl.sum(d * d, 1) / pixels + eps)
+    else:
+        total = tl.zeros((ROWS,), tl.float32)
+        square = tl.zeros((ROWS,), tl.float32)
+        for start in range(0, pixels, BLOCK):
+            part = inside[:, None] & (start + pixel < pixels)
+            v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
+            shifted = tl.where(part, v - first[:, None], 0.0)
+            total += tl.sum(shifted, 1)
+            square += tl.sum(shifted * shifted, 1)
+        mean, rstd = _moments(total, square, first, pixels, eps)
+    slope, offset, cweight, by_channel = _coefficients(parameters, channel, mean, rstd, n, inside)
+    slope, offset, mean = slope[:, None], offset[:, None], mean[:, None]
+    if not backward:
+        for start in range(0, pixels, BLOCK):
+            part = inside[:, None] & (start + pixel < pixels)
+            v = value
+            if not whole:
+                v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
+            gate = 1.0 / (1.0 + tl.exp(-(slope * (v - mean) + offset)))
+            tl.store(out + there + start + pixel, (v * gate).to(out.dtype.element_ty), part)
+    else:
+        t0 = tl.zeros((ROWS,), tl.float32)
+        t1 = tl.zeros((ROWS,), tl.float32)
+        g = tl.load(grad + there + pixel, mask, 0.0).to(tl.float32)
+        for start in range(0, pixels, BLOCK):
+            part = inside[:, None] & (start + pixel < pixels)
+            v = value
+            if not whole:
+                v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
+                g = tl.load(grad + there + start + pixel, part, 0.0).to(tl.float32)
+            _, t = _tangent(v, g, v - mean, slope, offset)
+            t0 += tl.sum(t, 1)
+            t1 += tl.sum(t * (v - mean), 1) * rstd
+        tl.store(sums + row, tl.where(by_channel, t0 * tl.sum(mean, 1), t1), inside)
+        tl.store(sums + rows + row, t0, inside)
+        t0 = (t0 / pixels)[:, None]
+        t1 = (t1 / pixels)[:, None]
+        for start in range(0, pixels, BLOCK):
+            part = inside[:, None] & (start + pixel < pixels)
+            v = value
+            if not whole:
+                v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
+                g = tl.load(grad + there + start + pixel, part, 0.0).to(tl.float32)
+            d = v - mean
+            gate, t = _tangent(v, g, d, slope, offset)
+            dx = _gradient(gate, t, g, d, slope, cweight[:, None], rstd[:, None], by_channel[:, None], t0, t1)
+            tl.store(out + here + start + pixel, dx.to(out.dtype.element_ty), part)
+
+
+@triton.jit
+def _load_pair(
+    source, pixel, inside, base, channels, shuffle: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Tiles (PIXELS, CHANNELS) of a shuffled map's channels that come from the lower and from the upper half."""
+    half = channels // 2
+    if shuffle:
+        c = 2 * base + tl.arange(0, 2 * CHANNELS)
+        both = tl.load(source + pixel * channels + c[None, :], inside & (c < channels)[None, :], 0.0).to(tl.float32)
+        lower, upper = tl.split(tl.reshape(both, (PIXELS, CHANNELS, 2)))
+    else:
+        c = base + tl.arange(0, CHANNELS)
+        part = inside & (c < half)[None, :]
+        lower = tl.load(source + pixel * channels + c[None, :], part, 0.0).to(tl.float32)
+        upper = tl.load(source + pixel * channels + half + c[None, :], part, 0.0).to(tl.float32)
+    return lower, upper
+
+
+@triton.jit
+def _store_pair(target, lower, upper, pixel, inside, base, channels, shuffle: tl.constexpr, CHANNELS: tl.constexpr):
+    half = channels // 2
+    if shuffle:
+        c = 2 * base + tl.arange(0, 2 * CHANNELS)
+        both = tl.interleave(lower, upper).to(target.dtype.element_ty)
+        tl.store(target + pixel * channels + c[None, :], both, inside & (c < channels)[None, :])
+    else:
+        c = base + tl.arange(0, CHANNELS)
+        part = inside & (c < half)[None, :]
+        tl.store(target + pixel * channels + c[None, :], lower.to(target.dtype.element_ty), part)
+        tl.store(target + pixel * channels + half + c[None, :], upper.to(target.dtype.element_ty), part)
+
+
+@triton.jit
+def _rows(
+    x, grad, out, sums, parameters, eps, batch, channels, n, pixels,
+    shuffle: tl.constexpr, backward: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """channels_last: each program takes CHANNELS of the lower half and those of the upper that they are shuffled with.
+
+    The two are neighbours on the shuffled side, so that both sides are read and written in whole rows.
+    """
+    sample = tl.program_id(1).to(tl.int64)
+    base = tl.program_id(0) * CHANNELS
+    half = channels // 2
+    low = base + tl.arange(0, CHANNELS)
+    valid = low < half
+    x += sample * pixels * channels
+    out += sample * pixels * channels
+    pixel = tl.arange(0, PIXELS)[:, None]
+    first_l = tl.load(x + low, valid, 0.0).to(tl.float32)
+    first_u = tl.load(x + half + low, valid, 0.0).to(tl.float32)
+    total_l = tl.zeros((CHANNELS,), tl.float32)
+    total_u = tl.zeros((CHANNELS,), tl.float32)
+    square_l = tl.zeros((CHANNELS,), tl.float32)
+    square_u = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, pixels, PIXELS):
+        inside = start + pixel < pixels
+        lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
+        part = inside & valid[None, :]
+        lower = tl.where(part, lower - first_l[None, :], 0.0)
+        upper = tl.where(part, upper - first_u[None, :], 0.0)
+        total_l += tl.sum(lower, 0)
+        total_u += tl.sum(upper, 0)
+        square_l += tl.sum(lower * lower, 0)
+        square_u += tl.sum(upper * upper, 0)
+    mean_l, rstd_l = _moments(total_l, square_l, first_l, pixels, eps)
+    mean_u, rstd_u = _moments(total_u, square_u, first_u, pixels, eps)
+    slope_l, offset_l, cweight_l, by_channel_l = _coefficients(parameters, low, mean_l, rstd_l, n, valid)
+    slope_u, offset_u, cweight_u, by_channel_u = _coefficients(parameters, half + low, mean_u, rstd_u, n, valid)
+    if not backward:
+        for start in range(0, pixels, PIXELS):
+            inside = start + pixel < pixels
+            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
+            lower = lower / (1.0 + tl.exp(-(slope_l[None, :] * (lower - mean_l[None, :]) + offset_l[None, :])))
+            upper = upper / (1.0 + tl.exp(-(slope_u[None, :] * (upper - mean_u[None, :]) + offset_u[None, :])))
+            _store_pair(out, lower, upper, start + pixel, inside, base, channels, shuffle, CHANNELS)
+    else:
+        grad += sample * pixels * channels
+        t0_l = tl.zeros((CHANNELS,), tl.float32)
+        t0_u = tl.zeros((CHANNELS,), tl.float32)
+        t1_l = tl.zeros((CHANNELS,), tl.float32)
+        t1_u = tl.zeros((CHANNELS,), tl.float32)
+        for start in range(0, pixels, PIXELS):
+            inside = start + pixel < pixels
+            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
+            g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
+            d_l = lower - mean_l[None, :]
+            d_u = upper - mean_u[None, :]
+            _, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :])
+            _, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :])
+            t0_l += tl.sum(t_l, 0)
+            t0_u += tl.sum(t_u, 0)
+            t1_l += tl.sum(t_l * d_l, 0) * rstd_l
+            t1_u += tl.sum(t_u * d_u, 0) * rstd_u
+        at = sample * channels + low
+        all_rows = batch * channels
+        tl.store(sums + at, tl.where(by_channel_l, t0_l * mean_l, t1_l), valid)
+        tl.store(sums + at + half, tl.where(by_channel_u, t0_u * mean_u, t1_u), valid)
+        tl.store(sums + all_rows + at, t0_l, valid)
+        tl.store(sums + all_rows + at + half, t0_u, valid)
+        t0_l, t0_u, t1_l, t1_u = t0_l / pixels, t0_u / pixels, t1_l / pixels, t1_u / pixels
+        for start in range(0, pixels, PIXELS):
+            inside = start + pixel < pixels
+            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
+            g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
+            d_l = lower - mean_l[None, :]
+            d_u = upper - mean_u[None, :]
+            gate_l, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :])
+            gate_u, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :])
+            dx_l = _gradient(
+                gate_l, t_l, g_l, d_l, slope_l[None, :], cweight_l[None, :], rstd_l[None, :], by_channel_l[None, :],
+                t0_l[None, :], t1_l[None, :],
+            )  # fmt: skip
+            dx_u = _gradient(
+                gate_u, t_u, g_u, d_u, slope_u[None, :], cweight_u[None, :], rstd_u[None, :], by_channel_u[None, :],
+                t0_u[None, :], t1_u[None, :],
+            )  # fmt: skip
+            _store_pair(out, dx_l, dx_u, start + pixel, inside, base, channels, False, CHANNELS)
+
+
+def forward(x: Tensor, *arguments) -> Tensor:
+    """Returns the attended map; arguments as those of the op."""
+    *parameters, eps, shuffle = arguments
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return torch.empty_like(x).copy_(reference.shuffle_attention(x, *arguments))
+    out, _ = _run(x, None, parameters, eps, shuffle)
+    return out
+
+
+def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
+    """Returns the gradients of the map and of the six parameters; arguments as those of the op."""
+    *parameters, eps, shuffle = arguments
+    if x.dtype == torch.float64 or x.numel() == 0:
+        dx, *rest = reference.shuffle_attention_backward(grad, x, *arguments)
+        return torch.empty_like(x).copy_(dx), *rest
+    dx, sums = _run(x, grad, parameters, eps, shuffle)
+    _, _, sw, _, gw, gb = (p.float() for p in parameters)
+    n = sw.numel()
+    # (scale or shift, branch, n): the first branch's are those of the channel gate, the second's of the spatial one.
+    scale, shift = sums.view(2, -1, 2, n).sum(1)
+    gradients = (  # none a part of another, which PyTorch forbids the outputs of an op
+        scale[0].clone(),
+        shift[0].clone(),
+        gw.flatten() * scale[1] + gb.flatten() * shift[1],
+        shift[1].clone(),
+        sw.flatten() * scale[1],
+        sw.flatten() * shift[1],
+    )
+    return dx, *(g.to(p.dtype).view_as(p) for g, p in zip(gradients, parameters, strict=True))
+
+
+def _run(x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, shuffle: bool) -> tuple[Tensor, Tensor]:
+    """The map, or its gradient where ``grad`` is given, in the layout of ``x``; and the sums of each plane."""
+    batch, channels = x.shape[:2]
+    pixels = x.numel() // (batch * channels)
+    n = parameters[0].numel()
+    in_rows = is_in_rows(x)
+    dense = in_layout(x, in_rows)
+    out = torch.empty_like(dense)
+    sums = torch.empty(2, batch * channels if grad is not None else 0, dtype=torch.float32, device=x.device)
+    packed = torch.cat([p.reshape(-1).float() for p in parameters])
+    upstream = dense if grad is None else in_layout(grad, in_rows)
+    backward = grad is not None
+    if in_rows:
+        tile = min(triton.next_power_of_2(pixels), _TILE // _CHANNELS)
+        grid = (triton.cdiv(channels // 2, _CHANNELS), batch)
+        _rows[grid](
+            dense, upstream, out, sums, packed, eps, batch, channels, n, pixels,
+            shuffle=shuffle, backward=backward, PIXELS=tile, CHANNELS=_CHANNELS,
+        )  # fmt: skip
+    else:
+        block = min(triton.next_power_of_2(pixels), _TILE)
+        rows = _TILE // block
+        _planes[(triton.cdiv(batch * channels, rows),)](
+            dense, upstream, out, sums, packed, eps, batch * channels, channels, n, pixels,
+            shuffle=shuffle, backward=backward, whole=block >= pixels, ROWS=rows, BLOCK=block,
+        )  # fmt: skip
+    return (out if out.stride() == torch.empty_like(x).stride() else torch.empty_like(x).copy_(out)), sums
+
+
+def is_in_rows(x: Tensor) -> bool:
+    """Whether the channels of a position are neighbours in memory: channels_last."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def in_layout(x: Tensor, in_rows: bool) -> Tensor:
+    """The map, copied if it does not have the layout."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if in_rows else x.contiguous()

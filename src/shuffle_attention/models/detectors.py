@@ -1,0 +1,189 @@
+"""Detectors by name: torchvision's, each over a feature pyramid on any backbone.
+
+Heads, anchors, matching, losses and post-processing are torchvision's, with torchvision's defaults: on a plain
+ResNet they are the networks of ``torchvision.models.detection``, entry by entry.
+
+Sources: Ren et al., Faster R-CNN, arXiv:1506.01497; He et al., Mask R-CNN, arXiv:1703.06870; Lin et al., RetinaNet,
+arXiv:1708.02002; Tian et al., FCOS, arXiv:1904.01355; Lin et al., FPN, arXiv:1612.03144.
+"""
+
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+
+from ..errors import InputError, asked_for
+from .pyramid import PyramidBackbone, create_body, freeze_first_stages, load_backbone, normalisation
+
+__all__ = ["ARCHITECTURES", "create_detector"]
+PYRAMID_CHANNELS = 256
+WITH_WEIGHTS_TRAINABLE = 3  # stages of a backbone that has weights; Detectron and torchvision train three
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A detector of torchvision and the feature pyramid that its paper gives it.
+
+    Attributes:
+        network: Class of the detector.
+        strides: Strides of the maps that the pyramid is built on.
+        extra_blocks: Makes the levels above them, given the channels of a level.
+        losses: Names of its losses.
+        masks: Whether it segments what it finds.
+        anchors: Name of the argument that takes its anchors, and their octaves at each level; None without anchors.
+    """
+
+    network: type[nn.Module]
+    strides: tuple[int, ...]
+    extra_blocks: Callable[[int], ExtraFPNBlock]
+    losses: tuple[str, ...]
+    masks: bool = False
+    anchors: tuple[str, tuple[float, ...]] | None = None
+
+
+def _pooled(channels: int) -> ExtraFPNBlock:
+    return LastLevelMaxPool()
+
+
+def _p6_and_p7(channels: int) -> ExtraFPNBlock:
+    return LastLevelP6P7(channels, channels)
+
+
+_RPN_ANCHORS = ("rpn_anchor_generator", (0.0,))
+_RCNN_LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+_DENSE_LOSSES = ("classification", "bbox_regression")
+ARCHITECTURES = {
+    "faster_rcnn": Architecture(FasterRCNN, (4, 8, 16, 32), _pooled, _RCNN_LOSSES, anchors=_RPN_ANCHORS),
+    "mask_rcnn": Architecture(
+        MaskRCNN, (4, 8, 16, 32), _pooled, (*_RCNN_LOSSES, "loss_mask"), masks=True, anchors=_RPN_ANCHORS
+    ),
+    # Without stride 4, whose anchors would be too many (RetinaNet, section 4).
+    "retinanet": Architecture(
+        RetinaNet, (8, 16, 32), _p6_and_p7, _DENSE_LOSSES, anchors=("anchor_generator", (0.0, 1 / 3, 2 / 3))
+    ),
+    "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7, (*_DENSE_LOSSES, "bbox_ctrness")),
+}
+
+
+def create_detector(
+    arch: str,
+    backbone: str = "sa_resnet50",
+    num_classes: int = 91,
+    *,
+    weights: str | os.PathLike | None = None,
+    may_differ: Iterable[str] | None = None,
+    pretrained: bool = False,
+    trainable_layers: int | None = None,
+    frozen_norm: bool | None = None,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    anchor_sizes: Sequence[int] | None = None,
+    pyramid_channels: int = PYRAMID_CHANNELS,
+    backbone_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Returns a detector on the CPU, in training mode.
+
+    Like torchvision's detectors it takes a list of images (C, H, W) in [0, 1], of any sizes, and normalises and
+    resizes them itself; in training also a list of targets (dicts of ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels,
+    ``labels`` (N,) from 1 and, for ``mask_rcnn``, ``masks`` (N, H, W)), giving a dict of losses. In evaluation it
+    gives for each image a dict of ``boxes``, ``labels``, ``scores`` and, for ``mask_rcnn``, ``masks`` (N, 1, H, W)
+    in [0, 1], at the size of the image.
+
+    Args:
+        arch: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
+        backbone: Name of a network of timm, those of this package among them.
+        num_classes: Number of classes, the background, which is label 0, among them.
+        weights: Classification checkpoint of the backbone; its classifier is left out.
+        may_differ: Patterns of entries of that checkpoint that need not fit, in place of the classifier's.
+        pretrained: Whether to take timm's own weights of the backbone, downloading them where needed.
+        trainable_layers: How many of the backbone's stages are trained, from the last; 5 is all of a ResNet, its stem
+            included. By default 3 of a backbone with weights, and all of one without.
+        frozen_norm: Whether the backbone's BatchNorm keeps statistics, scale and shift as they are. By default that
+            of a backbone with weights does.
+        min_size: Length to which the shorter side of an image is resized, in pixels; several are drawn from at
+            random in training, and evaluation takes the last.
+        max_size: Length that the longer side does not exceed.
+        anchor_sizes: Side of the anchors of each of the five levels, in pixels of the resized image; 32 to 512 by
+            default. Objects of half the smallest are hardly found.
+        pyramid_channels: Channels of each level of the pyramid and of the convolutions of the heads; a multiple of
+            32. With 64 in place of 256 the masks of a small data set cost a sixteenth.
+        backbone_options: Further arguments of ``timm.create_model``.
+        **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
+
+    Raises:
+        InputError: If there is no such detector or backbone, or an argument does not fit.
+        CheckpointError: If ``weights`` do not fit the backbone.
+
+    Example:
+        >>> detector = create_detector("mask_rcnn", "sa_resnet18", num_classes=2, min_size=256)
+    """
+    if arch not in ARCHITECTURES:
+        raise InputError(f"no detector {arch!r}; there are {', '.join(ARCHITECTURES)}")
+    if num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, background and one more, got {num_classes}")
+    if weights is not None and pretrained:
+        raise InputError(f"the backbone has its weights either from {weights} or pretrained, not both")
+    if pyramid_channels < 32 or pyramid_channels % 32:
+        raise InputError(f"pyramid_channels must be a multiple of 32, got {pyramid_channels}")
+    chosen = ARCHITECTURES[arch]
+    require_arguments(arch, kwargs)
+    body = create_body(backbone, chosen.strides, pretrained=pretrained, options=backbone_options or {})
+    if weights is not None:
+        load_backbone(body, backbone, weights, may_differ=may_differ)
+    has_weights = pretrained or weights is not None
+    if trainable_layers is None and has_weights:
+        trainable_layers = WITH_WEIGHTS_TRAINABLE
+    if trainable_layers is not None:
+        freeze_first_stages(body, trainable_layers)
+    frozen_norm = has_weights if frozen_norm is None else frozen_norm
+    levels = chosen.extra_blocks(pyramid_channels)
+    pyramid = PyramidBackbone(body, pyramid_channels, levels, frozen_norm=frozen_norm)
+    settings = {**normalisation(body), "min_size": min_size, "max_size": max_size, **kwargs}
+    if anchor_sizes is not None:
+        settings |= _anchors(arch, anchor_sizes)
+    with asked_for(arch=arch, **kwargs):
+        detector: Any = chosen.network(pyramid, num_classes, **settings)
+    if chosen.masks and pyramid_channels != PYRAMID_CHANNELS:
+        # The one head whose width torchvision does not take from the pyramid.
+        detector.roi_heads.mask_head = MaskRCNNHeads(pyramid_channels, (pyramid_channels,) * 4, 1)
+        detector.roi_heads.mask_predictor = MaskRCNNPredictor(pyramid_channels, pyramid_channels, num_classes)
+    return detector
+
+
+def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:
+    """Anchors as torchvision's defaults but for their sizes: three ratios, and RetinaNet's three octaves."""
+    anchors = ARCHITECTURES[arch].anchors
+    if anchors is None:
+        raise InputError(f"{arch} has no anchors; leave anchor_sizes={tuple(sizes)} out")
+    if len(sizes) != 5 or not all(size > 0 for size in sizes):
+        raise InputError(f"anchor_sizes must be five lengths, one for each level, got {tuple(sizes)}")
+    argument, octaves = anchors
+    levels = tuple(tuple(int(size * 2**octave) for octave in octaves) for size in sizes)
+    return {argument: AnchorGenerator(levels, ((0.5, 1.0, 2.0),) * len(levels))}
+
+
+def require_arguments(arch: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuses what torchvision would take without a word and never read.
+
+    Raises:
+        InputError: If an argument is none of the detector's.
+    """
+    known: set[str] = set()
+    for part in (*ARCHITECTURES[arch].network.__mro__, GeneralizedRCNNTransform):
+        if issubclass(part, nn.Module) and part is not nn.Module:
+            known |= set(inspect.signature(part.__init__).parameters)
+    for name in kwargs:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise InputError(f"{arch} takes no argument {name!r}{hint}")

@@ -1,0 +1,139 @@
+"""The end of a residual block as one op instead of its modules one after the other, and when that may be."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..attention.shuffle import ShuffleAttention
+from ..errors import InputError
+from ..kernels import has_kernels
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def can_fuse(
+    u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module, act: nn.Module, drop_path: nn.Module | None
+) -> bool:
+    """Returns whether ``act(drop_path(attention(norm(u))) + shortcut)`` is what one op computes, to rounding.
+
+    It is not where somebody looks or reaches between the modules (hooks, a subclass, another norm or
+    activation), where the graph is to show them (fx, tracing, export), where branches are dropped,
+    where types differ, and where there is no kernel for the device and type.
+
+    Args:
+        u: What goes into ``norm``.
+        shortcut: What is added.
+        norm: The last norm of the branch.
+        attention: The attention after it.
+        act: The activation after the addition.
+        drop_path: Stochastic depth of the branch, or None.
+    """
+    if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return False
+    return (
+        type(norm) is nn.BatchNorm2d
+        and type(attention) is ShuffleAttention
+        and type(act) is nn.ReLU
+        and (drop_path is None or not drop_path.training)
+        and has_kernels(u)
+        and u.dtype == shortcut.dtype
+        and u.shape == shortcut.shape
+        and not any(getattr(module, hooks) for module in (norm, attention, act) for hooks in _HOOKS)
+        and not _global_hooks()
+    )
+
+
+def _global_hooks() -> bool:
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def block_tail(
+    u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention, *, relu: bool = True
+) -> Tensor:
+    """Returns ``relu(attention(norm(u)) + shortcut)``, as the modules one by one would, up to rounding.
+
+    In training the running statistics of ``norm`` and its count of batches are brought up to date; where
+    it has none, or is in training, the statistics are those of the batch, and otherwise the running ones.
+    Hooks of the two modules are not called. Statistics and gates are float32 (float64 for float64),
+    whatever the type of the map, and what is between the modules is not rounded to it.
+
+    Args:
+        u: Map (B, C, *spatial) that goes into ``norm``, with 1 to 3 spatial dimensions.
+        shortcut: What is added, of the shape and type of ``u``; None for nothing.
+        norm: The BatchNorm before the attention.
+        attention: The attention, whose parameters are read.
+        relu: Whether ReLU comes last.
+
+    Returns:
+        Map of the shape, type and memory format of ``u``.
+
+    Raises:
+        TypeError: If ``u`` is not of a floating-point type.
+        InputError: If shapes or types do not fit together, or training sees one value a channel (a ``ValueError``).
+
+    Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
+    """
+    _check(u, shortcut, norm, attention)
+    running_mean, running_var = norm.running_mean, norm.running_var
+    by_batch = norm.training or running_mean is None or running_var is None
+    values = u.numel() // norm.num_features
+    if by_batch and values == 1:
+        raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
+    weight, bias = norm.weight, norm.bias
+    weight = u.new_ones(norm.num_features) if weight is None else weight
+    bias = u.new_zeros(norm.num_features) if bias is None else bias
+    out, _, moments = torch.ops.shuffle_attention.block_tail(
+        u,
+        shortcut,
+        weight,
+        bias,
+        None if by_batch else running_mean,
+        None if by_batch else running_var,
+        *attention.op_parameters(),
+        norm.eps,
+        attention.gn.eps,
+        attention.shuffle,
+        relu,
+    )
+    if norm.training and norm.track_running_stats:
+        _update_running_statistics(norm, moments, values)
+    return out
+
+
+def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention) -> None:
+    if not u.is_floating_point():
+        raise TypeError(f"u must be of a floating-point type, got {u.dtype}")
+    if not 3 <= u.dim() <= 5:
+        raise InputError(f"u must have shape (B, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(u.shape)}")
+    if not u.shape[1] == norm.num_features == attention.channels:
+        raise InputError(
+            f"u, norm and attention must have the same number of channels, got {tuple(u.shape)}, "
+            f"{norm.num_features} and {attention.channels}"
+        )
+    if shortcut is not None and (shortcut.shape != u.shape or shortcut.dtype != u.dtype):
+        raise InputError(
+            f"the shortcut must have the shape and type of u, got {tuple(shortcut.shape)} of {shortcut.dtype} "
+            f"for {tuple(u.shape)} of {u.dtype}"
+        )
+
+
+@torch.no_grad()
+def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
+    """What BatchNorm does after a training step; the running variance is the unbiased one."""
+    running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if running_mean is None or running_var is None:
+        return
+    if count is not None:
+        count.add_(1)
+    if values == 0:
+        return
+    mean, var = moments.to(running_mean.dtype).unbind()
+    var = var * (values / (values - 1))
+    if norm.momentum is None and count is not None:
+        share = count.to(mean.dtype).reciprocal()  # a tensor, so that nothing is waited for
+        running_mean.lerp_(mean, share)
+        running_var.lerp_(var, share)
+    else:
+        momentum = norm.momentum if norm.momentum is not None else 0.0
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var, momentum)

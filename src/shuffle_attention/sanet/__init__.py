@@ -1,0 +1,1 @@
+"""The workbench behind the command ``sanet``."""

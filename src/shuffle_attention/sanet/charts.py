@@ -1,0 +1,153 @@
+"""The pictures of the measurements, as PNG."""
+
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+
+
+@dataclass(frozen=True)
+class Circle:
+    """One network of :func:`draw_accuracy`: its name, where it lies, and how large it is."""
+
+    label: str
+    millions: float
+    gflops: float
+    top1: float
+    deviation: float | None
+
+
+@contextmanager
+def drawing(path: Path, **figure: Any):
+    """A figure to draw on, which is written to ``path`` as PNG, whole, when the block ends."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(layout="constrained", **figure)
+    FigureCanvasAgg(canvas)
+    yield canvas
+    save(canvas, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG, whole; its texts as they are, for the names of files and classes are no mathematics."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings(), atomic_write(path) as file:
+        warnings.filterwarnings("ignore", "Glyph")  # a box stands for a letter that the font has not
+        figure.savefig(file, format="png", dpi=120)
+
+
+def draw_bars(
+    names: Sequence[str], baselines: Collection[str], panels: Mapping[str, Sequence[float]], title: str, path: Path
+) -> None:
+    """Draws bars of figures that are ratios to those of a baseline, one panel beside the other.
+
+    Args:
+        names: What is compared.
+        baselines: Those among them that are compared with, in grey.
+        panels: Title of each panel, with a ratio for each name.
+        title: Title of the whole.
+        path: PNG to write.
+    """
+    with drawing(path, figsize=(2 + 2.1 * len(panels), 1.3 + 0.32 * len(names))) as figure:
+        figure.suptitle(title, fontsize=10)
+        for axes, (panel, ratios) in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            axes.barh(range(len(names)), ratios, color=["0.6" if name in baselines else "C0" for name in names])
+            axes.axvline(1, color="0.3", lw=0.8)
+            axes.set_xlim(0, 1.3 * max(ratios))
+            for place, ratio in enumerate(ratios):
+                axes.text(ratio, place, f" {ratio:.3f}", va="center", fontsize=8)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_title(panel, fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].invert_yaxis()
+
+
+def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
+    """Draws accuracy against parameters, with circles whose area is the multiply-adds, after figure 1 of the paper.
+
+    The names stand in a column beside the circles, in the order of accuracy, each with a line to its circle: networks
+    that differ in a few parameters lie above one another.
+    """
+    with drawing(path, figsize=(8, 5)) as figure:
+        axes = figure.add_subplot()
+        largest = max(circle.gflops for circle in circles)
+        for index, circle in enumerate(circles):
+            colour = f"C{index % 10}"
+            area = 700 * circle.gflops / largest
+            axes.scatter(circle.millions, circle.top1, s=area, color=colour, alpha=0.4, lw=0)
+            axes.errorbar(
+                circle.millions, circle.top1, yerr=circle.deviation or None, fmt="o", ms=3, color=colour, capsize=3
+            )
+        low = min(circle.top1 - (circle.deviation or 0) for circle in circles)
+        high = max(circle.top1 + (circle.deviation or 0) for circle in circles)
+        margin = max(0.2 * (high - low), 0.05)
+        bottom, top = low - margin, high + margin
+        axes.set_ylim(bottom, top)
+        middle = (min(c.millions for c in circles) + max(c.millions for c in circles)) / 2
+        # A few parameters more or less are no distance: the axis spans at least two percent of them.
+        reach = max(0.7 * (max(c.millions for c in circles) - min(c.millions for c in circles)), 0.01 * middle)
+        axes.set_xlim(middle - reach, middle + reach)
+        axes.ticklabel_format(axis="both", useOffset=False)
+        axes.locator_params(axis="x", nbins=5)  # labels of three decimals have to fit beside one another
+        wanted = [(circle.top1 - bottom) / (top - bottom) for circle in circles]
+        for index, height in _spread(wanted, 0.065).items():
+            circle = circles[index]
+            text = f"{circle.label}  {circle.top1:.2f} %, {circle.millions:.4g} M, {circle.gflops:.3g} G"
+            axes.annotate(
+                text,
+                (circle.millions, circle.top1),
+                (1.05, height),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9,
+                color=f"C{index % 10}",
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": f"C{index % 10}", "shrinkB": 3, "relpos": (0, 0.5)},
+                annotation_clip=False,
+            )
+        axes.set_xlabel("parameters, millions")
+        axes.set_ylabel("top-1, %")
+        axes.grid(alpha=0.3)
+        axes.set_title(title, fontsize=10)
+
+
+def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
+    """Draws accuracy over the steps of training, from the first one on, a line for each name.
+
+    One attention has one colour: its line is dashed where the network's function was not preserved.
+    """
+    colours: dict[str, str] = {}
+    with drawing(path, figsize=(10, 5)) as figure:
+        axes = figure.add_subplot()
+        for name, points in curves.items():
+            colour = colours.setdefault(re.sub("-(un)?preserved$", "", name), f"C{len(colours) % 10}")
+            steps, accuracies = zip(*points, strict=True)
+            style = "--" if name.endswith("-unpreserved") else "-"
+            axes.plot(steps, accuracies, style, marker=".", label=name, color=colour)
+        axes.set_xlabel("optimiser steps")
+        axes.set_ylabel("top-1, %")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper")  # beside the lines, which can be anywhere
+        axes.set_title(title, fontsize=10)
+
+
+def _spread(wanted: Sequence[float], gap: float) -> dict[int, float]:
+    """Heights in rising order at least ``gap`` apart, near those wanted, with their mean."""
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    heights: dict[int, float] = {}
+    for index in order:
+        lowest = max(heights.values()) + gap if heights else wanted[index]
+        heights[index] = max(wanted[index], lowest)
+    shift = sum(heights[index] - wanted[index] for index in order) / max(1, len(order))
+    return {index: height - shift for index, height in heights.items()}

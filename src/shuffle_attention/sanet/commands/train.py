@@ -1,0 +1,106 @@
+"""What the commands do around the jobs: processes, devices, folders, and the figures that they print."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.table import Table
+from torch import distributed
+
+from ...checkpoints import read_checkpoint
+from ...errors import InputError
+from ..console import console
+from ..device import Process, open_process
+from ..network import recipe_of
+from ..recipes.recipe import Recipe, RunRecipe, load_recipe, recipe_names
+from ..tasks.task import Problem
+from ..training.loop import Interrupted, Outcome, train
+from ..training.run_folder import RunFolder
+
+R = TypeVar("R", bound=RunRecipe)
+
+
+def train_command(
+    problem: type[Problem], name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None
+) -> int:
+    """Runs ``sanet train`` or its like for another kind of network, and returns its exit code."""
+    if resume not in (None, "", "auto"):
+        if output is not None and output != resume:
+            raise InputError(f"--resume {resume} and --output {output} name two folders; give one")
+        output = resume
+    if resume in ("", "auto") and output is None:
+        raise InputError("--resume needs the folder of a run: --resume DIR, or --output DIR --resume auto")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
+    recipe = continued = None
+    if (output is not None and resume is not None) or restarted:
+        continued = RunFolder(Path(output or ""))
+        if continued.last.exists():
+            if name is not None and resume != "auto" and not restarted:
+                raise InputError(
+                    f"--resume continues with the recipe in {output}; single fields can be given, --recipe not"
+                )
+            content = read_checkpoint(continued.last)
+            recipe = recipe_of(content, continued.last, problem.recipe_type)[0].replaced(**overrides)
+        elif resume == "auto" or restarted:
+            continued = None
+        else:
+            raise InputError(f"no run to continue in {output}: there is no {continued.last}")
+    if recipe is None:
+        recipe = named_recipe(name, overrides, problem.recipe_type)
+        if resume is None and output is not None and not restarted and RunFolder(Path(output)).config.exists():
+            raise InputError(
+                f"{output} holds a run already; continue it with --resume {output}, or name another --output"
+            )
+    with open_process(recipe.device) as process:
+        folder = _shared(output or f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}", process)
+        if process.rank == 0:
+            verb = "continuing" if continued else "training"
+            console.print(
+                f"{verb} {recipe.title} on {recipe.data}, {recipe.epochs} epochs, {_where(process)}, in {folder}"
+            )
+        try:
+            outcome = train(recipe, folder, process, resume=continued is not None, problem=problem)
+        except Interrupted as interrupted:
+            if process.rank == 0:
+                console.print(str(interrupted))
+            return interrupted.exit_code
+        if process.rank == 0:
+            _print_outcome(outcome, problem.best_figures(outcome.best))
+    return 0
+
+
+def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Recipe) -> R:
+    """Returns the recipe that a command names, that of the embedded digits by default, with what it says otherwise."""
+    if name is None and overrides.get("data", "digits") != "digits":
+        others = [known for known in recipe_names(kind) if known != "digits"]
+        raise InputError(f"name a recipe for these data: --recipe {', '.join(others)}")
+    return load_recipe(name or "digits", kind).replaced(**overrides)
+
+
+def _shared(value: str, process: Process) -> str:
+    """The first process's value, on all of them."""
+    values = [value]
+    if process.world_size > 1:
+        distributed.broadcast_object_list(values, src=0, device=process.device)
+    return values[0]
+
+
+def _where(process: Process) -> str:
+    return (
+        f"{process.device}" if process.world_size == 1 else f"{process.world_size} processes on {process.device.type}"
+    )
+
+
+def _print_outcome(outcome: Outcome, figures: dict[str, str]) -> None:
+    table = Table(title=f"best epoch: {outcome.best['epoch']:.0f}", title_justify="left", show_header=False)
+    for name, text in figures.items():
+        table.add_row(name, text)
+    files = outcome.files
+    for name, path in (("checkpoint", files.best), ("curves", files.curves), ("figures", files.metrics)):
+        table.add_row(name, str(path))
+    if files.report.exists():
+        table.add_row("report", str(files.report))
+    console.print(table)

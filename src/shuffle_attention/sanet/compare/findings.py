@@ -1,0 +1,200 @@
+"""What a comparison found: a table, and the same as JSON, CSV and a picture."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ...files import write_json, write_text
+from ..charts import Circle, draw_accuracy, draw_steps
+from ..console import console
+from ..environment import machine, versions
+from ..profile.costs import Size
+from ..statistics import PairedDifference, Summary, paired_difference, summary
+from .comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one variant, in percent of the validation images.
+
+    Attributes:
+        name: The variant.
+        size: Parameters and multiply-adds.
+        top1: Accuracy after the last epoch, by seed.
+        best: Accuracy of the best epoch, by seed: chosen on the images that it is measured on, hence too high.
+        mean: Of ``top1``; None where no run is finished.
+        difference: To the baseline, paired by seed; None for the baseline itself.
+    """
+
+    name: str
+    size: Size
+    top1: dict[int, float]
+    best: dict[int, float]
+    mean: Summary | None
+    difference: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class FindingsTable:
+    """Findings as text.
+
+    Attributes:
+        columns: Two lines above each column; none above the names.
+        rows: The cells of each variant.
+        note: What is to be known below it.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    note: str
+
+
+def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
+    """Returns what the finished runs of a comparison found, in the order of its variants."""
+    top1: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
+    best: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
+    for run in comparison.runs:
+        if run.finished:
+            accuracies = [row["val_top1"] for row in run.history(comparison.base.epochs)]
+            top1[run.variant.name][run.seed] = accuracies[-1]
+            best[run.variant.name][run.seed] = max(accuracies)
+    baseline = comparison.variants[0].name
+    return [
+        Finding(
+            name,
+            sizes[name],
+            figures,
+            best[name],
+            summary(figures),
+            None if name == baseline else paired_difference(figures, top1[baseline]),
+        )
+        for name, figures in top1.items()
+    ]
+
+
+def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
+    """Returns the table, with a column of how many runs there are where some are not finished."""
+    incomplete = any(len(finding.top1) < seeds for finding in found)
+    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{found[0].name}", "95 %\ninterval"]
+    rows = []
+    for finding in found:
+        size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
+        mean, difference = finding.mean, finding.difference
+        accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
+        over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
+        runs = [f"{len(finding.top1)}/{seeds}"] if incomplete else []
+        rows.append([finding.name, *size, *accuracy, *over, *runs])
+    each = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
+    note = (
+        f"{each}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
+        "An interval that holds 0 shows no difference."
+    )
+    return FindingsTable([*columns, *(["\nruns"] if incomplete else [])], rows, note)
+
+
+def print_findings(found: list[Finding], seeds: int) -> None:
+    """Prints the table."""
+    content = findings_table(found, seeds)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in content.columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in content.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(content.note)
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(difference: PairedDifference) -> str:
+    if difference.low is None or difference.high is None:
+        return "not defined"
+    return f"[{difference.low:+.2f}, {difference.high:+.2f}]"
+
+
+def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> list[Path]:
+    """Writes ``comparison.json``, ``comparison.csv`` and ``comparison.png``, each whole, and returns their paths.
+
+    There is no picture while no run is finished, and ``curves.png`` where accuracy was taken within the epochs.
+    """
+    base = comparison.base
+    content: dict[str, Any] = {
+        "baseline": found[0].name,
+        "data": base.data,
+        "recipe": comparison.shared_fields(),
+        "seeds": comparison.seeds,
+        "figure": "top-1 in percent of the validation images after the last epoch",
+        "variants": [asdict(finding) for finding in found],
+        "curves": _curves(comparison),
+        "failed": dict(failed),
+        "trained_on": trained_on(comparison),
+        "machine": machine() | versions(),
+    }
+    folder = comparison.folder
+    written = [folder / "comparison.json", folder / "comparison.csv"]
+    write_json(written[0], content)
+    write_text(written[1], _table_of_runs(found))
+    if curves := content["curves"]:
+        written.append(folder / "curves.png")
+        draw_steps(curves, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
+    circles = [
+        Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
+        for f in found
+        if f.mean is not None
+    ]
+    if circles:
+        written.append(folder / "comparison.png")
+        epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
+        title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(found)}"
+        draw_accuracy(circles, title, written[-1])
+    return written
+
+
+def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
+    """Returns what the finished runs were made with, each machine, software and source once."""
+    records = []
+    for run in comparison.runs:
+        if run.finished and (record := run.files.record()) not in records:
+            records.append(record)
+    return records
+
+
+def _runs_in_words(found: list[Finding]) -> str:
+    counts = sorted({len(finding.top1) for finding in found} - {0})
+    if counts[-1] == 1:
+        return "one seed each"
+    return f"mean and standard deviation of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
+
+
+def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
+    """Mean accuracy of each variant at the steps that all of its finished runs were evaluated at."""
+    curves = {}
+    for variant in comparison.variants:
+        runs = [run.curve() for run in comparison.runs if run.variant == variant and run.finished]
+        by_step = [{row["step"]: row["val_top1"] for row in rows} for rows in runs if rows]
+        shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
+        if shared:
+            curves[variant.name] = [(step, sum(run[step] for run in by_step) / len(by_step)) for step in shared]
+    return curves
+
+
+def _table_of_runs(found: list[Finding]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seed", "top1", "best_top1", "over_baseline", "parameters", "multiply_adds"])
+    for finding in found:
+        differences = finding.difference.by_seed if finding.difference else {}
+        for seed, accuracy in finding.top1.items():
+            over = f"{differences[seed]:.10g}" if seed in differences else ""
+            size = finding.size
+            row = [finding.name, seed, f"{accuracy:.10g}", f"{finding.best[seed]:.10g}", over]
+            writer.writerow([*row, size.parameters, size.multiply_adds])
+    return text.getvalue()

@@ -1,0 +1,206 @@
+"""Data sets of labelled images: folders, every name of timm's ``create_dataset``, and the embedded digits."""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IterableImageDataset, create_dataset
+from torch.utils.data import Dataset
+
+from ...errors import DataError
+from ..recipes.recipe import Recipe
+from .folders import check_images, scan_tree
+from .images import read_image, to_mode
+
+NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+
+
+class Samples(Dataset):
+    """Labelled images at given places: decoding, transforms with their own randomness, and bad files counted.
+
+    A training sample is asked for by ``(epoch, index)`` and its augmentation depends on these and the
+    seed alone, not on the process that loads it or on what was loaded before: a run can stop anywhere,
+    and be spread over any number of workers, and still sees the same pixels. For evaluation the key is
+    the index alone.
+
+    An image that cannot be decoded is marked in ``failed``. In training the next readable one takes its
+    place; in evaluation its label is -1, which the evaluation leaves out.
+
+    Args:
+        source: Indexable, giving (path, file or PIL image, label).
+        names: Name of each sample, for messages.
+        classes: Name of each label.
+        mode: "RGB" or "L".
+        seed: Seed of the augmentation.
+        kept: Indices of ``source`` to use; all by default.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        names: Sequence[object],
+        classes: list[str] | None,
+        *,
+        mode: str = "RGB",
+        seed: int = 0,
+        kept: Sequence[int] | None = None,
+    ):
+        self.source = source
+        self.names = names
+        self.classes = classes
+        self.mode = mode
+        self.seed = seed
+        self.kept = range(len(names)) if kept is None else kept
+        self.transform: Any = None
+        # Shared, because it is the loader's processes that find out.
+        self.failed = torch.zeros(len(self.kept), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def name(self, index: int) -> str:
+        return str(self.names[self.kept[index]])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, int]:
+        if isinstance(key, tuple):
+            epoch, index = key
+            with seeded(self.seed, epoch, index):
+                image, label = self._readable(index)
+                return self.transform(image), label
+        image = self._decode(key)
+        if image is None:
+            return self.transform(Image.new(self.mode, (64, 64))), -1
+        return self.transform(image[0]), image[1]
+
+    def _readable(self, index: int, tries: int = 50) -> tuple[Image.Image, int]:
+        for step in range(min(tries, len(self))):
+            sample = self._decode((index + step) % len(self))
+            if sample is not None:
+                return sample
+        raise DataError(f"{tries} images in a row cannot be decoded, starting at {self.name(index)}")
+
+    def _decode(self, index: int) -> tuple[Image.Image, int] | None:
+        try:
+            image, label = self.source[self.kept[index]]
+            if isinstance(image, Image.Image):
+                return to_mode(image, self.mode), int(label)
+            with open(image, "rb") if isinstance(image, str) else image as file:
+                return read_image(file, self.mode), int(label)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            self.failed[index] = True
+            return None
+
+    @property
+    def left_out(self) -> int:
+        """How many images of the source are not used."""
+        return len(self.names) - len(self.kept)
+
+    def fingerprint(self) -> str:
+        """Returns what tells these samples, their labels and their order from others."""
+        digest = hashlib.sha256()
+        for index in self.kept:
+            label = self.source[index][1] if isinstance(self.source, list) else ""
+            digest.update(f"{os.path.basename(str(self.names[index]))} {label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def failures(self) -> list[str]:
+        """Returns the names of the images that could not be decoded so far."""
+        return [self.name(int(index)) for index in self.failed.nonzero()]
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Randomness that depends on the key alone, for every generator that transforms draw from."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> Samples | IterableImageDataset:
+    """Returns the training or the validation data of a recipe.
+
+    Args:
+        recipe: Says where the data are and how they are read.
+        split: "train" or "val".
+        classes: Class names in the order of their labels, where they are known: from the training data, or
+            from a checkpoint.
+
+    Raises:
+        DataError: If there are no such data, or their classes do not fit.
+    """
+    mode = "RGB" if recipe.in_chans == 3 else "L"
+    if recipe.data == "digits":
+        images, names = load_digits(split)
+        return Samples(images, names, [str(digit) for digit in range(10)], mode=mode, seed=recipe.seed)
+    if recipe.data.startswith(NAMED):
+        return _open_named(recipe, split, mode, classes)
+    tree = scan_tree(recipe.data, split, classes)
+    paths = [path for path, _ in tree.images]
+    kept = check_images(paths, mode, skip_bad=recipe.skip_bad_images) if recipe.check_images else None
+    left = {label for _, label in tree.images} - {tree.images[index][1] for index in kept or range(len(paths))}
+    if left and split == "train":
+        names = ", ".join(tree.classes[label] for label in sorted(left))
+        raise DataError(f"no image of {len(left)} classes can be read: {names}")
+    return Samples(tree.images, paths, tree.classes, mode=mode, seed=recipe.seed, kept=kept)
+
+
+def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int]], list[str]]:
+    """Returns scikit-learn's handwritten digits as greyscale images with labels, and their names.
+
+    1,797 real digits of 8 x 8 pixels (UCI "Optical Recognition of Handwritten Digits"), shown larger;
+    a fifth of each class is for validation.
+    """
+    from sklearn.datasets import load_digits as load
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = map(np.asarray, load(return_X_y=True))
+    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    chosen = parts[0] if split == "train" else parts[1]
+    grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = [(Image.fromarray(grey[i]).resize((size, size), Image.Resampling.BICUBIC), int(labels[i])) for i in chosen]
+    return images, [f"digit {i}" for i in chosen]
+
+
+def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) -> Samples | IterableImageDataset:
+    """A data set that timm opens by name: in memory where it can be indexed, else as a stream."""
+    name = recipe.train_split if split == "train" else recipe.val_split
+    streams = recipe.data.startswith(("hfids/", "tfds/", "wds/"))
+    options: dict[str, Any] = {"is_training": split == "train", "seed": recipe.seed} if streams else {}
+    if streams:
+        options |= {"batch_size": recipe.batch_size, "input_img_mode": mode}
+    try:
+        dataset = create_dataset(recipe.data, root=recipe.data_dir, split=name, **options)
+    # Each kind of data set has a library of its own, with errors of its own.
+    except Exception as error:
+        where = f"in {recipe.data_dir}" if recipe.data_dir else "(data_dir is not given)"
+        raise DataError(f"{recipe.data}, split {name!r}, cannot be opened {where}: {error}") from error
+    if isinstance(dataset, IterableImageDataset):
+        if not len(dataset):
+            raise DataError(
+                f"{recipe.data}, split {name!r}, does not say how many images it has; "
+                f"for wds/ write the split as 'shard-{{000..009}}.tar|IMAGES'"
+            )
+        return dataset
+    source = getattr(dataset, "reader", dataset)
+    labels = getattr(source, "class_to_idx", None) or {}
+    classes = [str(name) for name, _ in sorted(labels.items(), key=lambda item: item[1])] or None
+    if known and classes and known != classes:
+        raise DataError(
+            f"{recipe.data}, split {name!r}, has the classes {', '.join(classes[:5])} ... ({len(classes)}), and known "
+            f"are {', '.join(known[:5])} ... ({len(known)}); they must be the same in the same order"
+        )
+    return Samples(source, range(len(source)), classes, mode=mode, seed=recipe.seed)

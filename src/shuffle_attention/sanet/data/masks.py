@@ -1,0 +1,113 @@
+"""Masks of objects in COCO's three notations: polygons, and run lengths as a list or as a string.
+
+Run lengths alternate between outside and inside, column after column, starting outside. In a string each is written
+as the difference to the one before the last, five bits a character from the lowest on, as COCO's own tools do.
+
+Source: Lin et al., Microsoft COCO, arXiv:1405.0312, and its data format, https://cocodataset.org/#format-data.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+
+__all__ = ["decode_mask", "encode_mask", "mask_fault", "require_evaluator"]
+
+
+def require_evaluator() -> Any:
+    """Returns faster-coco-eval, which COCO's masks and scores are computed with.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise InputError(
+            "COCO data need faster-coco-eval, which is not installed: pip install shuffle-attention[detection]"
+        ) from error
+    return faster_coco_eval
+
+
+def mask_fault(segmentation: object, height: int, width: int) -> str:
+    """Returns what is wrong with a mask of an image of that size, or nothing.
+
+    The decoders trust what they are given, and write where broken run lengths lead them.
+    """
+    if isinstance(segmentation, list):
+        return _polygon_fault(segmentation)
+    if not isinstance(segmentation, Mapping):
+        return f"neither polygons nor run lengths but {type(segmentation).__name__}"
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        return f"run lengths of size {size} for an image of {[height, width]}"
+    try:
+        lengths = _run_lengths(counts)
+    except ValueError as error:
+        return str(error)
+    if any(length < 0 for length in lengths) or sum(lengths) != height * width:
+        return f"run lengths that are negative or sum to {sum(lengths)} and not {height * width} pixels"
+    if not any(lengths[1::2]):
+        return "an empty mask"
+    return ""
+
+
+def _polygon_fault(polygons: list[Any]) -> str:
+    if not polygons:
+        return "an empty list of polygons"
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "a polygon that is not a list of three or more points x, y"
+        if not all(_is_finite(number) for number in polygon):
+            return "a polygon with coordinates that are no numbers"
+    return ""
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _run_lengths(counts: object) -> list[int]:
+    """Returns the lengths that ``counts`` stands for; raises ValueError if it stands for none."""
+    if isinstance(counts, list):
+        if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
+            raise ValueError("run lengths that are not whole numbers")
+        return counts
+    if not isinstance(counts, str):
+        raise ValueError(f"run lengths as {type(counts).__name__}")
+    lengths: list[int] = []
+    number = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"run lengths with the character {character!r}")
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        lengths.append(number + lengths[-2] if len(lengths) > 2 else number)
+        number = shift = 0
+    if shift:
+        raise ValueError("run lengths that break off")
+    return lengths
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Returns a mask without fault as (H, W) of 0 and 1, in uint8."""
+    mask = require_evaluator().mask
+    return np.ascontiguousarray(mask.decode(mask.segmToRle(segmentation, width, height)))
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Returns a mask (H, W) of 0 and 1 as run lengths in a string, as JSON can hold it."""
+    found = require_evaluator().mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = found["counts"]
+    return {
+        "size": [int(side) for side in found["size"]],
+        "counts": counts.decode() if isinstance(counts, bytes) else counts,
+    }

@@ -1,0 +1,195 @@
+"""The page: its parts, and what happens when one of them is touched. Only this file and the start import Gradio."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ...errors import InputError
+from ...explain.maps import METHODS, TITLES
+from .examples import examples_for
+from .html import as_cards, as_charts, as_message
+from .predictors import Network, Request, Result
+from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
+
+_METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
+_PREDICTED, _DEFAULT_LAYER = "predicted", "last stage that shows places"
+_SHOWN_AT_FIRST = 3  # networks
+_KEPT = 3600  # seconds for which the image of a visit that has ended is kept, in memory
+_HEAD = """<div class="head"><h1>What does it attend to?</h1>
+<p>Drop an image: what networks predict, where the evidence is, and what the gates of shuffle attention do.</p></div>"""
+
+
+@dataclass
+class PageState:
+    """What the page has to show, which all visitors share.
+
+    Attributes:
+        networks: The networks; none while the first is being trained.
+        status: What is to be told until they are there.
+        examples: Kinds of examples, as :func:`examples_for` takes them.
+    """
+
+    networks: list[Network] = field(default_factory=list)
+    status: str = ""
+    examples: set[str] = field(default_factory=set)
+
+    def chosen(self, labels: Sequence[str]) -> list[Network]:
+        """Returns the networks with these labels; all where there is but one."""
+        return [n for n in self.networks if n.label in labels] if len(self.networks) > 1 else self.networks
+
+
+def build_page(shelf: PageState) -> gr.Blocks:
+    """Returns the page; what one visitor does is kept in that visitor's session alone."""
+    examples = examples_for(shelf.examples)
+    # Gradio writes uploads to its folder; they are read at once, and removed within a minute and a half.
+    with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
+        visit = gr.State(None, time_to_live=_KEPT)
+        gr.HTML(_HEAD)
+        timer = gr.Timer(1.0, active=False)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                upload = gr.File(
+                    label=f"Image, up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels",
+                    file_types=["image"],
+                    height=160,
+                    elem_id="upload",
+                )
+                gallery = gr.Gallery(
+                    [(image, name) for image, name in examples],
+                    label="Or one that was not trained on",
+                    height="auto",
+                    format="png",
+                    object_fit="contain",
+                    allow_preview=False,
+                    buttons=[],
+                    interactive=False,
+                    visible=bool(examples),
+                    elem_id="examples",
+                )
+                networks = gr.CheckboxGroup([], label="Networks", visible=False, elem_id="networks")
+            with gr.Column(scale=5, min_width=300):
+                message = gr.HTML(visible=False, elem_id="message")
+                with gr.Row(elem_id="wishes"):
+                    target = gr.Dropdown([_PREDICTED], value=_PREDICTED, label="Class", min_width=140, elem_id="target")
+                    method = gr.Dropdown(
+                        [(_METHODS[METHODS[0]], METHODS[0])], label="Method", min_width=140, elem_id="method"
+                    )
+                    layer = gr.Dropdown(
+                        [_DEFAULT_LAYER],
+                        value=_DEFAULT_LAYER,
+                        allow_custom_value=True,
+                        label="Layer: a stage, or a module's name",
+                        min_width=240,
+                        elem_id="layer",
+                    )
+                    threshold = gr.Slider(
+                        0.05,
+                        0.95,
+                        0.5,
+                        step=0.05,
+                        label="Least score of what is detected",
+                        min_width=240,
+                        visible=False,
+                    )
+                result = gr.HTML(elem_id="result")
+                gates = gr.HTML(elem_id="gates")
+
+        def offer() -> list[Any]:
+            """What there is to choose, and what is to be told."""
+            if not shelf.networks:
+                return [*(gr.skip() for _ in range(5)), _tell(shelf.status), gr.Timer(active=True)]
+            labels = [network.label for network in shelf.networks]
+            classifiers = [network for network in shelf.networks if network.classes]
+            gated = any(network.gated for network in classifiers)
+            methods = [(_METHODS[name], name) for name in METHODS if name != "group" or gated]
+            classes = dict.fromkeys(name for network in classifiers for name in network.classes)
+            layers = dict.fromkeys(name for network in classifiers for name in network.layers)
+            some = bool(classifiers)
+            return [
+                gr.CheckboxGroup(labels, value=labels[:_SHOWN_AT_FIRST], visible=len(labels) > 1),
+                gr.Dropdown([_PREDICTED, *classes], value=_PREDICTED, visible=some),
+                gr.Dropdown(methods, value=METHODS[0], visible=some),
+                gr.Dropdown([_DEFAULT_LAYER, *layers], value=_DEFAULT_LAYER, visible=some),
+                gr.Slider(visible=len(classifiers) < len(labels)),
+                _tell(),
+                gr.Timer(active=False),
+            ]
+
+        def receive(file: dict[str, Any] | None) -> tuple[Any, ...]:
+            """Reads what was uploaded, and empties the field for the next."""
+            if file is None:
+                return gr.skip(), gr.skip(), gr.skip()
+            try:
+                return read_upload(file["path"]), None, _tell()
+            except (InputError, OSError) as error:
+                return None, None, _tell(str(error), wrong=True)
+
+        def choose(event: gr.SelectData) -> tuple[Any, ...]:
+            return examples[event.index][0], _tell()
+
+        def first(image: Image.Image | None) -> Any:
+            """Shows an example to who has just come."""
+            return examples[0][0] if image is None and examples and shelf.networks else image
+
+        def look(
+            image: Image.Image | None, labels: list[str], target: str, method: str, layer: str, threshold: float
+        ) -> str:
+            if image is None or not shelf.networks:
+                return ""
+            wish = Request(
+                None if target == _PREDICTED else target,
+                None if layer in (_DEFAULT_LAYER, "", None) else layer,
+                method or METHODS[0],
+                threshold,
+            )
+            chosen = shelf.chosen(labels)
+            if not chosen:
+                return as_message("choose a network")
+            return as_cards([_look(network, image, wish) for network in chosen])
+
+        def open_gates(image: Image.Image | None, labels: list[str]) -> str:
+            if image is None:
+                return ""
+            try:
+                found = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
+            except (InputError, RuntimeError, MemoryError) as error:
+                return as_message(str(error) or type(error).__name__, wrong=True)
+            return as_charts(found)
+
+        offered = [networks, target, method, layer, threshold, message, timer]
+        wishes = [visit, networks, target, method, layer, threshold]
+        options: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        quiet = {**options, "show_progress": "hidden"}
+
+        def then_show(event: Any) -> None:
+            event = event.then(look, wishes, result, **options)
+            event.then(open_gates, [visit, networks], gates, **options)
+
+        for begin in (page.load, timer.tick):
+            then_show(begin(offer, None, offered, **quiet).then(first, visit, visit, **quiet))
+        received = upload.upload(
+            receive, upload, [visit, upload, message], preprocess=False, concurrency_limit=2, **quiet
+        )
+        then_show(received)
+        then_show(gallery.select(choose, None, [visit, message], **quiet))
+        then_show(networks.input(lambda: None, None, None, **quiet))
+        for control in (target, method, layer):
+            control.input(look, wishes, result, trigger_mode="always_last", **options)
+        threshold.release(look, wishes, result, trigger_mode="always_last", **options)
+    page.queue(max_size=64, default_concurrency_limit=4)
+    return page
+
+
+def _tell(text: str = "", *, wrong: bool = False) -> gr.HTML:
+    return gr.HTML(as_message(text, wrong=wrong), visible=bool(text))
+
+
+def _look(network: Network, image: Image.Image, wish: Request) -> Result:
+    """One network that cannot go on, for want of memory, say, leaves the others to be seen."""
+    try:
+        return network.look(image, wish)
+    except (InputError, RuntimeError, MemoryError) as error:
+        return Result(network.label, network.about, [], [], [], str(error) or type(error).__name__)

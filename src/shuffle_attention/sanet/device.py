@@ -1,0 +1,69 @@
+"""Device, memory format, precision and distributed rank of this process."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from timm.utils.distributed import init_distributed_device_so
+from torch import distributed, nn
+
+from ..errors import InputError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of a distributed run.
+
+    Attributes:
+        device: Device that it computes on.
+        rank: Its number; 0 is the one that writes and prints.
+        world_size: Number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def to_device(self, model: nn.Module, *, channels_last: bool) -> nn.Module:
+        """Return a network moved to the device, its convolutions in NHWC memory format if asked for."""
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+@contextmanager
+def open_process(device: str) -> Iterator[Process]:
+    """Join the processes that torchrun or SLURM started, if any did, and leave them at the end.
+
+    Args:
+        device: Device as PyTorch names it; ``auto`` takes the accelerator where there is one.
+
+    Raises:
+        InputError: If PyTorch cannot use the device.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator.type if accelerator else "cpu"
+    try:
+        torch.zeros(1, device=device).item()  # meta has no values
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    settings = init_distributed_device_so(device)
+    process = Process(torch.device(settings["device"]), int(settings["global_rank"]), int(settings["world_size"]))
+    if process.rank != 0:
+        logging.getLogger("shuffle_attention").setLevel(logging.ERROR)
+    try:
+        yield process
+    finally:
+        if process.world_size > 1:
+            distributed.destroy_process_group()
+
+
+def autocast(process: Process, precision: str) -> AbstractContextManager:
+    """Return the context in which a network computes in ``precision``: fp32, bf16 or fp16."""
+    if precision not in PRECISIONS:
+        return nullcontext()
+    return torch.autocast(process.device.type, PRECISIONS[precision])

@@ -1,0 +1,1 @@
+"""Images, charts and files of ``sanet explain``."""

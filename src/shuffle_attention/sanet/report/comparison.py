@@ -1,0 +1,80 @@
+"""The report of a comparison."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..compare.comparison import Comparison
+from ..compare.findings import Finding, findings_table, trained_on
+from ..training.run_folder import REPORT
+from .html import write_page
+from .images import embedded_file
+from .run import changed_fields, fields_by_group
+
+__all__ = ["write_comparison_report"]
+
+_NAMED = 4  # networks in the heading
+_NOT_SHARED = ("model", "seed")
+
+
+def write_comparison_report(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> Path:
+    """Writes ``report.html`` of a comparison, beside its other files, and returns its path.
+
+    Args:
+        comparison: What was compared.
+        found: What the finished runs found, as :func:`findings` returns it.
+        failed: Why runs failed, by their folders.
+    """
+    base, folder = comparison.base, comparison.folder
+    table = findings_table(found, len(comparison.seeds))
+    pictures = [
+        (title, embedded_file(folder / name))
+        for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
+        if (folder / name).exists()
+    ]
+    compared = ", ".join(finding.name for finding in found) if len(found) <= _NAMED else f"{len(found)} networks"
+    values: dict[str, Any] = {
+        "title": f"{compared} on {Path(base.data).name}",
+        "kind": "comparison by sanet compare",
+        "epochs": base.epochs,
+        "seeds": len(comparison.seeds),
+        "columns": [column.split("\n") for column in table.columns],
+        "rows": table.rows,
+        "note": table.note,
+        "others": len(found) - 1,
+        "pictures": pictures,
+        "runs": _runs(comparison, found),
+        "failed": failed,
+        "changed": [row for row in changed_fields(base) if row[0] not in _NOT_SHARED],
+        "settings": [
+            (group, [row for row in rows if row[0] not in _NOT_SHARED]) for group, rows in fields_by_group(base)
+        ],
+        "machines": trained_on(comparison),
+    }
+    path = folder / REPORT
+    write_page("comparison.html", values, path)
+    return path
+
+
+def _runs(comparison: Comparison, found: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
+    """Variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each finished run."""
+    figures = {finding.name: finding for finding in found}
+    rows = []
+    for run in sorted(
+        (run for run in comparison.runs if run.finished), key=lambda run: list(figures).index(run.variant.name)
+    ):
+        finding = figures[run.variant.name]
+        over = finding.difference.by_seed.get(run.seed) if finding.difference else None
+        link = run.files.report.relative_to(comparison.folder).as_posix() if run.files.report.exists() else None
+        rows.append(
+            (
+                finding.name,
+                run.seed,
+                f"{finding.top1[run.seed]:.2f}",
+                f"{finding.best[run.seed]:.2f}",
+                "" if over is None else f"{over:+.2f}",
+                None if link is None else quote(link),
+            )
+        )
+    return rows

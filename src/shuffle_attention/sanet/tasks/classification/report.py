@@ -1,0 +1,125 @@
+"""What the report of a classifier shows beside the curves: classes, confusions, and the worst mistakes."""
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from ....errors import InputError
+from ....explain.maps import Explanation, explain
+from ....explain.stages import stage_with_places
+from ...console import console
+from ...data.datasets import Samples
+from ...data.loading import evaluation_batches
+from ...device import Process
+from ...explain.classes import readable
+from ...explain.overlays import Overlay, blended
+from ...explain.view import View
+from ...recipes.recipe import Recipe
+from ...report.images import embedded, embedded_pixels
+from ..task import Section
+from .classes import classes_section, confusion_section
+from .predictions import Mistake, predict
+
+__all__ = ["classifier_sections"]
+# ImageNet's validation images; more would make a report take longer than people, or other processes, wait for it.
+MOST_IMAGES = 50_000
+_MOST_AT_A_TIME = 256
+
+
+def classifier_sections(
+    model: nn.Module, validation: Any, recipe: Recipe, process: Process, classes: Sequence[str] | None, num_classes: int
+) -> list[Section]:
+    """Returns the sections of a network in evaluation mode, over the validation images of its run.
+
+    This process computes alone, whatever others there are.
+
+    Args:
+        model: The network.
+        validation: The images.
+        recipe: How they are prepared, and how the network computes.
+        process: Where to compute, and of how many processes that trained.
+        classes: Names of the classes, if they are known.
+        num_classes: How many there are.
+    """
+    share = recipe.batch_size // (process.world_size * recipe.grad_accum)
+    batch_size = max(1, min(share, _MOST_AT_A_TIME))
+    alone = Process(process.device)
+    data = _bounded(validation)
+    batches: Iterable[Any] = evaluation_batches(data, recipe, alone, batch_size)
+    count = -(-min(len(data), MOST_IMAGES) // batch_size)
+    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+    watched = track(islice(batches, count), "report", total=count, **shown)
+    options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
+    found = predict(model, watched, alone, num_classes, **options)
+    names = readable(classes, num_classes)
+    whole = len(validation)
+    wrong = int(found.wrong.sum())
+    summary = {
+        "images": len(found.labels),
+        "of": whole if whole > MOST_IMAGES else None,
+        "how": "at even distances" if isinstance(data, Samples) else "the first",
+        "top1": 100 - 100 * wrong / len(found.labels),
+        "loss": found.loss,
+        "unreadable": found.unreadable,
+        "wrong": wrong,
+    }
+    return [
+        Section("Over the validation images", "summary.html", summary),
+        classes_section(found, names),
+        confusion_section(found, names),
+        _mistakes_section(model, found.mistakes, names, data, View(recipe), alone),
+    ]
+
+
+def _bounded(data: Any) -> Any:
+    """The data, or images of all of its classes at even distances."""
+    if not isinstance(data, Samples) or len(data) <= MOST_IMAGES:
+        return data
+    chosen = copy(data)
+    chosen.kept = [data.kept[index * len(data) // MOST_IMAGES] for index in range(MOST_IMAGES)]
+    return chosen
+
+
+def _mistakes_section(
+    model: nn.Module, mistakes: Sequence[Mistake], names: Sequence[str], data: Any, view: View, process: Process
+) -> Section:
+    explanation, why_not = _explained(model, mistakes, process)
+    shares = [None] * len(mistakes) if explanation is None else explanation.shares().cpu()
+    cards = []
+    for mistake, share in zip(mistakes, shares, strict=True):
+        pixels = view.pixels(mistake.image)
+        taken_for = names[mistake.predicted]
+        overlay = None if share is None else Overlay(pixels, share, taken_for, mistake.probability)
+        cards.append(
+            {
+                "file": Path(data.name(mistake.index)).name if isinstance(data, Samples) else "",
+                "seen": embedded_pixels(pixels),
+                "overlay": None if overlay is None else embedded(blended(overlay)),
+                "empty": overlay is not None and overlay.empty,
+                "label": names[mistake.label],
+                "predicted": taken_for,
+                "probability": 100 * mistake.probability,
+                "probability_of_label": 100 * mistake.probability_of_label,
+                "loss": mistake.loss,
+            }
+        )
+    layer = explanation.layer if explanation else None
+    return Section("Worst mistakes", "mistakes.html", {"cards": cards, "layer": layer, "why_not": why_not})
+
+
+def _explained(model: nn.Module, mistakes: Sequence[Mistake], process: Process) -> tuple[Explanation | None, str]:
+    """Grad-CAM of what each was taken for, or why there is none."""
+    if not mistakes:
+        return None, ""
+    images = torch.stack([mistake.image for mistake in mistakes]).to(process.device)
+    try:
+        layer = stage_with_places(model, images)
+        return explain(model, images, target=[mistake.predicted for mistake in mistakes], layer=layer), ""
+    except (InputError, RuntimeError) as error:  # a network without maps is no reason to leave its mistakes out
+        return None, str(error)

@@ -1,0 +1,161 @@
+"""Training a classifier: its data, its loss, and the figures that tell how good it is."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.task import ClassificationTask, TrainingTask
+from torch import Tensor, nn
+
+from ....attach.hooks import CHILD
+from ....checkpoints import load_checkpoint
+from ....errors import DataError, asked_for
+from ...data.datasets import Samples, open_split
+from ...data.loading import TrainingBatches, evaluation_batches, training_batches
+from ...device import Process
+from ...network import create_network, with_normalisation
+from ...recipes.recipe import Recipe
+from ..task import Panel, Problem, Section
+from .evaluation import evaluate
+
+
+class Classification(Problem[Recipe]):
+    """A classifier and its labelled images.
+
+    Args:
+        recipe: Settings of the run.
+        training: Images to train on.
+        validation: Images to evaluate on.
+        classes: Names of the classes, if they are known.
+        num_classes: How many there are.
+    """
+
+    recipe_type = Recipe
+    metric = "val_top1"
+    sums = 3
+
+    def __init__(self, recipe: Recipe, training: Any, validation: Any, classes: list[str] | None, num_classes: int):
+        super().__init__(recipe, training, validation)
+        self.classes, self.num_classes = classes, num_classes
+        self.compiles = recipe.compile
+        self.mixing = bool(recipe.mixup or recipe.cutmix)
+        self.mixup = None
+        if self.mixing:
+            self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
+
+    @classmethod
+    def open(cls, recipe: Recipe, *, check: bool) -> "Classification":
+        # What is left out has to be known by every process.
+        looked_over = recipe.replaced(check_images=recipe.check_images and (check or recipe.skip_bad_images))
+        training = open_split(looked_over, "train")
+        classes = training.classes if isinstance(training, Samples) else None
+        validation = open_split(looked_over, "val", classes)
+        num_classes = recipe.num_classes or len(classes or ())
+        if not num_classes:
+            raise DataError(f"{recipe.data} does not say how many classes it has; give --num-classes")
+        if classes and num_classes < len(classes):
+            raise DataError(f"num_classes is {num_classes} and {recipe.data} has {len(classes)} classes")
+        return cls(recipe, training, validation, classes, num_classes)
+
+    def create_network(self, *, restored: bool) -> nn.Module:
+        model = create_network(self.recipe, self.num_classes, restored=restored)
+        self.recipe = with_normalisation(self.recipe, model)
+        return model
+
+    def try_once(self, model: nn.Module, count: int) -> None:
+        recipe = self.recipe
+        images = torch.zeros(count, recipe.in_chans, recipe.img_size, recipe.img_size)
+        with asked_for(model=recipe.model, img_size=recipe.img_size, model_args=recipe.model_args), torch.no_grad():
+            logits = deepcopy(model).train()(images)
+            shape = tuple(getattr(logits, "shape", ()))
+            if shape != (count, self.num_classes):
+                raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {self.num_classes})")
+
+    def load_initial(self, model: nn.Module) -> None:
+        recipe = self.recipe
+        if recipe.initial is not None:
+            # Attention that does not preserve the function has no values in a plain network's weights.
+            new = [f"*.{CHILD}.*"] if recipe.attach and not recipe.attach.get("preserve", True) else []
+            load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
+
+    def batches(self, process: Process) -> TrainingBatches:
+        return training_batches(self.training, self.recipe, process)
+
+    def held_out(self, process: Process, batch_size: int) -> Any:
+        return evaluation_batches(self.validation, self.recipe, process, batch_size)
+
+    def create_task(self, model: nn.Module, process: Process) -> TrainingTask:
+        recipe = self.recipe
+        if recipe.grad_checkpointing:
+            with asked_for(model=recipe.model, grad_checkpointing=True):
+                model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+        criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": self.mixing}
+        return ClassificationTask(model, criterion_kwargs=criterion, device=process.device, verbose=False)
+
+    def set_training_mode(self, model: nn.Module) -> None:
+        model.train()
+        if self.recipe.freeze_bn:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def loss(self, task: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
+        images, labels = (part.to(process.device) for part in batch)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        result = task(images, targets)
+        loss, count = result["loss"], len(labels)
+        with torch.no_grad():
+            right = (result["output"].argmax(1) == labels).sum()
+            return loss, torch.stack([loss.float() * count, right.float(), torch.full_like(right, count).float()])
+
+    def evaluate(
+        self, model: nn.Module, batches: Any, process: Process, *, watch: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        options = {"precision": self.recipe.precision, "channels_last": self.recipe.channels_last}
+        scores = evaluate(model, batches, process, **options, watch=watch)
+        return {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
+
+    def figures(self, sums: Sequence[float]) -> dict[str, float]:
+        loss, right, images = sums
+        # With mixed images there is no one right answer.
+        return {"train_loss": loss / images, "train_top1": math.nan if self.mixing else 100 * right / images}
+
+    def running(self, sums: Sequence[float]) -> str:
+        loss, right, images = sums
+        images = max(1.0, images)
+        accuracy = "" if self.mixing else f"  top-1 {100 * right / images:.1f} %"
+        return f"loss {loss / images:.4f}{accuracy}"
+
+    def line(self, row: Mapping[str, float]) -> str:
+        return (
+            f"loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  "
+            f"top-5 {row['val_top5']:5.2f} %"
+        )
+
+    def panels(self, history: Sequence[Mapping[str, float]]) -> list[Panel]:
+        loss = {"train_loss": "training", "val_loss": "validation"}
+        right = {"train_top1": "training top-1", "val_top1": "validation top-1", "val_top5": "validation top-5"}
+        return [
+            Panel("loss (training includes smoothing and augmentation)", "cross-entropy", loss),
+            Panel("accuracy", "%", right),
+        ]
+
+    @staticmethod
+    def best_figures(row: Mapping[str, float]) -> dict[str, str]:
+        return {
+            "top-1": f"{row['val_top1']:.2f} %",
+            "top-5": f"{row['val_top5']:.2f} %",
+            "loss": f"{row['val_loss']:.4f}",
+        }
+
+    def report_sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
+        from .report import classifier_sections
+
+        return classifier_sections(model, self.validation, self.recipe, process, self.classes, self.num_classes)

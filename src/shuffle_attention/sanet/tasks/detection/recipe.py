@@ -1,0 +1,69 @@
+"""Settings of a run that trains a detector."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...recipes.recipe import RunRecipe
+from ...recipes.settings import option, require
+
+_OWN = {"arch", "backbone", "num_classes", "weights", "pretrained", "min_size", "max_size"}
+_OWN |= {"anchor_sizes", "pyramid_channels"}
+
+
+@dataclass(kw_only=True)
+class DetectionRecipe(RunRecipe):
+    """Settings of a run that trains a detector; the help of each field is its documentation.
+
+    Raises:
+        InputError: If a value is of the wrong type or out of range.
+    """
+
+    kind = "detector"
+    command = "sanet detect train"
+    shipped = "tasks/detection/recipes"
+
+    data: str = option("digits", "folder with images and COCO annotations, or 'digits'", "data")
+    train_annotations: str | None = option(None, "annotations to train on, where data does not have them", "data")
+    train_images: str | None = option(None, "their images", "data")
+    val_annotations: str | None = option(None, "annotations to evaluate on, where data does not have them", "data")
+    val_images: str | None = option(None, "their images", "data")
+    empty_images: bool = option(True, "train on images without objects too", "data")
+
+    min_size: list[int] = option([800], "shorter side of the input, pixels; of several one at random", "images")
+    max_size: int = option(1333, "longest that the longer side becomes, pixels", "images")
+    vflip: float = option(0.0, "probability of a vertical flip, for images without an up", "images")
+
+    arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option("faster_rcnn", "detector", "model")
+    backbone: str = option("sa_resnet50", "any network of timm with feature maps, or of docs/networks.md", "model")
+    backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML", "model")
+    weights: str | None = option(None, "classification checkpoint of the backbone", "model")
+    pretrained: bool = option(False, "take timm's weights of the backbone", "model")
+    trainable_layers: int | None = option(
+        None, "stages of the backbone that are trained; 3 with weights, all without", "model"
+    )
+    frozen_norm: bool | None = option(None, "keep the backbone's BatchNorm as it is; with weights by default", "model")
+    anchor_sizes: list[int] = option([], "side of the anchors of each of five levels; 32 to 512 by default", "model")
+    pyramid_channels: int = option(256, "channels of the pyramid's levels and of the heads on them", "model")
+    detector_args: dict[str, Any] = option({}, "further arguments of torchvision's detector, as YAML", "model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.min_size) and min(self.min_size) >= 1, "min_size", "lengths of at least 1", self.min_size)
+        require(self.max_size >= max(self.min_size), "max_size", "at least the largest min_size", self.max_size)
+        require(0 <= self.vflip <= 1, "vflip", "between 0 and 1", self.vflip)
+        require(not (self.weights and self.pretrained), "pretrained", "false where weights are named", self.pretrained)
+        for split in ("train", "val"):
+            pair = [getattr(self, f"{split}_annotations"), getattr(self, f"{split}_images")]
+            name = f"{split}_annotations and {split}_images"
+            require((pair[0] is None) == (pair[1] is None), name, "given together", pair)
+        own = sorted(_OWN & self.detector_args.keys())
+        require(not own, "detector_args", f"without {', '.join(own)} (they are fields)", self.detector_args)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the backbone starts from weights of its own."""
+        return self.pretrained or self.weights is not None
+
+    @property
+    def title(self) -> str:
+        return f"{self.arch}-{self.backbone}"

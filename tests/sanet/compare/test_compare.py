@@ -1,0 +1,344 @@
+"""Comparisons: statistics against those of SciPy, runs that stop and go on, and what is refused."""
+
+import csv
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+import shuffle_attention.sanet.compare.comparison as comparing
+from conftest import QUICK, sanet_here
+from shuffle_attention.sanet.compare.variants import Variant, variants_of
+from shuffle_attention.sanet.recipes.recipe import Recipe
+from shuffle_attention.sanet.statistics import paired_difference, summary
+from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
+from shuffle_attention.sanet.training.loop import Outcome
+from shuffle_attention.sanet.training.run_folder import RunFolder
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SMALL = (*QUICK[:2], *QUICK[4:], "--epochs", 1, "--no-small-stem", "--model-args", "{channels: [8, 8, 16, 16]}")
+TWO = ("--attention", "none,shuffle")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_mean_and_deviation():
+    found = summary({0: 1.0, 1: 2.0, 2: 6.0})
+    assert (found.mean, found.count) == (3.0, 3)
+    assert found.deviation == pytest.approx(math.sqrt(7))
+    assert summary({5: 2.0}).deviation is None
+    assert summary({}) is None
+
+
+def test_the_interval_is_that_of_scipys_paired_test():
+    figures, baseline = {0: 80.1, 1: 79.4, 2: 81.0, 7: 80.0}, {2: 80.2, 1: 79.1, 0: 79.9, 9: 1.0}
+    found = paired_difference(figures, baseline)
+    test = stats.ttest_rel([80.1, 79.4, 81.0], [79.9, 79.1, 80.2])
+    interval = test.confidence_interval(0.95)
+    assert found.by_seed == pytest.approx({0: 0.2, 1: 0.3, 2: 0.8})
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    # t(0.975, 2) = 4.3027; the deviation of 0.2, 0.3, 0.8 is 0.3215.
+    assert found.high - found.mean == pytest.approx(4.3027 * 0.32146 / math.sqrt(3), rel=1e-4)
+
+
+def test_one_seed_has_no_interval_and_none_no_difference():
+    assert paired_difference({0: 1.0}, {0: 0.5}).low is None
+    assert paired_difference({0: 1.0}, {1: 0.5}) is None
+
+
+def test_variants_differ_in_their_attention_alone():
+    none, shuffle = variants_of(["none", "shuffle"], 50, [])
+    assert (none.model, shuffle.model) == ("resnet50", "sa_resnet50")
+    assert none.model_args == shuffle.model_args == {"zero_init_last": False}
+    recipe = none.recipe(Recipe(model_args={"zero_init_last": True, "act_layer": "silu"}), 3)
+    assert (recipe.model, recipe.seed) == ("resnet50", 3)
+    assert recipe.model_args == {"zero_init_last": True, "act_layer": "silu"}
+    assert variants_of([], 18, ["a", "b"]) == [Variant("a", "a", {}), Variant("b", "b", {})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give what to compare"),
+        ((*TWO, "--models", "resnet10t,resnet18"), "give what to compare"),
+        (("--attention", "shuffle"), "two or more, the first as the baseline; got shuffle"),
+        (("--attention", "none,none"), "each can be compared once"),
+        (("--attention", "none,shufle"), "no attention 'shufle'; did you mean 'shuffle'?"),
+        ((*TWO, "--depth", 20), "no ResNet of depth 20"),
+        ((*TWO, "--model", "resnet18"), "sanet compare chooses the model"),
+        ((*TWO, "--where", "stage", "--preserve", "no"), "--where and --preserve would have no effect without --from"),
+        (("--models", "resnet10t,resnet18", "--depth", 50), "--depth would have no effect with --from or --models"),
+        ((*TWO, "--seeds", 0), "--seeds must be at least 1, got 0"),
+        ((*TWO, "--data", "nowhere"), "name a recipe for these data"),
+        ((*TWO, "--recipe", "cifar10", "--data", "nowhere"), "no folder nowhere"),
+        ((*TWO, "--model-args", "{nonsense: 1}"), "nonsense=1"),
+        (("--models", "resnet10t,resnet17"), "no model 'resnet17'"),
+        (("--report-only",), "no comparison in out"),
+    ],
+)
+def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert sanet_here("compare", "--output", "out", "--device", "cpu", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def compared(shared_tree, tmp_path_factory) -> Path:
+    """The folder of a comparison of two networks with two seeds, stopped once on its way and continued."""
+    folder = tmp_path_factory.mktemp("compared") / "one"
+    arguments = ("compare", *SMALL, "--data", shared_tree, *TWO, "--seeds", 2, "--output", folder)
+    seen = []
+
+    def stopping(model, batches, place, **options):
+        seen.append(batches)
+        if len(seen) == 3:  # in the second seed's first run
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(model, batches, place, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shuffle_attention.sanet.tasks.classification.task.evaluate", stopping)
+        assert sanet_here(*arguments) == 143
+    assert {run.parent.name for run in folder.glob("*/seed-*/summary.json")} == {"seed-0"}
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed-0/last.pt")}
+    assert len(kept) == 2
+    assert sanet_here(*arguments) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    return folder
+
+
+def test_a_comparison_leaves_a_table_and_a_picture(compared):
+    content = json.loads((compared / "comparison.json").read_text())
+    none, shuffle = content["variants"]
+    assert (content["baseline"], content["seeds"], content["failed"]) == ("none", [0, 1], {})
+    assert shuffle["size"]["parameters"] > none["size"]["parameters"] > 0
+    rows = table(compared / "comparison.csv")
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("none", "0"),
+        ("none", "1"),
+        ("shuffle", "0"),
+        ("shuffle", "1"),
+    ]
+    accuracy = {(row["variant"], row["seed"]): float(row["top1"]) for row in rows}
+    by_seed = [accuracy["shuffle", seed] - accuracy["none", seed] for seed in "01"]
+    assert shuffle["difference"]["mean"] == pytest.approx(sum(by_seed) / 2)
+    assert none["difference"] is None
+    for row in rows:
+        metrics = table(compared / row["variant"] / f"seed-{row['seed']}" / "metrics.csv")
+        assert float(metrics[-1]["val_top1"]) == float(row["top1"])
+    assert (compared / "comparison.png").read_bytes().startswith(PNG)
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(compared, shared_tree, tmp_path):
+    recipe = compared / "none/seed-1/config.yaml"
+    assert sanet_here("train", "--recipe", recipe, "--data", shared_tree, "--output", tmp_path / "alone") == 0
+    alone, stopped = (
+        torch.load(folder / "last.pt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "alone", compared / "none/seed-1")
+    )
+    assert all(torch.equal(value, stopped[name]) for name, value in alone.items())
+
+
+def test_a_report_needs_no_training(compared, capsys, monkeypatch):
+    monkeypatch.setattr(comparing, "train", None)
+    assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "shuffle,none") == 0
+    assert "over" in capsys.readouterr().out
+    assert sanet_here("compare", "--output", compared, "--report-only", "--epochs", 9, "--depth", 18, "--seeds", 3) == 2
+    assert "--depth, --epochs, --seeds would have no effect with --report-only" in capsys.readouterr().err
+    (compared / "report.html").unlink(missing_ok=True)
+    assert sanet_here("compare", "--output", compared, "--report-only", "--no-report") == 0
+    assert not (compared / "report.html").exists()
+    capsys.readouterr()
+    assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "none,se") == 2
+    assert "has no runs of se; it has none, shuffle" in capsys.readouterr().err
+
+
+def test_it_says_what_the_runs_were_trained_on_and_not_who_reports(compared, monkeypatch):
+    one, *_ = sorted(compared.glob("*/seed-*/summary.json"))
+    before = one.read_text()
+    try:
+        one.write_text(json.dumps(json.loads(before) | {"cpu": "another", "torch": "2.11.0"}))
+        assert sanet_here("compare", "--output", compared, "--report-only", "--no-report") == 0
+    finally:
+        one.write_text(before)
+    records = json.loads((compared / "comparison.json").read_text())["trained_on"]
+    assert len(records) == 2
+    assert {("another", "2.11.0")} < {(record["cpu"], record["torch"]) for record in records}
+
+
+def test_another_recipe_is_refused_and_named(compared, shared_tree, capsys, tmp_path):
+    arguments = ("compare", *SMALL, "--data", shared_tree, "--seeds", 2, "--output", compared)
+    before = (compared / "comparison.yaml").read_text()
+    assert sanet_here(*arguments, *TWO, "--lr", 0.5) == 2
+    assert "holds another comparison: lr was 0.05 and is 0.5" in capsys.readouterr().err
+    assert sanet_here(*arguments, "--attention", "none,shuffle", "--depth", 34) == 2
+    assert "none was ['resnet18'" in capsys.readouterr().err
+    assert (compared / "comparison.yaml").read_text() == before
+    (tmp_path / "thesis.txt").touch()
+    assert sanet_here(*arguments[:-1], tmp_path, *TWO) == 2
+    assert "is not empty and holds no comparison" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_does_not_lose_the_others(shared_tree, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def failing(recipe, folder, place, **options):
+        trained.append((recipe.model, recipe.seed))
+        if recipe.model == "resnet18":
+            raise torch.OutOfMemoryError("out of memory")
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "metrics.csv").write_text("epoch,val_top1\n1,40\n2,30\n")
+        (Path(folder) / "summary.json").write_text("{}")
+        return Outcome({}, RunFolder(Path(folder)))
+
+    monkeypatch.setattr(comparing, "train", failing)
+    arguments = (
+        "compare",
+        *SMALL,
+        *TWO,
+        "--epochs",
+        2,
+        "--data",
+        shared_tree,
+        "--output",
+        tmp_path / "out",
+        "--seeds",
+        2,
+    )
+    assert sanet_here(*arguments) == 1
+    printed = capsys.readouterr().out
+    assert trained == [("resnet18", 0), ("sa_resnet18", 0), ("resnet18", 1), ("sa_resnet18", 1)]
+    assert f"failed: {tmp_path / 'out/none/seed-0'}: out of memory" in printed
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert content["variants"][0]["mean"] is None
+    assert content["variants"][1]["top1"] == {"0": 30.0, "1": 30.0}
+    assert content["variants"][1]["best"] == {"0": 40.0, "1": 40.0}
+    assert content["variants"][1]["difference"] is None
+
+
+def test_attention_attached_to_a_trained_network_starts_where_it_was(shared_tree, compared, tmp_path, capsys):
+    """From the first step: preserved it has the accuracy of the plain network, and the curve begins there."""
+    start = compared / "none/seed-0/last.pt"
+    arguments = ("--from", start, "--attention", "none,shuffle", "--seeds", 1, "--eval-steps", 2, "--lr", 0.01)
+    quick = (*QUICK[:2], *QUICK[6:], "--epochs", 1, "--data", shared_tree, "--output", tmp_path / "tuned")
+    assert sanet_here("compare", *quick, *arguments) == 0
+    curves = {
+        name: table(tmp_path / "tuned" / name / "seed-0/curve.csv")
+        for name in ("none", "shuffle-preserved", "shuffle-unpreserved")
+    }
+    assert {tuple(row["step"] for row in rows) for rows in curves.values()} == {("0", "2")}
+    first = {name: rows[0] for name, rows in curves.items()}
+    assert first["shuffle-preserved"]["val_top1"] == first["none"]["val_top1"]
+    assert float(first["shuffle-preserved"]["val_loss"]) == pytest.approx(float(first["none"]["val_loss"]), rel=1e-4)
+    assert first["shuffle-unpreserved"]["val_loss"] != first["none"]["val_loss"]
+    assert (tmp_path / "tuned/curves.png").read_bytes().startswith(PNG)
+    figures = tmp_path / "figures.json"
+    best = tmp_path / "tuned/shuffle-preserved/seed-0/best.pt"
+    assert sanet_here("eval", best, "--workers", 0, "--device", "cpu", "--json", figures) == 0
+    summary = json.loads((best.parent / "summary.json").read_text())
+    assert json.loads(figures.read_text())["top1"] == summary["best"]["val_top1"]
+
+
+def test_the_network_to_start_from_is_a_plain_one(shared_tree, tmp_path, capsys):
+    start = tmp_path / "start.pt"
+    content = {"recipe": Recipe(model="resnet18", attach={"name": "se"}).to_dict(), "num_classes": 4}
+    torch.save(content, start)
+    arguments = ("compare", *QUICK[:2], "--data", shared_tree, "--output", tmp_path / "out", "--from", start)
+    assert sanet_here(*arguments, *TWO) == 2
+    assert "has attention attached already" in capsys.readouterr().err
+    assert sanet_here(*arguments, *TWO, "--attach", "{name: se}") == 2
+    assert "chooses what is attached" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> Outcome:
+    """Leaves what a run leaves that a comparison reads."""
+    files = RunFolder(Path(folder))
+    files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)])
+    files.summary.write_text("{}")
+    return Outcome({}, files)
+
+
+def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree, tmp_path, monkeypatch, capsys):
+    late = []
+
+    def ended(*arguments, **options):
+        late.append(arguments)
+        return Outcome({}, trained_nothing(*arguments).files, signal.SIGTERM)
+
+    monkeypatch.setattr(comparing, "train", ended)
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", tmp_path / "out", "--seeds", 1)
+    assert sanet_here(*arguments) == 143
+    assert len(late) == 1
+    assert "Go on with the same command" in capsys.readouterr().out
+
+
+def test_figures_of_runs_that_cannot_be_used_are_named(shared_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    folder = tmp_path / "out"
+    assert sanet_here("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds", 2) == 0
+    (folder / "none/seed-1-copy").mkdir()
+    report = ("compare", "--output", folder, "--report-only")
+    assert sanet_here(*report) == 0
+    metrics = folder / "none/seed-1/metrics.csv"
+    for text, message in [
+        ("epoch,val_top1\n1,40\n2,41\n", "has 2 epochs and the comparison 1"),
+        ("epoch,val_top1\n1\n", f"{metrics} cannot be read"),
+        ("", "has 0 epochs and the comparison 1"),
+        (None, f"{metrics} cannot be read"),
+    ]:
+        metrics.unlink()
+        if text is not None:
+            metrics.write_text(text)
+        assert sanet_here(*report) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert f"delete {metrics.parent}" in printed
+    (folder / "comparison.yaml").write_text("recipe: {}\nvariants: {none: 3}\n")
+    assert sanet_here(*report) == 2
+    assert "does not say what is compared" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_images(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    arguments = ("compare", *SMALL, *TWO, "--data", tree, "--output", tmp_path / "out", "--seeds", 1)
+    assert sanet_here(*arguments) == 0
+    tree.rename(tmp_path / "elsewhere")
+    assert sanet_here("compare", "--output", tmp_path / "out", "--report-only") == 0
+
+
+def test_what_has_not_begun_may_change_and_what_a_killed_process_left_is_no_hindrance(
+    shared_tree, tmp_path, monkeypatch
+):
+    def failing(*arguments, **options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".comparison.yaml.unfinished-x").touch()
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds", 1)
+    monkeypatch.setattr(comparing, "train", failing)
+    assert sanet_here(*arguments, "--lr", 5) == 1
+    monkeypatch.setattr(comparing, "train", trained_nothing)
+    assert sanet_here(*arguments) == 0
+
+
+def test_a_second_process_in_the_same_folder_is_refused(shared_tree, tmp_path, monkeypatch, capsys):
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", tmp_path / "out", "--seeds", 1)
+    codes = []
+
+    def again(*given, **options):
+        codes.append(sanet_here(*arguments))
+        return trained_nothing(*given)
+
+    monkeypatch.setattr(comparing, "train", again)
+    assert sanet_here(*arguments) == 0
+    assert codes == [2, 2]
+    assert "another process is working in" in capsys.readouterr().err

@@ -1,0 +1,264 @@
+"""The page of ``sanet demo`` in a real browser: Debian's Chromium without a window, driven by Playwright."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from conftest import CPU
+from pages import write_detector
+from shuffle_attention.checkpoints import read_checkpoint, write_checkpoint
+from shuffle_attention.sanet.demo.predictors import Request, open_networks
+from shuffle_attention.sanet.demo.uploads import MAX_BYTES, read_upload
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# As root and without a screen, and without what Chromium asks the outside for at every start.
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+).split()
+PATIENCE = 60_000  # ms that a busy machine may take for an answer
+
+
+def _missing() -> str:
+    missing = [] if CHROMIUM else ["chromium (apt-get install chromium)"]
+    for module, package in {"playwright": "playwright", "gradio": "gradio", "torchcam": "torchcam"}.items():
+        try:
+            __import__(module)
+        except ImportError:
+            missing.append(f"{module} (pip install {package})")
+    return ", ".join(missing)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    missing = _missing() if sys.version_info >= (3, 11) else ""
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"CI has to have {missing}")
+    if missing:
+        pytest.skip(f"the page is tested in a browser where there is {missing}")
+    if sys.version_info < (3, 11):
+        pytest.skip("torchcam needs Python 3.11")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(run, tmp_path_factory) -> list[Path]:
+    """A classifier of digits, as if of the embedded data set, whose examples the page then has, and a detector."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    content = read_checkpoint(run / "best.pt")
+    content["recipe"]["data"] = "digits"
+    write_checkpoint(content, folder / "classifier.pt")
+    return [folder / "classifier.pt", write_detector(folder / "detector.pt")]
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def page_address(tools, checkpoints, temporary) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "shuffle_attention", "demo", "--port", str(port), "--no-browser"]
+    command += ["--device", "cpu", "--checkpoint", *map(str, checkpoints)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
+    try:
+        said = server.stdout.readline()
+        assert said == f"the page is at http://127.0.0.1:{port}/, until Ctrl-C\n", said + server.stdout.read()
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        rest, _ = server.communicate(timeout=30)
+    assert server.returncode == 128 + signal.SIGTERM, rest
+    assert "Traceback" not in rest, rest
+    assert not list(temporary.glob("sanet-demo-*")), "uploads are left"
+
+
+@pytest.fixture(scope="module")
+def browser(tools) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, page_address) -> Iterator[Callable[..., Any]]:
+    """Opens the page as one more visitor, and looks at the end that nothing was asked for elsewhere."""
+    contexts, asked, errors = [], [], []
+
+    def open_page(width: int = 1280, height: int = 800) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_address)
+        page.wait_for_selector("#result .card img")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    elsewhere = [url for url in asked if not url.startswith((page_address, "data:", "blob:"))]
+    assert (elsewhere, errors) == ([], [])
+
+
+def card(page: Any, number: int = 0) -> Any:
+    return page.locator("#result .card").nth(number)
+
+
+def upload(page: Any, path: Path) -> None:
+    page.locator("#upload input[type=file]").set_input_files(path)
+
+
+def best(page: Any) -> list[tuple[str, str]]:
+    rows = card(page).locator(".best li")
+    return [tuple(rows.nth(number).inner_text().split("\n")) for number in range(rows.count())]
+
+
+def until_shown(page: Any, expected: list[tuple[str, str]]) -> None:
+    """Waits until the classes and probabilities are those expected."""
+    (name, share), *_ = expected
+    page.wait_for_function(
+        "([name, share]) => { const row = document.querySelector('#result .card .best li');"
+        " return row && row.innerText.includes(name) && row.innerText.includes(share); }",
+        arg=[name, share],
+    )
+    assert best(page) == expected
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints) -> Callable[[Path], list[tuple[str, str]]]:
+    """What the page has to list for a file: what the network says of it, without the page."""
+    (network,) = open_networks(checkpoints[:1], CPU)
+
+    def of(path: Path) -> list[tuple[str, str]]:
+        look = network.look(read_upload(path), Request())
+        return [(name, f"{100 * share:.1f} %") for name, share in look.best]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def digits(shared_tree) -> list[Path]:
+    return [shared_tree / f"val/digit{label}/001.png" for label in range(4)]
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def test_a_visitor_finds_an_example_with_prediction_map_gates_and_detections(visit, size):
+    page = visit(*size)
+    assert len(best(page)) == 4
+    assert card(page).locator("img").count() == 2
+    assert "evidence for" in card(page).locator("figcaption").nth(1).inner_text()
+    assert "score 0.50 and more" in card(page, 1).locator("figcaption").inner_text()
+    page.wait_for_selector("#gates .gates:nth-child(2) img")
+    broken = "images => images.filter(image => !image.naturalWidth).length"
+    assert page.locator("#result img, #gates img").evaluate_all(broken) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    before = card(page).inner_html()
+    page.locator("#examples button").nth(3).click()
+    page.wait_for_function("before => document.querySelector('#result .card').innerHTML != before", arg=before)
+
+
+def test_an_upload_is_predicted_and_explained_as_asked(visit, digits, expected):
+    page = visit()
+    upload(page, digits[2])
+    until_shown(page, expected(digits[2]))
+    for control, value, said in (("layer", "stage1", "at layer1, 8 x 8"), ("target", "digit3", "evidence for digit3")):
+        choose(page, control, value)
+        page.wait_for_selector(f"#result figcaption:has-text('{said}')")
+    choose(page, "layer", "stage9")
+    page.wait_for_selector("#result .alert:has-text('has no layer')")
+    assert "stage1 (layer1)" in card(page).locator(".alert").inner_text()
+    assert best(page) == expected(digits[2])
+
+
+def choose(page: Any, control: str, value: str) -> None:
+    """Picks what a list has, or writes what it has not."""
+    field = page.locator(f"#{control} input")
+    field.click()
+    options = page.locator(f"#{control} [role=option]")
+    options.first.wait_for()
+    if value in [text.strip().removeprefix("✓").strip() for text in options.all_inner_texts()]:
+        options.filter(has_text=re.compile(rf"^\W*{value}\W*$")).click()
+    else:
+        field.fill(value)
+        field.press("Enter")
+
+
+def test_what_cannot_be_read_is_refused_and_the_page_goes_on(visit, digits, expected, tmp_path):
+    page = visit()
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    for name, said in (
+        ("broken.png", "broken.png is no image"),
+        ("huge.png", "100 million, and 50 million are allowed"),
+    ):
+        upload(page, tmp_path / name)
+        page.wait_for_selector(f"#message [role=alert]:has-text('{said}')")
+        page.wait_for_function("!document.querySelector('#result .card')")
+    with (tmp_path / "heavy.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    upload(page, tmp_path / "heavy.png")
+    page.wait_for_selector("text=/maximum allowed size/i")
+    upload(page, digits[1])
+    until_shown(page, expected(digits[1]))
+    assert page.locator("#message [role=alert]").count() == 0
+
+
+def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
+    pages = [visit(), visit()]
+    for page, path in zip(pages, digits, strict=False):
+        upload(page, path)
+    for page, path in zip(pages, digits, strict=False):
+        until_shown(page, expected(path))
+    # The same networks, another layer of each visitor's own.
+    for page, stage in zip(pages, ("stage1", "stage2"), strict=True):
+        choose(page, "layer", stage)
+    for page, path, layer in zip(pages, digits, ("layer1", "layer2"), strict=False):
+        page.wait_for_selector(f"#result figcaption:has-text('at {layer},')")
+        assert best(page) == expected(path)
+
+
+def test_a_request_written_by_hand_makes_the_server_read_nothing_but_uploads(visit, digits, expected):
+    """Gradio would load an address, and the limits of an upload would come too late."""
+    page = visit()
+    with page.expect_request("**/queue/join?*") as joined:
+        upload(page, digits[0])
+    until_shown(page, expected(digits[0]))
+    url, event = joined.value.url, joined.value.post_data_json
+
+    def statuses(path: str) -> list[int]:
+        """What the server answers where it is to read a file, and where it is to hand it out."""
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return page.evaluate(
+            """async ([url, event, path]) => [
+                (await fetch(url, {method: "POST", headers: {"Content-Type": "application/json"},
+                                   body: JSON.stringify(event)})).status,
+                (await fetch(new URL("gradio_api/file=" + path, location))).status,
+            ]""",
+            [url, event | {"data": [file for _ in event["data"]]}, path],
+        )
+
+    own = event["data"][0]["path"]
+    assert statuses(own)[0] == 200
+    for path in ("http://127.0.0.1:9/a.png", "/etc/hostname", str(digits[1]), f"{own}/../../../outside.png"):
+        assert statuses(path) == [403, 403], path
+    upload(page, digits[1])
+    until_shown(page, expected(digits[1]))

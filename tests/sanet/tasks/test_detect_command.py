@@ -1,0 +1,280 @@
+"""``sanet detect`` as a user runs it: train, stop, go on, evaluate, draw, and what is said of bad input."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection import roi_heads
+
+from conftest import CPU, sanet_here
+from shuffle_attention.checkpoints import read_checkpoint
+from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
+from shuffle_attention.sanet.commands.detect_profile import training_step, work_alike
+from shuffle_attention.sanet.data.coco import find_split
+from shuffle_attention.sanet.data.coco_reading import read_coco
+from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
+from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores, read_results
+from shuffle_attention.sanet.tasks.detection.digits import digits_coco
+from shuffle_attention.sanet.tasks.detection.predictor import restore_detector
+from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
+from shuffle_attention.sanet.tasks.detection.task import Detection
+from shuffle_attention.sanet.training.loop import train
+from shuffle_attention.sanet.training.progress import Progress
+
+SMALL = [
+    *"--recipe digits --backbone sa_resnet18 --min-size 64 --max-size 64 --anchor-sizes 8 16 24 32 48".split(),
+    *"--workers 0 --batch-size 2 --epochs 2 --warmup-epochs 0 --device cpu --no-report".split(),
+    *("--backbone-args", "{channels: [8, 8, 16, 16]}"),
+]
+DENSE = ["--detector-args", "{}"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("detect") / "data"
+    for split, count in (("train", 6), ("val", 3)):
+        digits_coco(split, count, size=64, digits=(1, 3)).write(folder, split)
+    return folder
+
+
+def options(arch: str, data: Path) -> list[str]:
+    own = [] if arch in ("faster_rcnn", "mask_rcnn") else DENSE
+    without = SMALL if arch != "fcos" else [*SMALL, "--anchor-sizes"]
+    return [*without, *own, "--arch", arch, "--data", str(data)]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def trained(request, data, tmp_path_factory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    assert sanet_here("detect", "train", *options(request.param, data), "--output", folder) == 0
+    return request.param, folder
+
+
+def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
+    arch, folder = trained
+    history = rows(folder)
+    assert [row["epoch"] for row in history] == [1, 2]
+    parts = [f"train_{name}" for name in ARCHITECTURES[arch].losses]
+    for row in history:
+        assert sum(row[part] for part in parts) == pytest.approx(row["train_loss"], rel=1e-4)
+    assert ("val_mask_AP" in history[0]) == (arch == "mask_rcnn")
+    with Image.open(folder / "curves.png") as picture:
+        picture.load()
+    figures, results = tmp_path / "figures.json", tmp_path / "results.json"
+    told = ["--data", data, "--workers", 0, "--device", "cpu", "--json", figures, "--results", results]
+    assert sanet_here("detect", "eval", folder / "best.pt", "--batch-size", 2, *told) == 0
+    scores = json.loads(figures.read_text())
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert {name: scores[name.removeprefix("val_")] for name in best if name.startswith("val_")} == pytest.approx(
+        {name: value for name, value in best.items() if name.startswith("val_")}, abs=1e-6
+    )
+    # The results file says the same to anyone who evaluates it.
+    again = coco_scores(read_coco(*find_split(data, "val"), masks=True), read_results(results))
+    assert again["box_AP"] == pytest.approx(scores["box_AP"], abs=1e-9)
+    capsys.readouterr()
+    drawn = tmp_path / "drawn"
+    found = ["--checkpoint", folder / "best.pt", "--output", drawn, "--threshold", 0, "--device", "cpu"]
+    assert sanet_here("detect", "predict", data / "val", *found) == 0
+    records = json.loads((drawn / "detections.json").read_text())
+    assert [record["picture"] for record in records] == ["00001.png", "00002.png", "00003.png"]
+    for record in records:
+        with Image.open(drawn / record["picture"]) as picture:
+            assert picture.width == 640
+        for detection in record["detections"]:
+            assert detection["name"] == str(detection["category_id"] - 1)
+            assert ("segmentation" in detection) == (arch == "mask_rcnn")
+    assert f"{sum(len(record['detections']) for record in records)} objects" in capsys.readouterr().out
+
+
+def test_it_goes_on(trained, capsys):
+    _, folder = trained
+    assert sanet_here("detect", "train", "--resume", folder, "--epochs", 3) == 0
+    assert "epoch   3/3" in capsys.readouterr().out
+    assert len(rows(folder)) == 3
+
+
+def test_stopped_in_mid_epoch_it_ends_as_if_it_had_not_been(data, tmp_path, monkeypatch, capsys):
+    """Proposals are drawn from at random, images mirrored and weights averaged: all of it goes on where it was."""
+    eventful = [*options("mask_rcnn", data), "--hflip", 0.5, "--vflip", 0.5, "--ema-decay", 0.9]
+    assert sanet_here("detect", "train", *eventful, "--output", tmp_path / "whole") == 0
+    step = Progress.step
+
+    def interrupted(self, number, sums):
+        if self._epoch == 1 and number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, number, sums)
+
+    monkeypatch.setattr(Progress, "step", interrupted)
+    folder = tmp_path / "run"
+    assert sanet_here("detect", "train", *eventful, "--output", folder) == 143
+    assert f"Continue with: sanet detect train --resume {folder}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert read_checkpoint(folder / "last.pt")["step"] == 2
+    assert sanet_here("detect", "train", "--resume", folder) == 0
+    whole, resumed = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "run"))
+    for part in ("state_dict", "state_dict_ema"):
+        assert not [key for key, value in whole[part].items() if not torch.equal(value, resumed[part][key])]
+
+
+def test_the_backbone_starts_from_a_classifier_which_continuing_does_not_need(run, data, tmp_path):
+    weights = shutil.copy(run / "best.pt", tmp_path / "classifier.pt")
+    folder = tmp_path / "run"
+    frozen = ["--weights", weights, "--trainable-layers", 0, "--backbone-args", "{}", "--epochs", 1]
+    assert sanet_here("detect", "train", *options("retinanet", data), *frozen, "--output", folder) == 0
+    classifier = read_checkpoint(weights)["state_dict"]
+    state = read_checkpoint(folder / "last.pt")["state_dict"]
+    body = [key for key in state if key.startswith("backbone.body.")]
+    assert len(body) > 100
+    assert not [key for key in body if not torch.equal(state[key], classifier[key.removeprefix("backbone.body.")])]
+    os.remove(weights)
+    assert sanet_here("detect", "train", "--resume", folder, "--epochs", 2) == 0
+    restored = restore_detector(folder / "best.pt")
+    assert restored.model.backbone.frozen_norm
+    assert restored.names == [str(digit) for digit in range(10)]
+
+
+def test_mixed_precision(data, tmp_path):
+    """In bfloat16; the loss scaling of float16 is the loop's, and tested with it."""
+    fields = {
+        "data": str(data),
+        "arch": "retinanet",
+        "backbone": "resnet10t",
+        "min_size": [64],
+        "max_size": 64,
+        "anchor_sizes": [8, 16, 24, 32, 48],
+        "workers": 0,
+        "epochs": 1,
+        "batch_size": 6,
+        "device": "cpu",
+        "opt": "adamw",
+        "lr": 0.0,
+        "hflip": 0.0,
+    }
+    found = {
+        kind: train(DetectionRecipe(**fields, precision=kind), tmp_path / kind, CPU, problem=Detection).best
+        for kind in ("fp32", "bf16")
+    }
+    assert found["bf16"]["train_loss"] == pytest.approx(found["fp32"]["train_loss"], rel=0.05)
+
+
+def test_the_recipes():
+    """Goyal et al., arXiv:1706.02677, section 2.1: the rate is in proportion to the batch."""
+    assert recipe_names(DetectionRecipe) == ["coco-1x", "coco-2x", "digits", "nuclei"]
+    for name in recipe_names(DetectionRecipe):
+        load_recipe(name, DetectionRecipe)
+    recipe = load_recipe("coco-1x", DetectionRecipe)
+    assert (recipe.peak_lr, recipe.epochs, recipe.decay_milestones) == (0.02, 12, [8, 11])
+    assert recipe.replaced(batch_size=2).peak_lr == pytest.approx(0.0025)
+    assert load_recipe("coco-2x", DetectionRecipe).decay_milestones == [16, 22]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arch": "yolo"}, "arch must be one of faster_rcnn, mask_rcnn, retinanet, fcos, got yolo"),
+        ({"min_size": [800], "max_size": 600}, "max_size must be at least the largest min_size, got 600"),
+        ({"min_size": []}, "min_size must be lengths of at least 1"),
+        ({"weights": "a.pt", "pretrained": True}, "pretrained must be false where weights are named"),
+        ({"train_images": "images"}, "train_annotations and train_images must be given together"),
+        ({"detector_args": {"min_size": 3}}, "detector_args must be without min_size"),
+        ({"decay_milestones": [3, 2]}, "decay_milestones must be rising epochs"),
+        ({"sched": "multistep"}, "decay_milestones must be given with sched multistep"),
+    ],
+)
+def test_settings_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DetectionRecipe(**fields)
+
+
+def test_bad_data_stop_it_before_anything_is_written(data, tmp_path, capsys):
+    spoilt = Path(shutil.copytree(data, tmp_path / "data"))
+    (spoilt / "train/00002.png").write_text("no image")
+    folder = tmp_path / "run"
+    begin = ["detect", "train", *options("faster_rcnn", spoilt), "--epochs", 1, "--output", folder]
+    assert sanet_here(*begin) == 2
+    assert "1 images that cannot be read (00002.png: not an image)" in capsys.readouterr().err
+    assert not folder.exists()
+    assert sanet_here(*begin, "--skip-bad-images") == 0
+    assert "left out are 1 images that cannot be read" in capsys.readouterr().err
+
+
+def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):
+    for arch, message in (
+        ("retinanet", "did you mean detections_per_img?; for none of the recipe's: --detector-args '{}'"),
+        ("fcos", "fcos has no anchors, and the recipe gives some: --anchor-sizes without values"),
+    ):
+        assert sanet_here("detect", "train", "--recipe", "digits", "--arch", arch, "--device", "cpu") == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", ["fcos"], indirect=True)
+def test_each_command_says_whose_checkpoint_it_got(trained, run, tmp_path, capsys):
+    _, folder = trained
+    assert sanet_here("eval", folder / "best.pt") == 2
+    assert "best.pt holds a detector, and not a classifier of sanet train" in capsys.readouterr().err
+    assert sanet_here("detect", "eval", run / "best.pt") == 2
+    assert "best.pt holds a classifier, and not a detector of sanet detect train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", ["fcos"], indirect=True)
+def test_what_cannot_be_predicted(trained, tmp_path, capsys):
+    _, folder = trained
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    tell = ["--checkpoint", folder / "best.pt", "--output", tmp_path / "drawn"]
+    for image, message in (
+        (tmp_path / "text.png", "1 of 1 images cannot be read"),
+        (tmp_path / "empty", "has no images"),
+        (tmp_path / "none.png", "no file or folder"),
+    ):
+        assert sanet_here("detect", "predict", image, *tell) == 2
+        assert message in capsys.readouterr().err
+    Image.new("RGB", (3000, 4)).save(tmp_path / "narrow.png")
+    assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path / "narrow") == 2
+    assert "narrow.png of 3000 x 4 pixels cannot be looked at" in capsys.readouterr().err
+    assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path) == 2
+    assert "lies among the images" in capsys.readouterr().err
+    assert sanet_here("detect", "predict", tmp_path, *tell, "--threshold", 7) == 2
+    assert "--threshold must be between 0 and 1, got 7" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_profile(tmp_path, capsys):
+    small = ["--size", 64, 96, "--repetitions", 1, "--device", "cpu", "--num-classes", 3]
+    figures = tmp_path / "cost.json"
+    assert sanet_here("detect", "profile", "resnet18", "sa_resnet18", "--arch", "fcos", *small, "--json", figures) == 0
+    said = json.loads(figures.read_text())["detectors"]
+    assert said["sa_resnet18"]["parameters"] - said["resnet18"]["parameters"] == 96
+    assert said["resnet18"]["training step"]["over_first"] == [1, 1, 1]
+    assert "over resnet18, with quartiles" in capsys.readouterr().out
+
+
+def test_what_is_profiled_learns_from_as_many_proposals_whatever_the_backbone(monkeypatch):
+    learnt_from, loss = [], roi_heads.fastrcnn_loss
+
+    def counted(scores, boxes, labels, targets):
+        learnt_from.append([len(label) for label in labels] + [int((label > 0).sum()) for label in labels])
+        return loss(scores, boxes, labels, targets)
+
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", counted)
+    for backbone in ("resnet18", "sa_resnet18"):
+        options = {"min_size": 128, "max_size": 192, "backbone_options": {"channels": [8, 8, 16, 16]}}
+        detector = create_detector("faster_rcnn", backbone, 3, frozen_norm=True, pyramid_channels=32, **options)
+        work_alike(detector, (128, 192))
+        step = training_step(detector, "faster_rcnn", (128, 192), 1, CPU.device)
+        for _ in range(3):
+            step()
+    assert len(learnt_from) == 6
+    assert learnt_from[0][1] > 0
+    assert all(counts == learnt_from[0] for counts in learnt_from)

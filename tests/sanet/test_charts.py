@@ -1,0 +1,52 @@
+"""Pictures: what tells the networks in them apart."""
+
+from itertools import pairwise
+
+import pytest
+from matplotlib.axes import Axes
+
+from shuffle_attention.sanet.charts import Circle, draw_accuracy, draw_bars, draw_steps
+
+NAMES = "none se cbam sge eca gc shuffle".split()
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Axes]:
+    """The axes that were drawn on, in the order of their first labels."""
+    axes = []
+    label = Axes.set_title
+
+    def noted(self, *arguments, **options):
+        axes.append(self)
+        return label(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "set_title", noted)
+    return axes
+
+
+def test_every_line_of_the_curves_is_one_of_its_own(drawn, tmp_path):
+    names = ["none", *(f"{name}-{kind}" for name in NAMES[1:] for kind in ("preserved", "unpreserved"))]
+    draw_steps({name: [(0, 50.0), (10, 60.0)] for name in names}, "title", tmp_path / "curves.png")
+    lines = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in drawn[0].get_lines()}
+    assert list(lines) == names
+    assert len(set(lines.values())) == len(names)
+    assert lines["se-preserved"][0] == lines["se-unpreserved"][0]
+
+
+def test_each_baseline_is_grey(drawn, tmp_path):
+    draw_bars(["a", "b", "c", "d"], ["a", "c"], {"forward": [1.0, 1.2, 1.0, 1.1]}, "title", tmp_path / "bars.png")
+    a, b, c, d = (bar.get_facecolor() for bar in drawn[0].patches)
+    assert a == c != b == d
+
+
+def test_the_labels_of_parameters_do_not_touch(drawn, tmp_path):
+    millions = [11.174, 11.263, 11.26, 11.175, 11.174, 11.265, 11.1745]
+    circles = [Circle(name, m, 0.557, 95, 0.1) for name, m in zip(NAMES, millions, strict=True)]
+    draw_accuracy(circles, "title", tmp_path / "accuracy.png")
+    axes = drawn[0]
+    renderer = axes.figure.canvas.get_renderer()
+    low, high = axes.get_xlim()
+    labels = [tick for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    extents = [label.label1.get_window_extent(renderer) for label in labels]
+    assert len(extents) > 2
+    assert all(left.x1 + 3 < right.x0 for left, right in pairwise(extents))

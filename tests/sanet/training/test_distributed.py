@@ -1,0 +1,147 @@
+"""Several processes: the losses of one, an error that names the one that died, and a restart from the checkpoint."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import sanet_here
+from shuffle_attention.sanet.tasks.detection.digits import digits_coco
+
+# With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
+PROCESSES = (
+    "train --recipe digits --model sa_resnet18 --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
+    "--freeze-bn --lr 0.001 --warmup-epochs 0"
+).split()
+
+
+DETECTOR = [
+    *"detect train --recipe digits --arch retinanet --backbone resnet10t --frozen-norm --min-size 64".split(),
+    *"--max-size 64 --anchor-sizes 8 16 24 32 48 --workers 0 --batch-size 4 --epochs 2 --warmup-epochs 0".split(),
+    *("--lr", "1e-4", "--device", "cpu", "--detector-args", "{}"),
+]
+
+
+def torchrun(*arguments: object, command: list[str] = PROCESSES, restarts: int = 0) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    return [sys.executable, *launcher, "-m", "shuffle_attention", *command, *map(str, arguments)]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    # Otherwise a restarted process can read the addresses that those before it left in torchrun's store
+    # (pytorch/pytorch issue 135712).
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def one_process(shared_tree, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert sanet_here(*PROCESSES, "--data", shared_tree, "--output", folder) == 0
+    return folder
+
+
+def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path):
+    process = start(torchrun("--data", shared_tree, "--output", tmp_path / "run"))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "2 processes on cpu" in output
+    assert output.count("epoch   1/3") == 1
+    for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
+        for figure in ("train_loss", "val_loss", "train_top1", "val_top1"):
+            assert row[figure] == pytest.approx(other[figure], abs=1e-5)
+
+
+def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
+    for split, count in (("train", 8), ("val", 3)):  # an odd number: one image is dealt out twice
+        digits_coco(split, count, size=64, digits=(1, 3)).write(tmp_path / "data", split)
+    assert sanet_here(*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "one") == 0
+    process = start(torchrun("--data", tmp_path / "data", "--output", tmp_path / "two", command=DETECTOR))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    for row, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        row.pop("images_per_second")
+        for figure, value in row.items():
+            assert other[figure] == pytest.approx(value, abs=1e-4), figure
+
+
+def test_a_broken_image_is_said_once(tree, tmp_path):
+    path = tree / "train/digit1/003.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    process = start(torchrun("--data", tree, "--output", tmp_path / "run"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("1 of 64 images cannot be read") == 1
+    assert "Connection closed" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_torchrun_saves(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--epochs", 100, "--workers", 1))
+    deadline = time.monotonic() + 120
+    while not (folder / "best.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped by SIGTERM after step" in output
+
+
+def kill_a_worker(process: subprocess.Popen, folder: Path) -> int:
+    """Kills the second of the workers once a checkpoint is written, and returns its number."""
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [entry for entry in environment if entry.startswith(b"RANK=")]
+        if ranks:
+            workers[ranks[0]] = int(child)
+    os.kill(workers[b"RANK=1"], signal.SIGKILL)
+    return workers[b"RANK=1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
+def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30))
+    worker = kill_a_worker(process, folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(rf"rank\s*: 1.*\(local_rank: 1\)[\s\S]*exitcode\s*: -9 \(pid: {worker}\)", output), output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
+def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tmp_path):
+    folder = tmp_path / "run"
+    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, restarts=1))
+    kill_a_worker(process, folder)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "continuing sa_resnet18" in output
+    for row, other in zip(rows(one_process), rows(folder), strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+
+
+def test_a_restart_needs_to_know_where_the_run_is(shared_tree, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    assert sanet_here(*PROCESSES, "--data", shared_tree) == 2
+    assert "needs --output DIR" in capsys.readouterr().err
