@@ -1,9 +1,8 @@
 """Import paths of version 0.1, which keep working until version 0.3: pickled layers and users' code name them."""
 
 import importlib
-import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -24,12 +23,14 @@ MOVED = {
 }
 
 
-class _OldPaths(MetaPathFinder, Loader):
-    """Finds a module under its old name, which looks its attributes up under the new one."""
+def find_spec(fullname: str) -> ModuleSpec | None:
+    """Return the spec of a module under its old name, or None if there was none of that name."""
+    package, _, name = fullname.rpartition(".")
+    return ModuleSpec(fullname, _OldPaths()) if package == ROOT and name in MOVED else None
 
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
-        return ModuleSpec(fullname, self) if package == ROOT and name in MOVED else None
+
+class _OldPaths(Loader):
+    """Loads a module under its old name, which looks its attributes up under the new one."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return ModuleType(spec.name)
@@ -45,9 +46,3 @@ class _OldPaths(MetaPathFinder, Loader):
             return getattr(new, name)
 
         module.__getattr__ = look_up  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def install() -> None:
-    """Make the old paths importable; a second call changes nothing."""
-    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())
