@@ -151,7 +151,9 @@ def shuffle_attention(
             f"x must have 2 * n * groups = {2 * n * groups} channels for groups={groups} and parameters "
             f"of n = {n} values, got {tuple(x.shape)}"
         )
-    if torch.onnx.is_in_onnx_export():  # ONNX knows PyTorch's own operations, of which the definition is made
+    if (
+        reference.in_use or torch.onnx.is_in_onnx_export()
+    ):  # ONNX knows PyTorch's own operations, of which the definition is made
         return reference.shuffle_attention(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
     return torch.ops.shuffle_attention.shuffle_attention(
         x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle

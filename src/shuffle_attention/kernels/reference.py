@@ -18,8 +18,24 @@ Source: Zhang & Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural N
 ICASSP 2021, arXiv:2102.00240, section 3 (equations 1 to 5).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+in_use = False
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Run the layer and the end of a block as PyTorch's own operators, as exporters need them, and without kernels."""
+    global in_use
+    before, in_use = in_use, True
+    try:
+        yield
+    finally:
+        in_use = before
 
 
 def shuffle_attention(

@@ -12,6 +12,7 @@ from .commands.compare_options import add_compare
 from .commands.demo_options import add_demo
 from .commands.detect_options import add_detect
 from .commands.explain_options import add_explain
+from .commands.export import add_export
 from .commands.profile_options import add_profile
 from .commands.report_options import add_report
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_detect(commands)
     add_explain(commands)
+    add_export(commands)
     add_report(commands)
     add_demo(commands)
     return parser

@@ -1,0 +1,107 @@
+"""Find formats by name and export models to them."""
+
+import copy
+import importlib
+import os
+import pkgutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, asked_for
+from ..kernels import use_reference
+from .format import Format
+
+_formats: dict[str, Format] = {}
+
+
+def register_format(deployment_format: Format) -> None:
+    """Make a format known under its name.
+
+    Raises:
+        InputError: If another format has this name.
+    """
+    if deployment_format.name in format_names():
+        raise InputError(f"there is a format {deployment_format.name!r} already; choose another name")
+    _formats[deployment_format.name] = deployment_format
+
+
+def format_names() -> list[str]:
+    """Return the names of all formats: one file of this folder each, and the registered ones."""
+    package = __package__ or ""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        own = getattr(importlib.import_module(f"{package}.{module.name}"), "FORMAT", None)
+        if own is not None:
+            _formats.setdefault(own.name, own)
+    return sorted(_formats)
+
+
+def find_format(name: str | None, path: Path) -> Format:
+    """Return a format by its name, or by the suffix of the path if the name is None.
+
+    Raises:
+        InputError: If there is no such format, or its files have another suffix.
+    """
+    known = [_formats[each] for each in format_names()]
+    listed = ", ".join(f"{each.name} ({each.suffix})" for each in known)
+    matches = [each for each in known if name == each.name or (name is None and path.suffix == each.suffix)]
+    if not matches:
+        wanted = f"no format {name!r}" if name is not None else f"no format has files like {path.name}"
+        raise InputError(f"{wanted}; there are {listed}")
+    if path.suffix != matches[0].suffix:
+        raise InputError(f"files of the format {name} end in {matches[0].suffix}, got {path.name}")
+    return matches[0]
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    example: Tensor,
+    format: str | None = None,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write a model as a file that needs neither this package nor its kernels.
+
+    The file is run by the runtime of its format on the example, with another batch size than it was written with,
+    and its output compared with the model's. Only a file that agrees gets its final name.
+
+    Args:
+        model: Model that maps images (B, C, H, W) to one tensor. It is copied, and exported in evaluation mode.
+        path: File to write.
+        example: Images (B, C, H, W) to trace the model with and to compare the outputs on.
+        format: Name of the format; by default the one that the suffix of the path belongs to.
+        tolerance: Largest difference allowed, relative to the largest output of the model.
+
+    Returns:
+        The largest relative difference that was measured.
+
+    Raises:
+        InputError: If the format is unknown, a module that it needs is missing, the path cannot be written to, the
+            model does not return one tensor, or the file computes something else.
+    """
+    path = Path(path)
+    chosen = find_format(format, path)
+    chosen.require()
+    if not path.resolve().parent.is_dir() or path.is_dir():
+        raise InputError(f"cannot write {path}: it must be a file in a folder that exists")
+    model, example = copy.deepcopy(model).cpu().eval(), example.detach().cpu()
+    images = torch.cat([example, example[:1]])
+    with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.unfinished-") as folder:
+        output = model(images)
+        if not isinstance(output, Tensor):
+            raise InputError(f"only models that return one tensor can be exported, got {type(output).__name__}")
+        unchecked = Path(folder) / path.name
+        # A batch of one would be taken for a constant.
+        with use_reference(), asked_for(format=chosen.name):
+            chosen.write(model, images[:2] if len(example) == 1 else example, unchecked)
+        difference = chosen.check(unchecked, model, images)
+        if not difference <= tolerance:  # NaN is a difference too
+            raise InputError(
+                f"{path} was not written: its output differs from PyTorch's by {difference:.1e} relative to the "
+                f"largest output, and {tolerance:.1e} is allowed"
+            )
+        os.replace(unchecked, path)
+    return difference
