@@ -4,7 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,12 +45,12 @@ def load_weights(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.fixture
-def toy() -> Iterator[deploy.Format]:
-    """A format from outside the package: the weights alone."""
+def toy(monkeypatch) -> deploy.Format:
+    """Register a format from outside the package: the weights alone."""
+    monkeypatch.setattr(api, "_formats", {})
     toy = deploy.Format("toy", ".toy", write_weights, load_weights)
     deploy.register_format(toy)
-    yield toy
-    del api._formats["toy"]
+    return toy
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
