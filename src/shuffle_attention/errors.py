@@ -1,7 +1,9 @@
 """Errors that a person can mend: what came in is not what can be used."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 BAD_INPUT = 2  # exit code of the command line
@@ -28,3 +30,20 @@ def asked_for(**received: Any) -> Iterator[None]:
     except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         settings = ", ".join(f"{name}={value!r}" for name, value in received.items())
         raise InputError(f"{settings} cannot be used: {str(error) or type(error).__name__}") from error
+
+
+def require_extra(module: str, *, extra: str, note: str = "") -> ModuleType:
+    """Import a module that an optional extra of this package brings.
+
+    Raises:
+        InputError: If it is not installed; the message names the extra.
+    """
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        message = f"{package} is not installed: pip install 'shuffle-attention[{extra}]'{note}"
+        raise InputError(message) from error

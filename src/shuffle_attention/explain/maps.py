@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError
+from ..errors import InputError, require_extra
 from .eval_mode import eval_mode
 from .gates import attention_layers, group_means
 from .stages import as_map, find_layer, stages
@@ -213,11 +213,4 @@ def _unread(model: nn.Module, name: str) -> InputError:
 
 
 def _torchcam() -> Any:
-    try:
-        from torchcam import methods
-    except ImportError as error:
-        raise InputError(
-            "class activation maps need torchcam, which is not installed: pip install shuffle-attention[explain] "
-            "(Python 3.11 or later)"
-        ) from error
-    return methods
+    return require_extra("torchcam.methods", extra="explain", note=" (Python 3.11 or later)")

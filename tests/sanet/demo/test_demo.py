@@ -316,16 +316,16 @@ def test_the_page_ends_though_a_visitor_is_on_it():
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     code = """
 import socket, threading, time
-from shuffle_attention.demo.launch import _gradio, _served
+from shuffle_attention.sanet.demo.server import serve, temporary_uploads
 
-with _gradio("127.0.0.1") as uploads:
-    from shuffle_attention.demo.page import PageState
+with temporary_uploads("127.0.0.1") as uploads:
+    from shuffle_attention.sanet.demo.page import PageState
 
     with socket.socket() as free:  # 7860 is what other tests may listen on at the same time
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = set(threading.enumerate())
-    with _served(PageState(), "127.0.0.1", port, uploads):
+    with serve(PageState(), "127.0.0.1", port, uploads):
         visitor = socket.create_connection(("127.0.0.1", port))
         visitor.sendall(b"POST /gradio_api/queue/join HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 9\\r\\n\\r\\n")
         time.sleep(1)  # what the visitor has to say does not come

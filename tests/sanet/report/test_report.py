@@ -145,7 +145,7 @@ def test_without_torchcam_there_are_the_images_and_how_to_get_overlays(reported,
     run = shutil.copytree(reported, tmp_path / "run")
     assert sanet_here("report", run, "--device", "cpu") == 0
     page = Page(run / "report.html")
-    assert "pip install shuffle-attention[explain]" in page.text
+    assert "pip install 'shuffle-attention[explain]'" in page.text
     assert page.text.count("taken for it") == 2
     assert len(page.images) == 2 + page.text.count("· 0")
 

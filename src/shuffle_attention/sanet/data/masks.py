@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import require_extra
 
 __all__ = ["decode_mask", "encode_mask", "mask_fault", "require_evaluator"]
 
@@ -23,13 +23,7 @@ def require_evaluator() -> Any:
     Raises:
         InputError: If it is not installed.
     """
-    try:
-        import faster_coco_eval
-    except ImportError as error:
-        raise InputError(
-            "COCO data need faster-coco-eval, which is not installed: pip install shuffle-attention[detection]"
-        ) from error
-    return faster_coco_eval
+    return require_extra("faster_coco_eval", extra="detection")
 
 
 def mask_fault(segmentation: object, height: int, width: int) -> str:
