@@ -12,7 +12,7 @@ from test_triton_layer import run
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 INTERPRETED = """
-import copy, itertools, torch
+import copy, itertools, timm, torch
 torch.ops.load_library = lambda path: None  # the CPU's own kernels, whose place is taken
 import test_cpu_block_tail as t
 from shuffle_attention.kernels import block_reference, block_tail as block

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+import shuffle_attention.models  # noqa: F401 - registers the networks
 from conftest import sanet_here
 from shuffle_attention.sanet.charts import _spread
 from shuffle_attention.sanet.environment import machine
