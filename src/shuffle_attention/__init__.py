@@ -12,20 +12,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import AttachReport, attach, detach
-    from .attention import ShuffleAttention, SpatialGroupEnhance, attention_names, create_attention
+    from .attention import (
+        AttentionSpec,
+        ShuffleAttention,
+        SpatialGroupEnhance,
+        attention_names,
+        create_attention,
+        gate_names,
+        register_attention,
+    )
     from .checkpoints import load_checkpoint
 
     __version__: str
 
 __all__ = [
     "AttachReport",
+    "AttentionSpec",
     "ShuffleAttention",
     "SpatialGroupEnhance",
     "attach",
     "attention_names",
     "create_attention",
     "detach",
+    "gate_names",
     "load_checkpoint",
+    "register_attention",
 ]
 
 _MODULES = {"AttachReport": "attach", "attach": "attach", "detach": "attach", "load_checkpoint": "checkpoints"}

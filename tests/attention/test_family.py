@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention, SpatialGroupEnhance, attention_names, create_attention
-from shuffle_attention.attention.shuffle import largest_groups
 from shuffle_attention.attention.shuffle_ablation import ShuffleAttentionAblation
+from shuffle_attention.attention.spec import largest_groups
 from shuffle_attention.kernels import reference
 
 NAMES = attention_names()
@@ -40,7 +40,7 @@ def count(layer: nn.Module) -> int:
 
 
 def test_the_names():
-    assert NAMES == ["none", "se", "cbam", "sge", "eca", "gc", "shuffle"]
+    assert NAMES == ["none", "se", "cbam", "gc", "sge", "eca", "shuffle"]
     assert {name: type(create_attention(name, 64, groups="auto")) for name in ("sge", "shuffle")} == {
         "sge": SpatialGroupEnhance,
         "shuffle": ShuffleAttention,
@@ -148,28 +148,28 @@ def test_groups_that_fit_are_found():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("attention", "channels", "options", "message"),
     [
-        ({"name": "shufle", "channels": 64}, "no attention 'shufle'; did you mean 'shuffle'? there are none, se, "),
-        ({"name": "xyz", "channels": 64}, "no attention 'xyz'; there are none, se, "),
-        ({"name": "se", "channels": 64, "groups": 4}, "'se' has no option groups; it takes rd_ratio, rd_channels"),
-        ({"name": "none", "channels": 64, "groups": 4}, "'none' has no option groups; it takes none"),
-        ({"name": "shuffle", "channels": 64, "rd_ratio": 4}, "it takes groups, eps, norm, gate, shuffle"),
-        ({"name": "shuffle", "channels": 7, "groups": "auto"}, "multiple of 2, got channels=7"),
-        ({"name": "sge", "channels": 40}, "multiple of groups, .* channels=40 and groups=64; .* fit: 40"),
-        ({"name": "se", "channels": 0}, "positive whole number, got channels=0"),
-        ({"name": "shuffle", "channels": 64.0}, "positive whole number, got channels=64.0"),
-        ({"name": "none", "channels": "64"}, "positive whole number, got channels='64'"),
-        ({"name": ["se"], "channels": 64}, "no attention \\['se'\\]"),
-        ({"name": "eca", "channels": 64, "gamma": 0}, "gamma=0 cannot be used"),
-        ({"name": "eca", "channels": 64, "kernel_size": 4}, "kernel_size must be a positive odd number, got 4"),
-        ({"name": "se", "channels": 64, "rd_ratio": "x"}, "attention='se', channels=64, rd_ratio='x' cannot be used"),
-        ({"name": "shuffle", "channels": 128, "gate": "conv"}, "gate must be one of affine, conv1x1, none, got 'conv'"),
+        ("shufle", 64, {}, "no attention 'shufle'; did you mean 'shuffle'? there are none, se, "),
+        ("xyz", 64, {}, "no attention 'xyz'; there are none, se, "),
+        ("se", 64, {"groups": 4}, "'se' has no option groups; it takes rd_ratio, rd_channels"),
+        ("none", 64, {"groups": 4}, "'none' has no option groups; it takes none"),
+        ("shuffle", 64, {"rd_ratio": 4}, "it takes groups, eps, norm, gate, shuffle, gain"),
+        ("shuffle", 7, {"groups": "auto"}, "multiple of 2, got channels=7"),
+        ("sge", 40, {}, "multiple of groups, .* channels=40 and groups=64; .* fit: 40"),
+        ("se", 0, {}, "positive whole number, got channels=0"),
+        ("shuffle", 64.0, {}, "positive whole number, got channels=64.0"),
+        ("none", "64", {}, "positive whole number, got channels='64'"),
+        (["se"], 64, {}, "no attention \\['se'\\]"),
+        ("eca", 64, {"gamma": 0}, "gamma=0 cannot be used"),
+        ("eca", 64, {"kernel_size": 4}, "kernel_size must be a positive odd number, got 4"),
+        ("se", 64, {"rd_ratio": "x"}, "attention='se', channels=64, rd_ratio='x' cannot be used"),
+        ("shuffle", 128, {"gate": "conv"}, "gate must be one of affine, conv1x1, none, got 'conv'"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(attention, channels, options, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        create_attention(**arguments)
+        create_attention(attention, channels, **options)
 
 
 def enhanced(x: Tensor, layer: SpatialGroupEnhance) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.attention.shuffle import fitting_groups
+from shuffle_attention.attention.spec import fitting_groups
 from shuffle_attention.kernels import reference, shuffle_attention
 
 # Largest error relative to the largest value: rounding of the type times a little for the sums.

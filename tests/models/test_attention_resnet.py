@@ -42,9 +42,9 @@ def test_timm_has_them_all():
         "resnet50",
         "seresnet50",
         "cbam_resnet50",
+        "gc_resnet50",
         "sge_resnet50",
         "eca_resnet50",
-        "gc_resnet50",
         "sa_resnet50",
     ]
 

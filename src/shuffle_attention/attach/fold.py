@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..attention.shuffle import ShuffleAttention, SpatialGroupEnhance
+from ..attention import ShuffleAttention, SpatialGroupEnhance
 from ..errors import InputError
 from .find import Place
 from .trace import CONVOLUTIONS, Dataflow

@@ -1,5 +1,6 @@
-"""Attention layers as modules."""
+"""Shuffle attention."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -7,35 +8,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..kernels import shuffle_attention
+from .shuffle_ablation import ShuffleAttentionAblation
+from .spec import AttentionSpec, check_groups
 
-# One call each in a traced graph, as a layer of PyTorch's own is: their checks read shapes, which a tracer has not.
-torch.fx.wrap("shuffle_attention")
-torch.fx.wrap("spatial_group_enhance")
+torch.fx.wrap("shuffle_attention")  # one call in a traced graph: its checks read shapes, which a tracer lacks
 
-
-def fitting_groups(channels: int, parts: int = 2) -> list[int]:
-    """Returns every number of groups that ``channels`` can be split into, in rising order.
-
-    Args:
-        channels: Channels of the map.
-        parts: Parts that each group is split into in turn: two branches in shuffle attention, which therefore
-            needs a multiple of ``2 * groups`` channels; one in spatial group-wise enhancement.
-    """
-    return [g for g in range(1, channels // parts + 1) if channels % (parts * g) == 0]
-
-
-def largest_groups(channels: int, at_most: int = 64, parts: int = 2) -> int:
-    """Returns the largest number of groups up to ``at_most`` that :func:`fitting_groups` lists.
-
-    Raises:
-        InputError: If none fits.
-    """
-    if at_most < 1:
-        raise InputError(f"groups must be at least 1, got {at_most}")
-    fitting = [g for g in fitting_groups(channels, parts) if g <= at_most]
-    if not fitting:
-        raise InputError(f"channels must be a positive multiple of {parts}, got channels={channels}")
-    return fitting[-1]
+IDENTITY_GAIN = 1 + math.exp(-1)  # 1 / sigmoid(1)
 
 
 class ShuffleAttention(nn.Module):
@@ -43,23 +21,25 @@ class ShuffleAttention(nn.Module):
 
     At its start every gate is sigmoid(1): the layer scales the map by 0.731 and permutes its channels.
     It has ``3 * channels / groups`` parameters, under the names and in the shapes of the published
-    network: ``cweight, cbias, sweight, sbias`` of shape (1, n, 1, 1) and ``gn.weight, gn.bias`` of
+    model: ``cweight, cbias, sweight, sbias`` of shape (1, n, 1, 1) and ``gn.weight, gn.bias`` of
     shape (n,), with ``n = channels / (2 * groups)``.
 
     Args:
-        channels: Channels of the map.
-        groups: Groups that the channels are split into; ``2 * groups`` must divide ``channels``.
+        channels: Number of channels of the map.
+        groups: Number of groups that the channels are split into; ``2 * groups`` must divide ``channels``.
         eps: Added to the variance of a plane.
-        shuffle: Whether the two halves of the channels are interleaved at the end.
-        device: Where the parameters are made.
+        shuffle: Whether to interleave the two halves of the channels at the end.
+        gain: Factor of all gates. With 1 / sigmoid(1) and ``shuffle=False`` the layer starts as the identity. A gain
+            other than 1 is an entry ``gain`` of the state dict, which loads into a layer of the same gain only.
+        device: Device of the parameters.
         dtype: Type of the parameters; the map may have another.
 
     Shape:
         (B, channels, *spatial), one to three spatial dimensions, to the same shape, type and memory format.
 
     Raises:
-        InputError: If ``2 * groups`` does not divide ``channels``, at construction; if a map has another
-            number of channels, when called (a ``ValueError``).
+        InputError: If ``2 * groups`` does not divide ``channels`` or ``gain`` is not a positive number, at
+            construction; if a map has another number of channels, when called (a ``ValueError``).
 
     Source: Zhang & Yang, SA-Net, ICASSP 2021, arXiv:2102.00240, section 3.
 
@@ -69,134 +49,125 @@ class ShuffleAttention(nn.Module):
         torch.Size([8, 256, 14, 14])
     """
 
+    gain: Tensor | None
+    gain_value = 1.0  # as a number, which the op takes; layers that were pickled by version 0.1 have only this one
+
     def __init__(
-        self, channels: int, groups: int = 64, *, eps: float = 1e-5, shuffle: bool = True, device=None, dtype=None
+        self,
+        channels: int,
+        groups: int = 64,
+        *,
+        eps: float = 1e-5,
+        shuffle: bool = True,
+        gain: float = 1.0,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         check_groups(channels, groups)
+        if not 0 < gain < math.inf:
+            raise InputError(f"gain must be a positive number, got {gain}")
         self.channels = channels
         self.groups = groups
         self.shuffle = shuffle
+        self.gain_value = float(gain)
         n = channels // (2 * groups)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.cweight = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.cbias = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.sweight = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
         self.sbias = nn.Parameter(torch.empty(1, n, 1, 1, **factory))
-        # Holds the published names; the normalisation is part of the op, so that this module is never called.
+        # Holds the published names; the op normalises, so this module is never called.
         self.gn = nn.GroupNorm(n, n, eps=eps, **factory)
+        if gain != 1:
+            self.register_buffer("gain", torch.empty((), **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets every gate to sigmoid(1), as published."""
+        """Set every gate to gain * sigmoid(1), as published."""
         for weight in (self.cweight, self.sweight):
             nn.init.zeros_(weight)
         for bias in (self.cbias, self.sbias):
             nn.init.ones_(bias)
         self.gn.reset_parameters()
+        if self.gain_value != 1:
+            nn.init.constant_(cast(Tensor, self.gain), self.gain_value)
 
     def forward(self, x: Tensor) -> Tensor:
         eps = cast(nn.GroupNorm, self._modules["gn"]).eps
-        return shuffle_attention(x, *self.op_parameters(), groups=self.groups, eps=eps, shuffle=self.shuffle)
+        y = shuffle_attention(x, *self.op_parameters(), groups=self.groups, eps=eps, shuffle=self.shuffle)
+        return y if self.gain_value == 1 else y * self.gain_value
 
     def op_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns the six parameters in the order in which the op takes them."""
+        """Return the six parameters in the order of the op's arguments."""
         try:
-            # A module finds each of its attributes in Python, nine of them in six microseconds: as long as the op
-            # takes to be called.
+            # nn.Module looks up attributes in Python: nine of them take six microseconds, as long as calling the op.
             own, norm = self._parameters, cast(nn.Module, self._modules["gn"])._parameters
-            found = (own["cweight"], own["cbias"], own["sweight"], own["sbias"], norm["weight"], norm["bias"])
-        except KeyError:  # parametrised, pruned or replicated, so that they are attributes and no parameters
+            six = (own["cweight"], own["cbias"], own["sweight"], own["sbias"], norm["weight"], norm["bias"])
+        except KeyError:  # parametrised, pruned or replicated layers have them as attributes instead
             gn = self.gn
-            found = (self.cweight, self.cbias, self.sweight, self.sbias, gn.weight, gn.bias)
-        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], found)
+            six = (self.cweight, self.cbias, self.sweight, self.sbias, gn.weight, gn.bias)
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], six)
 
-    def extra_repr(self) -> str:
-        return f"{self.channels}, groups={self.groups}" + ("" if self.shuffle else ", shuffle=False")
-
-
-class SpatialGroupEnhance(nn.Module):
-    """Spatial group-wise enhancement: within each group, a gate on the places that resemble the group's mean.
-
-    With t_i the inner product of the group's mean over the plane with its channels at place i, and m and s the
-    mean and the deviation of t over the plane, the gate at i is sigmoid(weight * (t_i - m) / (s + eps) + bias).
-    At its start every gate is sigmoid(1). It has ``2 * groups`` parameters, under the names and in the shapes
-    of the published network: ``weight`` and ``bias`` of shape (1, groups, 1, 1).
-
-    The products are taken and normalised in float32 for maps in half precision: those of a large map are above
-    65504 and leave the range of float16, which in the published code makes the output NaN. The deviation is
-    that of the published code, with m - 1 in the denominator for m places; where m is 1, and it has no value, the
-    gate is sigmoid(bias).
-
-    Args:
-        channels: Channels of the map.
-        groups: Groups that the channels are split into; must divide ``channels``.
-        eps: Added to the deviation of the products of a group.
-        device: Where the parameters are made.
-        dtype: Type of the parameters; the map may have another.
-
-    Shape:
-        (B, channels, H, W) to the same shape, type and memory format.
-
-    Raises:
-        InputError: If ``groups`` does not divide ``channels``, at construction; if a map has channels that it does
-            not divide or other dimensions, when called.
-
-    Source: Li, Hu & Yang, Spatial Group-wise Enhance, arXiv:1905.09646, section 3; parameters, their start and
-    the deviation from the code published with it.
-    """
-
-    def __init__(self, channels: int, groups: int = 64, *, eps: float = 1e-5, device=None, dtype=None):
-        super().__init__()
-        check_groups(channels, groups, parts=1)
-        self.channels = channels
-        self.groups = groups
-        self.eps = eps
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(1, groups, 1, 1, **factory))
-        self.bias = nn.Parameter(torch.empty(1, groups, 1, 1, **factory))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Sets every gate to sigmoid(1), as published."""
-        nn.init.zeros_(self.weight)
-        nn.init.ones_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return spatial_group_enhance(x, self.weight, self.bias, self.eps)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, groups={self.groups}"
-
-
-def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
-    groups = weight.numel()
-    if x.dim() != 4 or x.shape[1] % groups:
-        raise InputError(f"a map must have the shape (B, multiple of {groups} groups, H, W), got {tuple(x.shape)}")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    grouped = x.unflatten(1, (groups, -1))
-    exact = grouped.to(dtype)
-    # Not a matrix product: autocast would take that back to half precision.
-    t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
-    t = t - t.mean((2, 3), keepdim=True)
-    # The norm, unlike a square root, has a gradient where a map is flat.
-    deviation = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(t.shape[2] * t.shape[3] - 1, 1) ** 0.5
-    gate = torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
-    return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
-
-
-def check_groups(channels: int, groups: int, parts: int = 2) -> None:
-    """Refuses a number of groups that :func:`fitting_groups` does not list, and names those next to it."""
-    if channels < parts or channels % parts:
-        kind = "positive even number" if parts == 2 else "positive number"
-        raise InputError(f"channels must be a {kind}, got channels={channels}")
-    if groups < 1 or channels % (parts * groups):
-        fitting = fitting_groups(channels, parts)
-        below = [g for g in fitting if g < groups][-1:]
-        above = [g for g in fitting if g > groups][:1]
-        multiple = "2 * groups" if parts == 2 else "groups"
-        raise InputError(
-            f"channels must be a multiple of {multiple}, got channels={channels} and groups={groups}; "
-            f"the nearest groups that fit: {' and '.join(map(str, below + above))}"
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        other = state_dict.get(f"{prefix}gain") if self.gain_value != 1 else None
+        # Half precision rounds the gain.
+        if other is not None and not (other.is_meta or math.isclose(other, self.gain_value, rel_tol=0.01)):
+            error_msgs.append(f"{prefix}gain is {float(other):.4f}, but this layer has gain={self.gain_value:.4f}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def extra_repr(self) -> str:
+        gain = "" if self.gain_value == 1 else f", gain={self.gain_value:.4f}"
+        return f"{self.channels}, groups={self.groups}" + ("" if self.shuffle else ", shuffle=False") + gain
+
+
+def build(
+    channels: int,
+    groups: int = 64,
+    *,
+    eps: float = 1e-5,
+    norm: bool = True,
+    gate: Any = "affine",
+    shuffle: bool = True,
+    gain: float = 1.0,
+    device: Any = None,
+    dtype: Any = None,
+) -> ShuffleAttention | ShuffleAttentionAblation:
+    """Return the layer, or its ablation if a part of it is removed or replaced."""
+    settings: dict[str, Any] = {"eps": eps, "shuffle": shuffle, "device": device, "dtype": dtype}
+    if norm and gate == "affine":
+        return ShuffleAttention(channels, groups, gain=gain, **settings)
+    if gain != 1:
+        raise InputError(f"gain={gain} needs the whole layer, got norm={norm} and gate={gate!r}")
+    return ShuffleAttentionAblation(channels, groups, norm=norm, gate=gate, **settings)
+
+
+def identity(channels: int, **options: Any) -> nn.Module | None:
+    """Return the layer without shuffle, with the gain that makes it the identity at its start.
+
+    In a residual branch the shuffle changes nothing that training could not (docs/networks.md). An ablation, and a
+    layer whose shuffle or gain is given, has no such start.
+    """
+    whole = options.get("norm", True) and options.get("gate", "affine") == "affine"
+    if options.get("shuffle") or "gain" in options or not whole:
+        return None
+    return build(channels, **{**options, "shuffle": False, "gain": IDENTITY_GAIN})
+
+
+SPEC = AttentionSpec(
+    name="shuffle",
+    build=build,
+    identity=identity,
+    group_parts=2,
+    decays=False,
+    classes=(ShuffleAttention, ShuffleAttentionAblation),
+    resnet="sa_resnet{}".format,
+    parameters="3 C / groups",
+    notes="64 groups, or as many as fit; gates start at sigmoid(1)",
+    source="Zhang & Yang, sections 3 and 4",
+    arxiv="2102.00240",
+)

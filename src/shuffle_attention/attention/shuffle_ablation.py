@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .shuffle import check_groups
+from .spec import check_groups
 
 GATES = ("affine", "conv1x1", "none")
 

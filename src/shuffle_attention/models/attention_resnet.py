@@ -11,15 +11,14 @@ Sources: those of :func:`create_attention`; He et al., ResNet, arXiv:1512.03385.
 import difflib
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
-from torch import nn
 
-from ..attention import attention_names, create_attention, published_start
+from ..attention import attention_names, create_attention, gate_names, get_spec
 from ..errors import InputError
-from .sa_resnet import DEFAULT_CFG, STAGES, gate_names, require_weights
+from .sa_resnet import DEFAULT_CFG, STAGES, require_weights
 
 __all__ = ["AttentionResNet", "resnet_with"]
 
@@ -76,7 +75,7 @@ class AttentionResNet(ResNet):
         super().init_weights(zero_init_last)
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
-                published_start(self.attention, cast(nn.Module, module.se))
+                get_spec(self.attention).published_start(module.se)
 
     def no_weight_decay(self) -> set[str]:
         return gate_names(self)

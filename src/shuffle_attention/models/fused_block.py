@@ -33,6 +33,7 @@ def can_fuse(
     return (
         type(norm) is nn.BatchNorm2d
         and type(attention) is ShuffleAttention
+        and attention.gain_value == 1
         and type(act) is nn.ReLU
         and (drop_path is None or not drop_path.training)
         and has_kernels(u)

@@ -21,9 +21,8 @@ from timm.models import (
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ..attention import create_attention
-from ..attention.shuffle import ShuffleAttention, SpatialGroupEnhance, largest_groups
-from ..attention.shuffle_ablation import ShuffleAttentionAblation
+from ..attention import ShuffleAttention, create_attention, gate_names
+from ..attention.spec import largest_groups
 from ..errors import InputError
 from .fused_block import block_tail, can_fuse
 
@@ -104,16 +103,6 @@ class SAResNet(ResNet):
 
     def no_weight_decay(self) -> set[str]:
         return gate_names(self)
-
-
-def gate_names(model: nn.Module) -> set[str]:
-    """Returns the names of the parameters of this package's own attention layers in a network."""
-    return {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, ShuffleAttention | ShuffleAttentionAblation | SpatialGroupEnhance)
-        for parameter, _ in module.named_parameters()
-    }
 
 
 def small_input_stem(model: nn.Module) -> None:

@@ -1,0 +1,15 @@
+"""The absence of attention, as the baseline of comparisons."""
+
+from typing import Any
+
+from torch import nn
+
+from .spec import AttentionSpec
+
+
+def build(channels: int, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    """Return the identity."""
+    return nn.Identity()
+
+
+SPEC = AttentionSpec(name="none", build=build, identity=build, resnet="resnet{}".format, parameters="0")

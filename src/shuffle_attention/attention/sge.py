@@ -1,0 +1,95 @@
+"""Spatial group-wise enhancement."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .spec import AttentionSpec, check_groups
+
+torch.fx.wrap("spatial_group_enhance")  # one call in a traced graph: its checks read shapes, which a tracer lacks
+
+
+class SpatialGroupEnhance(nn.Module):
+    """Spatial group-wise enhancement: within each group, a gate on the places that resemble the group's mean.
+
+    With t_i the inner product of the group's mean over the plane with its channels at place i, and m and s the
+    mean and the deviation of t over the plane, the gate at i is sigmoid(weight * (t_i - m) / (s + eps) + bias).
+    At its start every gate is sigmoid(1). It has ``2 * groups`` parameters, under the names and in the shapes
+    of the published network: ``weight`` and ``bias`` of shape (1, groups, 1, 1).
+
+    The products are taken and normalised in float32 for maps in half precision: those of a large map are above
+    65504 and leave the range of float16, which in the published code makes the output NaN. The deviation is
+    that of the published code, with m - 1 in the denominator for m places; where m is 1, and it has no value, the
+    gate is sigmoid(bias).
+
+    Args:
+        channels: Channels of the map.
+        groups: Groups that the channels are split into; must divide ``channels``.
+        eps: Added to the deviation of the products of a group.
+        device: Where the parameters are made.
+        dtype: Type of the parameters; the map may have another.
+
+    Shape:
+        (B, channels, H, W) to the same shape, type and memory format.
+
+    Raises:
+        InputError: If ``groups`` does not divide ``channels``, at construction; if a map has channels that it does
+            not divide or other dimensions, when called.
+
+    Source: Li, Hu & Yang, Spatial Group-wise Enhance, arXiv:1905.09646, section 3; parameters, their start and
+    the deviation from the code published with it.
+    """
+
+    def __init__(self, channels: int, groups: int = 64, *, eps: float = 1e-5, device=None, dtype=None):
+        super().__init__()
+        check_groups(channels, groups, parts=1)
+        self.channels = channels
+        self.groups = groups
+        self.eps = eps
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(1, groups, 1, 1, **factory))
+        self.bias = nn.Parameter(torch.empty(1, groups, 1, 1, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets every gate to sigmoid(1), as published."""
+        nn.init.zeros_(self.weight)
+        nn.init.ones_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return spatial_group_enhance(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, groups={self.groups}"
+
+
+def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Returns the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
+    groups = weight.numel()
+    if x.dim() != 4 or x.shape[1] % groups:
+        raise InputError(f"a map must have the shape (B, multiple of {groups} groups, H, W), got {tuple(x.shape)}")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    grouped = x.unflatten(1, (groups, -1))
+    exact = grouped.to(dtype)
+    # Not a matrix product: autocast would take that back to half precision.
+    t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
+    t = t - t.mean((2, 3), keepdim=True)
+    # The norm, unlike a square root, has a gradient where a map is flat.
+    deviation = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(t.shape[2] * t.shape[3] - 1, 1) ** 0.5
+    gate = torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
+    return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
+
+
+SPEC = AttentionSpec(
+    name="sge",
+    build=SpatialGroupEnhance,
+    group_parts=1,
+    decays=False,
+    resnet="sge_resnet{}".format,
+    parameters="2 groups",
+    notes="64 groups, or as many as fit; gates start at sigmoid(1)",
+    source="Li et al., section 3",
+    arxiv="1905.09646",
+)

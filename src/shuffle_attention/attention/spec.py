@@ -1,0 +1,255 @@
+"""The registry of attention layers: everything that the package knows about a layer stands in its ``AttentionSpec``."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError, asked_for
+
+_FACTORY = ("device", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """An attention layer that maps (B, C, H, W) to the same shape, and what the package must know of it.
+
+    Attributes:
+        name: Name of the layer in functions and commands.
+        build: Make the layer: ``build(channels, *, device, dtype, **options)``, or fewer of these arguments. Imports
+            beyond PyTorch belong inside it.
+        options: Names of the options of ``build``. None takes them from its signature; if it is still None, ``build``
+            takes any.
+        defaults: Values of options where the paper's differ from those of ``build``.
+        published_start: Initialise a layer as its authors do, in place. Models call it after they have initialised
+            all their convolutions.
+        identity: Make the layer such that it computes the identity at its start, with the arguments of ``build``;
+            None if these options do not allow it.
+        group_parts: Parts that each group of channels is split into; None for a layer without groups. ``groups="auto"``
+            follows from it.
+        decays: Whether weight decay applies to the parameters of the layer.
+        classes: Classes of the modules that ``build`` makes; needed if ``decays`` is False. The first one stands for
+            the spec where a callable is expected.
+        resnet: Return timm's name of the ResNet with this layer, for a depth. None if it is ``attention_resnet``.
+        parameters: Number of parameters for C channels, as text.
+        notes: Choices that the paper leaves open, and defaults of timm that differ.
+        source: Citation.
+        arxiv: Number of the paper on arXiv; tables are in this order.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    options: tuple[str, ...] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    published_start: Callable[[Any], None] = lambda module: None
+    identity: Callable[..., nn.Module | None] = lambda channels, **options: None
+    group_parts: int | None = None
+    decays: bool = True
+    classes: tuple[type[nn.Module], ...] = ()
+    resnet: Callable[[int], str] | None = None
+    parameters: str = ""
+    notes: str = ""
+    source: str = ""
+    arxiv: str = ""
+
+    def __post_init__(self):
+        if not self.classes and isinstance(self.build, type):
+            object.__setattr__(self, "classes", (self.build,))
+        if self.options is None:
+            taken = _arguments(self.build)
+            names = None if taken is None else tuple(name for name in taken[1:] if name not in _FACTORY)
+            object.__setattr__(self, "options", names)
+        if not (self.decays or self.classes):
+            raise InputError(f"attention {self.name!r} has decays=False, which needs the classes of its modules")
+
+
+_SPECS: dict[str, AttentionSpec] = {}
+Attention = str | AttentionSpec | Callable[..., nn.Module]
+
+
+def attention_names() -> list[str]:
+    """Return the names of all registered layers, in the order of their papers."""
+    return list(_SPECS)
+
+
+def register_attention(spec: AttentionSpec) -> AttentionSpec:
+    """Register a layer, so that its name is accepted wherever the name of an attention is.
+
+    Raises:
+        InputError: If the name is not an identifier, or another layer has it.
+
+    Example:
+        >>> spec = register_attention(AttentionSpec(name="tanh", build=lambda channels: nn.Tanh()))
+        >>> create_attention("tanh", 64)
+        Tanh()
+    """
+    if not spec.name.isidentifier():
+        raise InputError(f"the name of an attention must be letters, digits and underscores, got {spec.name!r}")
+    if _SPECS.setdefault(spec.name, spec) is not spec:
+        raise InputError(f"there is an attention {spec.name!r} already; register this one under another name")
+    return spec
+
+
+def get_spec(attention: Attention) -> AttentionSpec:
+    """Return the spec of an attention.
+
+    Args:
+        attention: Name of a registered layer; a spec, which need not be registered; or a callable that makes a layer
+            for a number of channels, such as a class of modules.
+
+    Raises:
+        InputError: If the name is unknown, or the argument is none of these.
+    """
+    if isinstance(attention, AttentionSpec):
+        return attention
+    if isinstance(attention, nn.Module):
+        raise InputError(
+            f"an attention is made for each number of channels: give a class or a function of the channels, not one "
+            f"layer {type(attention).__name__}"
+        )
+    if callable(attention):
+        by_class = (spec for spec in _SPECS.values() if attention in spec.classes[:1])
+        name = getattr(getattr(attention, "func", attention), "__name__", type(attention).__name__)
+        return next(by_class, None) or AttentionSpec(name=name, build=attention)
+    if isinstance(attention, str) and attention in _SPECS:
+        return _SPECS[attention]
+    close = difflib.get_close_matches(str(attention), _SPECS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"no attention {attention!r}; {hint}there are {', '.join(_SPECS)}")
+
+
+def create_attention(
+    attention: Attention, channels: int, *, device: Any = None, dtype: Any = None, **options: Any
+) -> nn.Module:
+    """Create an attention layer, which maps (B, channels, H, W) to the same shape, with its published start.
+
+    docs/networks.md lists the layers with their parameters, defaults and sources. ``shuffle`` with ``norm=False``,
+    ``gate="conv1x1"`` or ``gate="none"`` is a :class:`ShuffleAttentionAblation`.
+
+    Args:
+        attention: Name of a layer (:func:`attention_names`), its :class:`AttentionSpec`, or a callable that makes a
+            layer for a number of channels.
+        channels: Number of channels of the map.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+        **options: Options of the layer. ``groups="auto"`` takes the largest number of groups up to 64 that fits.
+
+    Raises:
+        InputError: If there is no such layer, or it does not take an option or its value.
+
+    Example:
+        >>> create_attention("se", 256, rd_ratio=1 / 8)(torch.randn(2, 256, 14, 14)).shape
+        torch.Size([2, 256, 14, 14])
+    """
+    spec = get_spec(attention)
+    module = _make(spec, spec.build, channels, options, device, dtype)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"attention {spec.name!r} must be a torch.nn.Module, got {type(module).__name__}")
+    spec.published_start(module)
+    return module
+
+
+def create_identity(
+    attention: Attention, channels: int, *, device: Any = None, dtype: Any = None, **options: Any
+) -> nn.Module | None:
+    """Create an attention layer that computes the identity at its start; None if this layer has no such start.
+
+    Arguments and errors are those of :func:`create_attention`.
+    """
+    spec = get_spec(attention)
+    return _make(spec, spec.identity, channels, options, device, dtype)
+
+
+def gate_names(model: nn.Module) -> set[str]:
+    """Return the names of all parameters of a model's attention layers to which weight decay does not apply.
+
+    Args:
+        model: Any model; attached layers count as well as those of the models of this package.
+    """
+    classes = tuple(c for spec in _SPECS.values() if not spec.decays for c in spec.classes)
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, classes))
+    return {f"{name}.{p}" if name else p for name, module in layers for p, _ in module.named_parameters()}
+
+
+def from_timm(name: str) -> Callable[..., nn.Module]:
+    """Return the ``build`` of one of timm's attention layers, which imports timm when it is called."""
+
+    def build(channels: int, **options: Any) -> nn.Module:
+        from timm.layers import get_attn
+
+        layer: Any = get_attn(name)
+        return layer(channels, **options)
+
+    return build
+
+
+def fitting_groups(channels: int, parts: int = 2) -> list[int]:
+    """Return every number of groups that ``channels`` can be split into, in rising order.
+
+    Args:
+        channels: Number of channels of the map.
+        parts: Number of parts that each group is split into: 2 for the branches of shuffle attention, which needs a
+            multiple of ``2 * groups`` channels; 1 for spatial group-wise enhancement.
+    """
+    return [g for g in range(1, channels // parts + 1) if channels % (parts * g) == 0]
+
+
+def largest_groups(channels: int, at_most: int = 64, parts: int = 2) -> int:
+    """Return the largest number of groups up to ``at_most`` that fits.
+
+    Raises:
+        InputError: If none fits.
+    """
+    if at_most < 1:
+        raise InputError(f"groups must be at least 1, got {at_most}")
+    fitting = [g for g in fitting_groups(channels, parts) if g <= at_most]
+    if not fitting:
+        raise InputError(f"channels must be a positive multiple of {parts}, got channels={channels}")
+    return fitting[-1]
+
+
+def check_groups(channels: int, groups: int, parts: int = 2) -> None:
+    """Raise an InputError that names the nearest groups that fit, if ``groups`` does not fit ``channels``."""
+    if channels < parts or channels % parts:
+        kind = "positive even number" if parts == 2 else "positive number"
+        raise InputError(f"channels must be a {kind}, got channels={channels}")
+    if groups < 1 or channels % (parts * groups):
+        fitting = fitting_groups(channels, parts)
+        below = [g for g in fitting if g < groups][-1:]
+        above = [g for g in fitting if g > groups][:1]
+        multiple = "2 * groups" if parts == 2 else "groups"
+        raise InputError(
+            f"channels must be a multiple of {multiple}, got channels={channels} and groups={groups}; "
+            f"the nearest groups that fit: {' and '.join(map(str, below + above))}"
+        )
+
+
+def _make(
+    spec: AttentionSpec, make: Callable[..., Any], channels: int, options: dict[str, Any], device: Any, dtype: Any
+) -> Any:
+    if not isinstance(channels, int) or channels < 1:
+        raise InputError(f"channels must be a positive whole number, got channels={channels!r}")
+    unknown = [] if spec.options is None else sorted(options.keys() - spec.options)
+    if unknown:
+        has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
+        raise InputError(f"attention {spec.name!r} has no option {', '.join(unknown)}; {has}")
+    if options.get("groups") == "auto" and spec.group_parts is not None:
+        options = options | {"groups": largest_groups(channels, parts=spec.group_parts)}
+    taken = _arguments(make)
+    given = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    inside = given if taken is None else {name: value for name, value in given.items() if name in taken}
+    with asked_for(attention=spec.name, channels=channels, **options):
+        module = make(channels, **inside, **{**spec.defaults, **options})
+    return module.to(**given) if given and isinstance(module, nn.Module) else module
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Return the names of a function's arguments; None if it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some compiled functions have no signature
+        return None
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else tuple(parameters)
