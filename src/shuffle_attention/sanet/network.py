@@ -3,10 +3,12 @@
 import difflib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import timm
 import torch
+from PIL import Image
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
@@ -14,9 +16,13 @@ from ..attach import attach
 from ..checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from ..errors import InputError, asked_for
 from ..models import small_input_stem  # with it all networks are registered
+from .data.images import to_mode
+from .explain.view import View
 from .recipes.recipe import Recipe, RunRecipe
+from .tasks.predictor import Prediction, Predictor
 
 R = TypeVar("R", bound=RunRecipe)
+_LISTED = 5  # classes of a prediction
 # Arguments of timm.create_model that fetch weights: not for a network whose own are about to be loaded.
 _SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
@@ -67,29 +73,44 @@ def with_normalisation(recipe: Recipe, model: nn.Module) -> Recipe:
     return recipe.replaced(**found)
 
 
-@dataclass(frozen=True)
-class Restored:
-    """A network with its weights, and how it wants its images.
+@dataclass(kw_only=True, eq=False)
+class Classifier(Predictor):
+    """A classifier that predicts."""
 
-    Attributes:
-        model: The network, on the CPU.
-        recipe: The recipe it was trained with; for a file that holds none, the network's published settings.
-        classes: Names of its classes, where the file or the number of classes tells.
-        num_classes: How many there are.
-        weights: Name under which the file holds the weights that were loaded.
-    """
+    has_maps = True
 
-    model: nn.Module
     recipe: Recipe
-    classes: list[str] | None
-    num_classes: int
-    weights: str
+
+    @cached_property
+    def view(self) -> View:
+        """The resize, crop and normalisation that the model is evaluated with."""
+        return View(self.recipe)
+
+    def inputs(self, image: Image.Image) -> Tensor:
+        return self.view.transform(to_mode(image, self.view.mode))[None].to(self.process.device)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        return self.view.pixels(inputs[0])
+
+    @torch.inference_mode()
+    def predict(self, image: Image.Image, threshold: float = 0.0) -> Prediction:
+        """Return the most probable classes, at most five, and the image as the model sees it."""
+        seen = self.inputs(image)
+        top = self.model(seen)[0].float().softmax(0).topk(min(_LISTED, self.num_classes))
+        names = self.names
+        best = [(names[index], share) for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        pixels = (255 * self.pixels(seen)).round().to(torch.uint8).numpy()
+        return Prediction(
+            [pair for pair in best if pair[1] >= threshold],
+            "what the model sees",
+            lambda: Image.fromarray(pixels),
+        )
 
 
 def restore_network(
     path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
-) -> Restored:
-    """Returns the network in a checkpoint; the number of classes and the input size come from the file.
+) -> Classifier:
+    """Return the classifier in a checkpoint; the number of classes and the input size come from the file.
 
     Args:
         path: A checkpoint of ``sanet train``, a published one, or bare weights.
@@ -121,7 +142,15 @@ def restore_network(
         classes = ImageNetInfo().label_names() if num_classes == 1000 else None
     network = create_network(recipe, num_classes, restored=True)
     report = load_checkpoint(network, path, ema=ema)
-    return Restored(network, with_normalisation(recipe, network), classes, num_classes, report.weights)
+    return Classifier(
+        model=network,
+        recipe=with_normalisation(recipe, network),
+        classes=classes,
+        num_classes=num_classes,
+        source=str(path),
+        label=recipe.model,
+        weights=report.weights,
+    )
 
 
 def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> tuple[R, int]:

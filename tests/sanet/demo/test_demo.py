@@ -129,7 +129,7 @@ def test_a_classifier_shows_its_classes_and_where_the_evidence_is(networks, digi
     before = hooks(network.model)
     look = network.look(digit, Request(target="digit3", layer="stage1", method="layercam"))
     with torch.no_grad():
-        shares = network.model(network._seen(digit))[0].softmax(0)
+        shares = network.model(network.predictor.inputs(digit))[0].softmax(0)
     assert [name for name, _ in look.best] == [network.classes[index] for index in shares.argsort(descending=True)]
     assert [share for _, share in look.best] == pytest.approx(sorted(shares.tolist(), reverse=True), abs=1e-6)
     saw, drawn = look.pictures
@@ -167,7 +167,7 @@ def test_a_detector_shows_what_it_finds_of_the_score_that_is_asked_for(networks)
     assert len(every.best) > 0
     assert {name for name, _ in every.best} <= set(map(str, range(10)))
     assert every.pictures[0].caption.startswith(f"{len(every.best)} object")
-    assert (none.best, none.pictures[0].caption) == ([], "0 objects of score 1.00 and more")
+    assert (none.best, none.pictures[0].caption) == ([], "0 objects with a score of at least 1.00")
     assert not np.array_equal(np.asarray(every.pictures[0].image), np.asarray(none.pictures[0].image))
 
 

@@ -12,10 +12,10 @@ from shuffle_attention.errors import InputError
 from shuffle_attention.explain import scores as faithfulness
 from shuffle_attention.sanet.data.coco_reading import read_coco
 from shuffle_attention.sanet.data.find import Picture
-from shuffle_attention.sanet.explain.models import ExplainedModel
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
 from shuffle_attention.sanet.explain.view import View
+from shuffle_attention.sanet.network import Classifier
 from shuffle_attention.sanet.recipes.recipe import Recipe
 
 
@@ -142,10 +142,15 @@ def folder_with_boxes(root) -> tuple[list[Picture], str]:
 
 
 @pytest.fixture
-def subject() -> ExplainedModel:
+def subject() -> Classifier:
     recipe = Recipe(img_size=64, crop_pct=1.0, mean=[0.0], std=[1.0], in_chans=1)
-    return ExplainedModel(
-        "corner", "corner.pt", Corner(64).eval(), View(recipe), ["corner", "nothing"], ["corner", "nothing"]
+    return Classifier(
+        label="corner",
+        source="corner.pt",
+        model=Corner(64).eval(),
+        recipe=recipe,
+        classes=["corner", "nothing"],
+        num_classes=2,
     )
 
 

@@ -162,7 +162,7 @@ def test_mixed_precision(data, tmp_path):
         "hflip": 0.0,
     }
     found = {
-        kind: train(DetectionRecipe(**fields, precision=kind), tmp_path / kind, CPU, problem=Detection).best
+        kind: train(DetectionRecipe(**fields, precision=kind), tmp_path / kind, CPU, task=Detection).best
         for kind in ("fp32", "bf16")
     }
     assert found["bf16"]["train_loss"] == pytest.approx(found["fp32"]["train_loss"], rel=0.05)
@@ -242,7 +242,7 @@ def test_what_cannot_be_predicted(trained, tmp_path, capsys):
         assert message in capsys.readouterr().err
     Image.new("RGB", (3000, 4)).save(tmp_path / "narrow.png")
     assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path / "narrow") == 2
-    assert "narrow.png of 3000 x 4 pixels cannot be looked at" in capsys.readouterr().err
+    assert "narrow.png of 3000 x 4 pixels cannot be processed" in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path) == 2
     assert "lies among the images" in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path, *tell, "--threshold", 7) == 2

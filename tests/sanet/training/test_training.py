@@ -162,7 +162,7 @@ def test_a_signal_when_the_last_epoch_is_over_is_reported(shared_tree, tmp_path,
 
     monkeypatch.setattr(Progress, "finish_epoch", signalled)
     options = {"data": str(shared_tree), "model": "resnet10t", "epochs": 1, "batch_size": 32, "img_size": 32}
-    outcome = train(Recipe(**options, workers=0, device="cpu"), tmp_path / "run", CPU, problem=Classification)
+    outcome = train(Recipe(**options, workers=0, device="cpu"), tmp_path / "run", CPU, task=Classification)
     assert outcome.stop == signal.SIGTERM
     assert outcome.files.summary.exists()
     assert not outcome.files.report.exists()
@@ -331,7 +331,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shared_tree, tmp_pat
     ends = {}
     for parts in (1, 4):
         recipe = quick(shared_tree, freeze_bn=True, grad_accum=parts, epochs=2)
-        outcome = train(recipe, tmp_path / str(parts), CPU, problem=Classification)
+        outcome = train(recipe, tmp_path / str(parts), CPU, task=Classification)
         assert outcome.best["val_top1"] >= 0
         ends[parts] = metrics(tmp_path / str(parts))
     for row, other in zip(ends[1], ends[4], strict=True):
@@ -340,7 +340,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shared_tree, tmp_pat
 
 
 def test_frozen_batchnorm_keeps_its_statistics(shared_tree, tmp_path):
-    train(quick(shared_tree, freeze_bn=True), tmp_path / "run", CPU, problem=Classification)
+    train(quick(shared_tree, freeze_bn=True), tmp_path / "run", CPU, task=Classification)
     state = read_checkpoint(tmp_path / "run/last.pt")["state_dict"]
     assert all(value.eq(0).all() for key, value in state.items() if key.endswith("running_mean"))
 
@@ -348,8 +348,8 @@ def test_frozen_batchnorm_keeps_its_statistics(shared_tree, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(shared_tree, tmp_path, precision):
     recipe = quick(shared_tree, precision=precision, channels_last=True, grad_checkpointing=True, clip_grad=1.0)
-    best = train(recipe, tmp_path / "run", CPU, problem=Classification).best
-    exact = train(quick(shared_tree, clip_grad=1.0), tmp_path / "exact", CPU, problem=Classification).best
+    best = train(recipe, tmp_path / "run", CPU, task=Classification).best
+    exact = train(quick(shared_tree, clip_grad=1.0), tmp_path / "exact", CPU, task=Classification).best
     assert best["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
     scale = read_checkpoint(tmp_path / "run/last.pt")["scaler"]
     assert (scale.get("scale", 0) > 1) == (precision == "fp16")
@@ -359,16 +359,16 @@ def test_compiled_it_saves_the_same_names(shared_tree, tmp_path, monkeypatch):
     """The wiring is what is tested; inductor would take a minute for it."""
     compiled = ClassificationTask.compile
     monkeypatch.setattr(ClassificationTask, "compile", lambda task: compiled(task, backend="aot_eager"))
-    train(quick(shared_tree, compile=True, model="sa_resnet18"), tmp_path / "run", CPU, problem=Classification)
+    train(quick(shared_tree, compile=True, model="sa_resnet18"), tmp_path / "run", CPU, task=Classification)
     assert restore_network(tmp_path / "run/best.pt").recipe.model == "sa_resnet18"
 
 
 def test_starting_from_a_checkpoint_with_a_new_head(run, shared_tree, tmp_path):
     recipe = quick(shared_tree, model="sa_resnet18", num_classes=9, initial=str(run / "best.pt"), lr=0.0)
     with pytest.raises(ValueError, match="2 wrongly shaped: fc.weight"):
-        train(recipe, tmp_path / "refused", CPU, problem=Classification)
+        train(recipe, tmp_path / "refused", CPU, task=Classification)
     assert not (tmp_path / "refused").exists()
-    train(recipe.replaced(may_differ=["fc.*"]), tmp_path / "run", CPU, problem=Classification)
+    train(recipe.replaced(may_differ=["fc.*"]), tmp_path / "run", CPU, task=Classification)
     started, found = read_checkpoint(run / "best.pt"), read_checkpoint(tmp_path / "run/last.pt")
     assert torch.equal(found["state_dict"]["layer3.0.conv1.weight"], started["state_dict"]["layer3.0.conv1.weight"])
     assert found["state_dict"]["fc.weight"].shape == (9, 512)
@@ -376,5 +376,5 @@ def test_starting_from_a_checkpoint_with_a_new_head(run, shared_tree, tmp_path):
 
 def test_the_step_schedule_divides_by_ten(shared_tree, tmp_path):
     recipe = quick(shared_tree, sched="step", decay_epochs=1, decay_rate=0.1, epochs=3, lr=0.1, batch_size=64)
-    train(recipe, tmp_path / "run", CPU, problem=Classification)
+    train(recipe, tmp_path / "run", CPU, task=Classification)
     assert [row["lr"] for row in metrics(tmp_path / "run")] == pytest.approx([0.1, 0.01, 0.001])

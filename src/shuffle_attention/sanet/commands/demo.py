@@ -80,4 +80,4 @@ def train_digits(folder: Path, process: Process, recipe: Recipe | None = None) -
     resume = files.last.exists()
     if resume:
         recipe = recipe_of(read_checkpoint(files.last), files.last)[0]
-    train(recipe or load_recipe("digits").replaced(workers=0), folder, process, problem=Classification, resume=resume)
+    train(recipe or load_recipe("digits").replaced(workers=0), folder, process, task=Classification, resume=resume)

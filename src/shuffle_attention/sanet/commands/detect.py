@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.progress import track
 from rich.table import Table
-from torch import nn
-from torchvision.transforms.v2 import functional
 
 from ...errors import DataError, InputError
 from ...files import atomic_write, require_folder_of, write_json
@@ -17,12 +14,12 @@ from ..console import console
 from ..data.coco import CocoData
 from ..data.find import find_pictures, require_apart
 from ..data.images import read_image
-from ..device import Process, autocast, open_process
+from ..device import open_process
 from ..environment import versions
 from ..tasks.detection.coco_scores import coco_results, write_results
 from ..tasks.detection.drawing import draw_detections
 from ..tasks.detection.evaluation import evaluate_detector
-from ..tasks.detection.predictor import RestoredDetector, open_coco, restore_detector
+from ..tasks.detection.predictor import Detector, open_coco, restore_detector
 from ..tasks.detection.task import evaluation_samples, held_out_batches
 
 
@@ -107,15 +104,15 @@ def predict_command(
     require_apart(folder, images, [])
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output} is a file and not a folder")
-    restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", **overrides})
-    with open_process(restored.recipe.device) as process:
-        model = process.to_device(restored.model, channels_last=restored.recipe.channels_last).eval()
+    detector = restore_detector(checkpoint, ema=ema, settings={"device": "auto", **overrides})
+    with open_process(detector.recipe.device) as process:
+        detector.to(process)
         folder.mkdir(parents=True, exist_ok=True)
         records = []
         for picture in track(pictures, "predicting", console=console, transient=True):
             name = f"{picture.name}.png"
             with atomic_write(folder / name) as file:
-                record, drawn = _predict(model, picture.path, restored, process, threshold)
+                record, drawn = _predict(detector, picture.path, threshold)
                 drawn.save(file, "PNG")
             records.append({**record, "picture": name})
     write_json(folder / "detections.json", records)
@@ -125,25 +122,19 @@ def predict_command(
     return 0
 
 
-@torch.inference_mode()
-def _predict(
-    model: nn.Module, path: Path, restored: RestoredDetector, process: Process, threshold: float
-) -> tuple[dict[str, Any], Image.Image]:
-    """What is found in an image of at least a score, as a record, and the picture of it."""
+def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str, Any], Image.Image]:
+    """Return the objects in an image with at least a score, as a record, and the image with them drawn on it."""
     image = read_image(path, "RGB")
-    pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
     try:
-        with autocast(process, restored.recipe.precision):
-            output = model([pixels.to(process.device)])[0]
-    except RuntimeError as error:  # one so narrow that nothing is left of it when it is resized, or one too large
-        raise DataError(f"{path} of {image.width} x {image.height} pixels cannot be looked at: {error}") from error
-    output = {name: value[output["scores"] >= threshold].cpu() for name, value in output.items()}
+        output = detector.detect(image, threshold)
+    except DataError as error:
+        raise DataError(f"{path} of {error}") from error
     size = {"width": image.width, "height": image.height}
-    data = CocoData([{"id": 0, "file_name": path.name, **size}], [image], [], restored.categories, str(path))
-    names = {category["id"]: category["name"] for category in restored.categories}
+    data = CocoData([{"id": 0, "file_name": path.name, **size}], [image], [], detector.categories, str(path))
+    names = {category["id"]: category["name"] for category in detector.categories}
     detections = [
         {"name": names[result["category_id"]], **{key: value for key, value in result.items() if key != "image_id"}}
         for result in coco_results(output, 0, data)
     ]
-    picture = draw_detections(image, output, restored.names, threshold=threshold)
+    picture = draw_detections(image, output, detector.names, threshold=threshold)
     return {"image": str(path), **size, "detections": detections}, picture

@@ -22,9 +22,10 @@ from ..device import Process, open_process
 from ..explain.gate_charts import chosen_channels, draw_shuffle
 from ..explain.gate_files import GatePictures
 from ..explain.map_files import MapPictures
-from ..explain.models import ExplainedModel, folder_of, open_models
+from ..explain.models import folder_of, open_models
 from ..explain.score_files import print_scores, write_scores
 from ..explain.scoring import score
+from ..network import Classifier
 
 
 def explain_command(
@@ -113,7 +114,7 @@ def _sources(checkpoint: str | None, compare: Sequence[str] | None, model: str |
     return [model]
 
 
-def _try(subject: ExplainedModel, img_size: int, process: Process) -> None:
+def _try(subject: Classifier, img_size: int, process: Process) -> None:
     """Refuses a size that a network does not take before it is in the middle of its first layer."""
     channels = 3 if subject.view.mode == "RGB" else 1
     try:
@@ -124,7 +125,7 @@ def _try(subject: ExplainedModel, img_size: int, process: Process) -> None:
 
 
 def _maps(
-    subjects: Sequence[ExplainedModel],
+    subjects: Sequence[Classifier],
     pictures: Sequence[Picture],
     process: Process,
     batch_size: int,
@@ -147,7 +148,7 @@ def _maps(
 
 
 def _scores(
-    subjects: Sequence[ExplainedModel],
+    subjects: Sequence[Classifier],
     pictures: Sequence[Picture],
     process: Process,
     batch_size: int,
@@ -164,7 +165,7 @@ def _scores(
 
 
 def _gates(
-    subjects: Sequence[ExplainedModel],
+    subjects: Sequence[Classifier],
     pictures: Sequence[Picture],
     process: Process,
     batch_size: int,
@@ -199,11 +200,11 @@ def _batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
     return [pictures[first : first + size] for first in range(0, len(pictures), size)]
 
 
-def _tensors(subject: ExplainedModel, batch: Sequence[Picture], process: Process) -> Tensor:
+def _tensors(subject: Classifier, batch: Sequence[Picture], process: Process) -> Tensor:
     return torch.stack([subject.view.tensor(picture) for picture in batch]).to(process.device)
 
 
-def _of(subjects: Sequence[ExplainedModel]) -> dict[str, Any]:
+def _of(subjects: Sequence[Classifier]) -> dict[str, Any]:
     return {"networks": [{"label": subject.label, "source": subject.source} for subject in subjects]}
 
 

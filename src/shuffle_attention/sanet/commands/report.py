@@ -10,11 +10,10 @@ from ..compare.findings import findings, write_findings
 from ..console import console
 from ..device import open_process
 from ..network import recipe_of
-from ..recipes.recipe import Recipe, load_recipe
+from ..recipes.recipe import load_recipe
 from ..report.comparison import write_comparison_report
 from ..report.run import write_run_report
-from ..tasks.classification.task import Classification
-from ..tasks.task import Problem
+from ..tasks import task_of
 from ..training.run_folder import RunFolder
 
 
@@ -55,23 +54,15 @@ def _report_run(files: RunFolder, overrides: dict[str, Any]) -> None:
     if not files.config.exists():
         raise InputError(f"there is no {files.config}, which says what {files.best} was trained with")
     content = read_checkpoint(files.best)
-    problem = _problem_of(content)
-    recipe = recipe_of(content, files.best, problem.recipe_type)[0].replaced(**{"device": "auto", **overrides})
-    opened = problem.open(recipe, check=False)
+    task = task_of(content)
+    recipe = recipe_of(content, files.best, task.Recipe)[0].replaced(**{"device": "auto", **overrides})
+    opened = task.open(recipe, check=False)
     if opened.classes != content.get("classes"):
         raise CheckpointError(
             f"{files.best} was trained on {content['num_classes']} classes that are not, in the same order, the "
             f"{opened.num_classes} of {recipe.data}; --data says where its images are"
         )
     # The last word of a run that was continued for longer; the best checkpoint may be from before that.
-    trained_with = load_recipe(files.config, problem.recipe_type)
+    trained_with = load_recipe(files.config, task.Recipe)
     with open_process(recipe.device) as place:
         console.print(f"wrote {write_run_report(opened, files, place, trained_with=trained_with)}")
-
-
-def _problem_of(content: dict[str, Any]) -> type[Problem]:
-    if content.get("kind", Recipe.kind) == Classification.recipe_type.kind:
-        return Classification
-    from ..tasks.detection.task import Detection
-
-    return Detection

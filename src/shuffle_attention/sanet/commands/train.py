@@ -14,7 +14,7 @@ from ..console import console
 from ..device import Process, open_process
 from ..network import recipe_of
 from ..recipes.recipe import Recipe, RunRecipe, load_recipe, recipe_names
-from ..tasks.task import Problem
+from ..tasks.task import Task
 from ..training.loop import Interrupted, Outcome, train
 from ..training.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ R = TypeVar("R", bound=RunRecipe)
 
 
 def train_command(
-    problem: type[Problem], name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None
+    task: type[Task], name: str | None, overrides: dict[str, Any], output: str | None, resume: str | None
 ) -> int:
     """Runs ``sanet train`` or its like for another kind of network, and returns its exit code."""
     if resume not in (None, "", "auto"):
@@ -43,13 +43,13 @@ def train_command(
                     f"--resume continues with the recipe in {output}; single fields can be given, --recipe not"
                 )
             content = read_checkpoint(continued.last)
-            recipe = recipe_of(content, continued.last, problem.recipe_type)[0].replaced(**overrides)
+            recipe = recipe_of(content, continued.last, task.Recipe)[0].replaced(**overrides)
         elif resume == "auto" or restarted:
             continued = None
         else:
             raise InputError(f"no run to continue in {output}: there is no {continued.last}")
     if recipe is None:
-        recipe = named_recipe(name, overrides, problem.recipe_type)
+        recipe = named_recipe(name, overrides, task.Recipe)
         if resume is None and output is not None and not restarted and RunFolder(Path(output)).config.exists():
             raise InputError(
                 f"{output} holds a run already; continue it with --resume {output}, or name another --output"
@@ -62,13 +62,13 @@ def train_command(
                 f"{verb} {recipe.title} on {recipe.data}, {recipe.epochs} epochs, {_where(process)}, in {folder}"
             )
         try:
-            outcome = train(recipe, folder, process, resume=continued is not None, problem=problem)
+            outcome = train(recipe, folder, process, resume=continued is not None, task=task)
         except Interrupted as interrupted:
             if process.rank == 0:
                 console.print(str(interrupted))
             return interrupted.exit_code
         if process.rank == 0:
-            _print_outcome(outcome, problem.best_figures(outcome.best))
+            _print_outcome(outcome, task.best_figures(outcome.best))
     return 0
 
 

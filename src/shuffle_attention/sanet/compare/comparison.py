@@ -164,9 +164,7 @@ class Comparison:
             announce(run, number)
             recipe = run.variant.recipe(base, run.seed)
             try:
-                outcome = train(
-                    recipe, run.files.folder, process, problem=Classification, resume=run.files.last.exists()
-                )
+                outcome = train(recipe, run.files.folder, process, task=Classification, resume=run.files.last.exists())
             except (InputError, RuntimeError, OSError) as error:
                 # Processes that do not fail together would wait for one another.
                 if process.world_size > 1:

@@ -192,4 +192,4 @@ def _look(network: Network, image: Image.Image, wish: Request) -> Result:
     try:
         return network.look(image, wish)
     except (InputError, RuntimeError, MemoryError) as error:
-        return Result(network.label, network.about, [], [], [], str(error) or type(error).__name__)
+        return Result(network.label, network.predictor.about, [], [], [], str(error) or type(error).__name__)

@@ -5,33 +5,24 @@ Visitors share the networks. Maps and gates put hooks on modules, so that each n
 
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
-from ...checkpoints import read_checkpoint
 from ...errors import InputError
-from ...explain.gates import Gates, attention_layers, gates
+from ...explain.gates import attention_layers, gates
 from ...explain.maps import explain
 from ...explain.stages import stage_with_places, stages
-from ..data.images import to_mode
-from ..device import Process, autocast
+from ..device import Process
 from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
-from ..explain.models import ExplainedModel, open_models
 from ..explain.overlays import Overlay, blended
-from ..tasks.detection.drawing import draw_detections
-from ..tasks.detection.predictor import RestoredDetector, restore_detector
-from ..tasks.detection.recipe import DetectionRecipe
+from ..tasks import restore
+from ..tasks.predictor import Predictor
 
-BEST = 5  # classes that are listed
 _GATE_LAYERS, _GATE_CHANNELS = 4, 4
 _drawing = Lock()  # matplotlib's fonts are one for all threads
 
@@ -83,148 +74,78 @@ class Result:
     fault: str = ""
 
 
-class Network(ABC):
-    """One network on a page.
+class Network:
+    """A model on the page, which looks at one image at a time.
 
     Args:
-        label: What it is called.
-        about: What it is.
-        model: The network, on its device.
-        source: The checkpoint that it comes from.
+        predictor: The model, on its device.
 
     Attributes:
-        classes: Names of its classes.
-        layers: Layers that can be asked for; others can be as well, by their names.
+        label: What it is called.
+        classes: Names of the classes that a map can be asked for.
+        layers: Layers that a map can be asked for; others can be as well, by their names.
         gated: Whether it has shuffle attention.
-        data: The data set that it was trained with, where that is known.
     """
 
-    kind: str
-
-    def __init__(self, label: str, about: str, model: torch.nn.Module, source: Path, data: str):
-        self.label, self.about, self.source, self.data = label, about, source, data
-        self.model = model
-        self.classes: list[str] = []
-        self.layers: list[str] = []
-        self.gated = bool(attention_layers(model))
+    def __init__(self, predictor: Predictor):
+        self.predictor, self.label = predictor, predictor.label
+        self.model = predictor.model
+        self.kind, self.data = predictor.recipe.kind, predictor.recipe.data
+        self.classes = predictor.names if predictor.has_maps else []
+        self.layers = [*stages(self.model), *attention_layers(self.model)] if predictor.has_maps else []
+        self.gated = bool(attention_layers(self.model))
         self._lock = Lock()
 
-    @abstractmethod
     def look(self, image: Image.Image, wish: Request) -> Result:
-        """Returns what the network makes of an RGB image."""
+        """Returns what the model makes of an RGB image."""
+        predictor, threshold = self.predictor, 0.0 if self.predictor.has_maps else wish.threshold
+        with self._lock:
+            prediction = predictor.predict(image, threshold)
+        with _drawing:  # fonts come from matplotlib
+            seen = prediction.draw()
+        about = predictor.about
+        if predictor.has_maps:
+            about += f", {seen.width} x {seen.height} pixels"
+        result = Result(self.label, about, prediction.best, [Picture(prediction.caption, seen)], [])
+        return self._with_map(result, image, wish) if predictor.has_maps else result
 
-    @abstractmethod
-    def _gates(self, image: Image.Image) -> tuple[list[Gates], Tensor]:
-        """Returns the gates, and what the network saw as (height, width, 3)."""
+    def _with_map(self, result: Result, image: Image.Image, wish: Request) -> Result:
+        predictor = self.predictor
+        with self._lock:
+            inputs = predictor.inputs(image)
+            try:
+                target = None if wish.target is None else predictor.target(wish.target)
+                layer = wish.layer or stage_with_places(self.model, inputs)
+                found = explain(self.model, inputs, wish.method, target, layer)
+            except InputError as error:
+                return replace(result, fault=str(error))
+        shown = int(found.classes[0])
+        name, share = self.classes[shown], found.shares()[0].cpu()
+        overlay = Overlay(predictor.pixels(inputs), share, name, float(found.probabilities[0]))
+        rows, columns = found.raw.shape[1:]
+        caption = f"evidence for {name} ({_percent(overlay.probability)}) at {found.layer}, {rows} x {columns}"
+        notes = [f"There is no evidence for {name} at any position of {found.layer}."] if overlay.empty else []
+        pictures = [*result.pictures, Picture(caption, blended(overlay), not overlay.empty)]
+        return replace(result, pictures=pictures, notes=notes)
 
     def gates(self, image: Image.Image) -> list[Picture]:
         """Returns how the gates for an image are spread, and some spatial gates; nothing without shuffle attention."""
         if not self.gated:
             return []
+        inputs: Any = self.predictor.inputs(image)
         with self._lock:
-            found, pixels = self._gates(image)
+            found = gates(self.model, inputs)
         mapped = spread_layers([g for g in found if g.values.shape[-1] > 1] or found, _GATE_LAYERS)
         channels = [chosen_channels(g, 0, _GATE_CHANNELS) for g in mapped]
         with tempfile.TemporaryDirectory() as folder, _drawing:
             spread, spatial = Path(folder) / "spread.png", Path(folder) / "spatial.png"
             draw_gates(found, 0, f"gates of {self.label}", spread)
+            pixels = self.predictor.pixels(inputs)
             draw_spatial_gates(mapped, 0, pixels, channels, f"spatial gates of {self.label}", spatial)
             return [
                 Picture("Spatial gates of the channels in which they differ most over the image", _opened(spatial)),
                 Picture("How all gates are spread, from the first layer to the last", _opened(spread)),
             ]
-
-
-class Classifier(Network):
-    """A classifier on a page."""
-
-    kind = "classifier"
-
-    def __init__(self, subject: ExplainedModel, process: Process, data: str):
-        about = f"{_count(len(subject.names), 'class', 'classes')}, {_parameters(subject.model)}"
-        model = process.to_device(subject.model, channels_last=False)
-        super().__init__(subject.label, about, model, Path(subject.source), data)
-        self.subject, self.process = subject, process
-        self.classes = subject.names
-        self.layers = [*stages(model), *attention_layers(model)]
-
-    def look(self, image: Image.Image, wish: Request) -> Result:
-        view = self.subject.view
-        with self._lock:
-            seen = self._seen(image)
-            with torch.inference_mode():
-                shares = self.model(seen)[0].float().softmax(0).cpu()
-            found = fault = None
-            try:
-                target = None if wish.target is None else self.subject.target(wish.target)
-                found = explain(
-                    self.model, seen, wish.method, target, wish.layer or stage_with_places(self.model, seen)
-                )
-            except InputError as error:
-                fault = str(error)
-        best = shares.topk(min(BEST, len(shares)))
-        names = self.subject.names
-        listed = [
-            (names[index], share) for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        size = f"{seen.shape[-1]} x {seen.shape[-2]} pixels"
-        look = Result(self.label, f"{self.about}, {size}", listed, [], [], fault or "")
-        if found is None:
-            pixels = Overlay(view.pixels(seen[0]), torch.zeros(seen.shape[2:]), "", 0.0)
-            return replace(look, pictures=[Picture("what the network saw", blended(pixels))])
-        shown = int(found.classes[0])
-        overlay = Overlay(view.pixels(seen[0]), found.shares()[0].cpu(), names[shown], float(found.probabilities[0]))
-        rows, columns = found.raw.shape[1:]
-        caption = f"evidence for {names[shown]} ({_percent(overlay.probability)}) at {found.layer}, {rows} x {columns}"
-        notes = [f"There is no evidence for {names[shown]} at any position of {found.layer}."] if overlay.empty else []
-        plain = replace(overlay, share=torch.zeros_like(overlay.share))
-        pictures = [
-            Picture("what the network saw", blended(plain)),
-            Picture(caption, blended(overlay), not overlay.empty),
-        ]
-        return replace(look, pictures=pictures, notes=notes)
-
-    def _seen(self, image: Image.Image) -> Tensor:
-        view = self.subject.view
-        return view.transform(to_mode(image, view.mode))[None].to(self.process.device)
-
-    def _gates(self, image: Image.Image) -> tuple[list[Gates], Tensor]:
-        seen = self._seen(image)
-        return gates(self.model, seen), self.subject.view.pixels(seen[0])
-
-
-class Detector(Network):
-    """A detector on a page."""
-
-    kind = "detector"
-
-    def __init__(self, restored: RestoredDetector, source: Path, process: Process):
-        recipe = restored.recipe
-        about = f"detector of {_count(len(restored.names), 'class', 'classes')}, {_parameters(restored.model)}"
-        model = process.to_device(restored.model, channels_last=recipe.channels_last).eval()
-        super().__init__(recipe.title, about, model, source, recipe.data)
-        self.restored, self.process = restored, process
-
-    def look(self, image: Image.Image, wish: Request) -> Result:
-        with self._lock, torch.inference_mode(), autocast(self.process, self.restored.recipe.precision):
-            output = self.model([self._seen(image)])[0]
-        kept = {name: value[output["scores"] >= wish.threshold].cpu() for name, value in output.items()}
-        names = self.restored.names
-        labels, scores = kept["labels"].tolist(), kept["scores"].tolist()
-        listed = [(names[label - 1], score) for label, score in zip(labels, scores, strict=True)]
-        count = _count(len(listed), "object", "objects")
-        with _drawing:  # it takes its font from matplotlib
-            picture = draw_detections(image, kept, names, threshold=wish.threshold)
-        caption = f"{count} of score {wish.threshold:.2f} and more"
-        return Result(self.label, self.about, listed, [Picture(caption, picture)], [])
-
-    def _seen(self, image: Image.Image) -> Tensor:
-        return functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True).to(self.process.device)
-
-    def _gates(self, image: Image.Image) -> tuple[list[Gates], Tensor]:
-        seen = self._seen(image)
-        images: Any = [seen]  # a detector takes a list, and makes a batch of it
-        return gates(self.model, images), seen.permute(1, 2, 0).cpu()
 
 
 def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> list[Network]:
@@ -233,41 +154,26 @@ def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> lis
     Raises:
         InputError: If a file is missing or holds no network that is known.
     """
-    found: list[Network] = []
     for source in map(Path, sources):
         if not source.is_file():
             raise InputError(f"there is no checkpoint {source}")
-        content = read_checkpoint(source)
-        recipe = content.get("recipe")
-        if content.get("kind") == DetectionRecipe.kind:
-            found.append(Detector(restore_detector(source), source, process))
-        else:
-            data = str(recipe.get("data", "")) if isinstance(recipe, dict) else ""
-            found.append(Classifier(open_models([source])[0], process, data))
-    _name_apart(found)
-    return found
+    networks = [Network(restore(source).to(process)) for source in sources]
+    _name_apart(networks)
+    return networks
 
 
 def _name_apart(networks: Sequence[Network]) -> None:
     """Adds to labels that are the same the folders of their checkpoints, or where these are the same the files."""
     names = [network.label for network in networks]
-    folders = [f"{network.label} ({network.source.resolve().parent.name})" for network in networks]
+    folders = [f"{network.label} ({Path(network.predictor.source).resolve().parent.name})" for network in networks]
     for network, name, folder in zip(networks, names, folders, strict=True):
         if names.count(name) > 1:
-            network.label = folder if folders.count(folder) == 1 else f"{name} ({network.source})"
+            network.label = folder if folders.count(folder) == 1 else f"{name} ({network.predictor.source})"
 
 
 def _opened(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
-
-
-def _parameters(model: torch.nn.Module) -> str:
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _percent(share: float) -> str:

@@ -14,8 +14,9 @@ from ...explain.groups import group_scores
 from ...files import atomic_write, write_json
 from ..data.find import Picture
 from ..environment import versions
+from ..network import Classifier
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
-from .models import ExplainedModel, folder_of
+from .models import folder_of
 
 _CLASSES = 3  # that the scores of the groups are shown for
 
@@ -32,21 +33,21 @@ class GatePictures:
         channels: The channels of that layer to show; by default those whose gates differ most over the image.
     """
 
-    subjects: Sequence[ExplainedModel]
+    subjects: Sequence[Classifier]
     folder: Path
     target: str | None
     layer: str | None
     channels: Sequence[int]
     _images: list[dict[str, Any]] = field(default_factory=list)
 
-    def folder_of(self, subject: ExplainedModel) -> Path:
+    def folder_of(self, subject: Classifier) -> Path:
         """Returns the folder for a network's pictures; made where it is missing."""
         folder = folder_of(self.folder, subject, self.subjects)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def add(
-        self, subject: ExplainedModel, batch: Sequence[Picture], images: Tensor, advance: Callable[[int], None]
+        self, subject: Classifier, batch: Sequence[Picture], images: Tensor, advance: Callable[[int], None]
     ) -> None:
         """Writes what one network's gates make of some images."""
         found = gates(subject.model, images)
@@ -101,7 +102,7 @@ class GatePictures:
         return [f"wrote the gates of {len(self._images)} images to {self.folder}, and gates.json"]
 
 
-def _classes_shown(subject: ExplainedModel, image: Tensor, asked: int | None) -> list[int]:
+def _classes_shown(subject: Classifier, image: Tensor, asked: int | None) -> list[int]:
     """The class asked for, and the most probable others."""
     with eval_mode(subject.model):
         order: list[int] = subject.model(image[None]).detach()[0].argsort(descending=True).tolist()

@@ -13,7 +13,8 @@ from ...explain.maps import TITLES, Explanation
 from ...files import atomic_write, write_json
 from ..data.find import Picture
 from ..environment import versions
-from .models import ExplainedModel, folder_of
+from ..network import Classifier
+from .models import folder_of
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
 
 
@@ -27,7 +28,7 @@ class MapPictures:
         folder: Where to write; made with the first file.
     """
 
-    subjects: Sequence[ExplainedModel]
+    subjects: Sequence[Classifier]
     method: str
     folder: Path
     _images: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +79,7 @@ class MapPictures:
         return [maps, *(f"wrote {page}" for page in self._pages)]
 
     def _write(
-        self, subject: ExplainedModel, picture: Picture, overlay: Overlay, explanation: Explanation, number: int
+        self, subject: Classifier, picture: Picture, overlay: Overlay, explanation: Explanation, number: int
     ) -> dict[str, Any]:
         folder = folder_of(self.folder, subject, self.subjects)
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,14 +113,14 @@ class MapPictures:
         self._rows = []
 
 
-def _labelled(subject: ExplainedModel, picture: Picture) -> str | None:
+def _labelled(subject: Classifier, picture: Picture) -> str | None:
     """The class in whose folder the image lies, where the network knows one of that name."""
     folder = picture.path.resolve().parent.name
     classes = subject.classes or []
     return subject.names[classes.index(folder)] if folder in classes else None
 
 
-def _overlay(subject: ExplainedModel, image: Tensor, explanation: Explanation, share: Tensor, number: int) -> Overlay:
+def _overlay(subject: Classifier, image: Tensor, explanation: Explanation, share: Tensor, number: int) -> Overlay:
     shown, predicted = int(explanation.classes[number]), int(explanation.predicted[number])
     return Overlay(
         subject.view.pixels(image),

@@ -3,43 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
-from torch import nn
 
 from ...errors import InputError, asked_for
-from ..network import create_network, restore_network, with_normalisation
+from ..network import Classifier, create_network, restore_network, with_normalisation
 from ..recipes.recipe import Recipe
-from .classes import class_index, readable
-from .view import View
-
-
-@dataclass(frozen=True)
-class ExplainedModel:
-    """A network with what is needed to look at it.
-
-    Attributes:
-        label: What it is called in pictures and tables.
-        source: File or name that it comes from.
-        model: The network, on the CPU.
-        view: How it sees images.
-        classes: Names of its classes as it was trained with, where they are known.
-        names: The same as people read them; numbers where they are not known.
-    """
-
-    label: str
-    source: str
-    model: nn.Module
-    view: View
-    classes: list[str] | None
-    names: list[str]
-
-    def target(self, asked: str) -> int:
-        """Returns the number of a class; raises InputError where there is none such."""
-        return class_index(asked, self.classes, len(self.names))
 
 
 def open_models(
@@ -50,7 +21,7 @@ def open_models(
     ema: bool | None = None,
     img_size: int | None = None,
     of_weights: str | None = None,
-) -> list[ExplainedModel]:
+) -> list[Classifier]:
     """Returns the networks in checkpoints, or of timm by their names.
 
     Args:
@@ -66,29 +37,29 @@ def open_models(
     """
     if labels and (len(labels) != len(sources) or len(set(labels)) < len(labels)):
         raise InputError(f"labels must be different, one for each of {len(sources)} networks, got {', '.join(labels)}")
-    found = []
+    models = []
     for source in map(str, sources):
         if not Path(source).exists() and timm.is_model(source):
-            found.append((source, *_named(source, pretrained)))
+            models.append(_named(source, pretrained))
         else:
-            restored = restore_network(source, ema=ema, settings={"model": of_weights} if of_weights else None)
-            found.append((source, restored.model, restored.recipe, restored.classes, restored.num_classes))
+            models.append(restore_network(source, ema=ema, settings={"model": of_weights} if of_weights else None))
     if not labels:
-        labels = [recipe.model for _, _, recipe, _, _ in found]
+        labels = [model.label for model in models]
         if len(set(labels)) < len(labels):
-            labels = [Path(source).resolve().parent.name for source, *_ in found]
+            labels = [Path(model.source).resolve().parent.name for model in models]
         if len(set(labels)) < len(labels):
-            labels = [str(source) for source, *_ in found]
+            labels = [model.source for model in models]
         if len(set(labels)) < len(labels):
             labels = [f"{label} ({number})" for number, label in enumerate(labels, 1)]
-    other = {} if img_size is None else {"img_size": img_size}
-    return [
-        ExplainedModel(label, source, model.eval(), View(recipe.replaced(**other)), classes, readable(classes, count))
-        for label, (source, model, recipe, classes, count) in zip(labels, found, strict=True)
-    ]
+    for label, model in zip(labels, models, strict=True):
+        model.label = label
+        model.model.eval()
+        if img_size is not None:
+            model.recipe = model.recipe.replaced(img_size=img_size)
+    return models
 
 
-def _named(name: str, pretrained: bool) -> tuple[nn.Module, Recipe, list[str] | None, int]:
+def _named(name: str, pretrained: bool) -> Classifier:
     if pretrained:
         try:
             with asked_for(model=name, pretrained=True):
@@ -106,11 +77,17 @@ def _named(name: str, pretrained: bool) -> tuple[nn.Module, Recipe, list[str] | 
         crop_pct=config["crop_pct"],
     )
     count = int(getattr(model, "num_classes", 1000))
-    classes = ImageNetInfo().label_names() if count == 1000 and pretrained else None
-    return model, with_normalisation(recipe, model), classes, count
+    return Classifier(
+        model=model,
+        recipe=with_normalisation(recipe, model),
+        classes=ImageNetInfo().label_names() if count == 1000 and pretrained else None,
+        num_classes=count,
+        source=name,
+        label=name,
+    )
 
 
-def folder_of(root: Path, subject: ExplainedModel, subjects: Sequence[ExplainedModel]) -> Path:
+def folder_of(root: Path, subject: Classifier, subjects: Sequence[Classifier]) -> Path:
     """Returns the folder for a network's files, one for each where there are several, called after its label."""
     if len(subjects) == 1:
         return root

@@ -12,8 +12,8 @@ from ...explain.maps import explain
 from ...explain.scores import faithfulness
 from ..data.coco import CocoData
 from ..data.find import Picture
+from ..network import Classifier
 from ..statistics import PairedDifference, Summary, paired_difference, summary
-from .models import ExplainedModel
 from .pointing_game import Boxes, boxes_of, hits
 
 # What each figure is called, and whether more of it is better; None where it is neither.
@@ -67,7 +67,7 @@ class Scored:
 
 
 def score(
-    subject: ExplainedModel,
+    subject: Classifier,
     pictures: Sequence[Picture],
     *,
     method: str = "gradcam",
@@ -134,7 +134,7 @@ def score(
 
 
 def _hit(
-    subject: ExplainedModel, image: torch.Tensor, there: Boxes, method: str, layer: str | None, tolerance: float
+    subject: Classifier, image: torch.Tensor, there: Boxes, method: str, layer: str | None, tolerance: float
 ) -> bool | None:
     """Whether the map of a class points into one of its boxes; None where the crop shows none of them."""
     boxes = subject.view.boxes(there.boxes, there.size)

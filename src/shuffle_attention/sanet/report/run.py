@@ -8,7 +8,7 @@ from ...errors import InputError
 from ..device import Process
 from ..recipes.recipe import RunRecipe
 from ..recipes.settings import GROUPS
-from ..tasks.task import Problem
+from ..tasks.task import Task
 from ..training.run_folder import RunFolder, curves_figure, read_rows
 from .html import write_page
 from .images import embedded_figure
@@ -16,46 +16,42 @@ from .images import embedded_figure
 __all__ = ["changed_fields", "fields_by_group", "write_run_report"]
 
 
-def write_run_report(
-    problem: Problem, files: RunFolder, process: Process, *, trained_with: RunRecipe | None = None
-) -> Path:
+def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_with: RunRecipe | None = None) -> Path:
     """Writes ``report.html`` of a finished run and returns its path.
 
     The network of the best checkpoint looks at the validation data once more, on this process alone.
 
     Args:
-        problem: What was trained, with its data.
+        task: What was trained, with its data.
         files: Where the results lie.
         process: Where to compute.
-        trained_with: The recipe of the run, where that of ``problem`` finds its data elsewhere by now.
+        trained_with: The recipe of the run, where that of ``task`` finds its data elsewhere by now.
 
     Raises:
         InputError: If the results or the images cannot be read.
     """
-    recipe = problem.recipe
-    model = problem.create_network(restored=True)
+    recipe = task.recipe
+    model = task.create_network(restored=True)
     load_checkpoint(model, files.best)
     model = process.to_device(model, channels_last=recipe.channels_last).eval()
-    shown = trained_with or problem.recipe
+    shown = trained_with or task.recipe
     history = read_rows(files.metrics)
-    if not history or problem.metric not in history[0]:
-        raise InputError(f"{files.metrics} has no {problem.metric} of any epoch")
-    best = max(history, key=lambda row: row[problem.metric])
+    if not history or task.metric not in history[0]:
+        raise InputError(f"{files.metrics} has no {task.metric} of any epoch")
+    best = max(history, key=lambda row: row[task.metric])
     values = {
         "title": f"{shown.title} on {Path(shown.data).name}",
         "kind": f"{recipe.kind}, trained by {recipe.command}",
-        "figures": problem.best_figures(best),
+        "figures": task.best_figures(best),
         "epoch": int(best["epoch"]),
         "epochs": len(history),
         "changed": changed_fields(shown),
         "settings": fields_by_group(shown),
         "machines": [files.record()],
-        "charts": [
-            (panel.title, embedded_figure(curves_figure(history, [panel]))) for panel in problem.panels(history)
-        ],
+        "charts": [(panel.title, embedded_figure(curves_figure(history, [panel]))) for panel in task.panels(history)],
         "columns": list(history[0]),
         "history": [[f"{value:.5g}" for value in row.values()] for row in history],
-        "sections": problem.report_sections(model, best, process),
+        "sections": task.report_sections(model, best, process),
     }
     write_page("run.html", values, files.report)
     return files.report

@@ -1,10 +1,12 @@
 """What a training run is about: the network, its data, its loss and its scores."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from PIL import Image
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from ...checkpoints import load_checkpoint
 from ..data.loading import TrainingBatches
 from ..device import Process
 from ..recipes.recipe import RunRecipe
+from .predictor import Predictor
 
 R = TypeVar("R", bound=RunRecipe)
 
@@ -46,11 +49,11 @@ class Section:
     values: Mapping[str, Any]
 
 
-class Problem(ABC, Generic[R]):
+class Task(ABC, Generic[R]):
     """A network to train with its data: all that differs between training a classifier and training a detector.
 
     The loop asks in this order: :meth:`open` the data, :meth:`create_network`, :meth:`try_once` before anything is
-    written, :meth:`batches` and :meth:`held_out`, :meth:`create_task`, then :meth:`loss` for each batch and
+    written, :meth:`batches` and :meth:`held_out`, :meth:`create_trainer`, then :meth:`loss` for each batch and
     :meth:`evaluate` after each epoch.
 
     Args:
@@ -64,7 +67,7 @@ class Problem(ABC, Generic[R]):
         sums: How many sums :meth:`loss` returns.
     """
 
-    recipe_type: ClassVar[type[RunRecipe]]
+    Recipe: ClassVar[type[RunRecipe]]
     metric: ClassVar[str]  # column of the history; the epoch in which it is highest is the best
     compiles: bool = False
     classes: list[str] | None
@@ -76,12 +79,26 @@ class Problem(ABC, Generic[R]):
 
     @classmethod
     @abstractmethod
-    def open(cls, recipe: Any, *, check: bool) -> "Problem":
-        """Returns the problem of a recipe with its data; they are looked over if ``check`` is set.
+    def open(cls, recipe: Any, *, check: bool) -> "Task":
+        """Returns the task of a recipe with its data; they are looked over if ``check`` is set.
 
         Raises:
             InputError: If the data cannot be used.
         """
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, path: str | os.PathLike, **options: Any) -> Predictor:
+        """Return the model in a checkpoint of this task, ready to predict.
+
+        Raises:
+            CheckpointError: If the file cannot be read, or holds no model of this task.
+        """
+
+    @classmethod
+    def examples(cls) -> list[tuple[Image.Image, str]]:
+        """Return validation images of the embedded data with their names, for the demo."""
+        return []
 
     @abstractmethod
     def create_network(self, *, restored: bool) -> nn.Module:
@@ -108,7 +125,7 @@ class Problem(ABC, Generic[R]):
         """Returns a loader of the data to evaluate on, dealt out among the processes."""
 
     @abstractmethod
-    def create_task(self, model: nn.Module, process: Process) -> TrainingTask:
+    def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
         """Returns the network with its loss."""
 
     def set_training_mode(self, model: nn.Module) -> None:
@@ -116,7 +133,7 @@ class Problem(ABC, Generic[R]):
         model.train()
 
     @abstractmethod
-    def loss(self, task: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
+    def loss(self, trainer: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
         """Returns the mean loss () of a batch, and the sums (``sums``,) that are kept over an epoch.
 
         The first of the sums is that of the loss over images, the last the number of images; neither has a gradient.

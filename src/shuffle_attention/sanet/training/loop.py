@@ -19,7 +19,7 @@ from ...files import locked
 from ..data.loading import TrainingBatches
 from ..device import Process, autocast
 from ..recipes.recipe import RunRecipe
-from ..tasks.task import Problem
+from ..tasks.task import Task
 from .progress import Progress
 from .run_folder import RunFolder
 from .signals import StopRequest
@@ -65,7 +65,7 @@ def train(
     output: str | os.PathLike,
     process: Process,
     *,
-    problem: type[Problem],
+    task: type[Task],
     resume: bool = False,
 ) -> Outcome:
     """Trains the network of a recipe, from the start or from the last checkpoint in ``output``.
@@ -77,7 +77,7 @@ def train(
         recipe: Settings of the run.
         output: Folder of the run.
         process: Where to train; every process of a distributed run calls this.
-        problem: What is trained: ``Classification`` or ``Detection``.
+        task: What is trained: ``Classification`` or ``Detection``.
         resume: Whether to continue the run in ``output``.
 
     Raises:
@@ -90,7 +90,7 @@ def train(
     if not resume and files.last.exists():
         raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
     with _all_or_none(process):
-        opened = problem.open(recipe, check=content is None and process.rank == 0)
+        opened = task.open(recipe, check=content is None and process.rank == 0)
     # What fits the device in training fits it in evaluation.
     share = recipe.batch_size // (process.world_size * recipe.grad_accum)
     torch.manual_seed(recipe.seed)
@@ -177,7 +177,7 @@ def _train_epoch(
     evaluated: Callable[[], dict[str, float]],
 ) -> None:
     recipe, process, position = state.recipe, state.process, state.position
-    state.problem.set_training_mode(state.trained)
+    state.task.set_training_mode(state.trained)
     # Reading a figure back from a GPU makes it wait; there, every tenth step is often enough.
     interval = 10 if process.device.type == "cuda" else 1
     sums = torch.tensor(position.sums, dtype=torch.float64 if process.device.type != "mps" else torch.float32)
@@ -207,7 +207,7 @@ def _train_epoch(
 
 def _add_to_curve(state: RunState, files: RunFolder, figures: dict[str, float]) -> None:
     """Notes how good the network is within an epoch, and goes back to training it."""
-    state.problem.set_training_mode(state.trained)
+    state.task.set_training_mode(state.trained)
     curve = state.position.curve
     if curve and curve[-1]["step"] == state.steps_done:  # before a stop that came before the first step
         return
@@ -218,13 +218,13 @@ def _add_to_curve(state: RunState, files: RunFolder, figures: dict[str, float]) 
 
 def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -> None:
     """One step of the optimiser: forward and backward over its micro-batches, then the update."""
-    recipe, process, task = state.recipe, state.process, state.task
+    recipe, process, trainer = state.recipe, state.process, state.trainer
     for index in range(micro_batches):
         batch = next(stream)
         more_to_come = index + 1 < micro_batches
-        with task.no_sync() if more_to_come else nullcontext():
+        with trainer.no_sync() if more_to_come else nullcontext():
             with autocast(process, recipe.precision):
-                loss, seen = state.problem.loss(task, batch, process)
+                loss, seen = state.task.loss(trainer, batch, process)
             state.scaler.scale(loss / micro_batches).backward()
         sums += seen
     if recipe.clip_grad is not None:
@@ -237,23 +237,23 @@ def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -
     done = state.steps_done + 1
     if state.scheduler:
         state.scheduler.step_update(done)
-    state.task.update_ema(step=done)
+    state.trainer.update_ema(step=done)
 
 
 def _finish_epoch(state: RunState, figures: dict[str, float], files: RunFolder, progress: Progress) -> None:
-    position, process, problem = state.position, state.process, state.problem
+    position, process, task = state.position, state.process, state.task
     sums = torch.tensor(position.sums, dtype=torch.float64, device=process.device)
     if process.world_size > 1:
         torch.distributed.all_reduce(sums)
     row = {
         "epoch": position.epoch + 1,
         "lr": state.lr,
-        **problem.figures(sums.tolist()),
+        **task.figures(sums.tolist()),
         **figures,
         "images_per_second": progress.images_per_second,
     }
     position.history.append(row)
-    position.epoch, position.step, position.sums = position.epoch + 1, 0, [0.0] * problem.sums
+    position.epoch, position.step, position.sums = position.epoch + 1, 0, [0.0] * task.sums
     improved = state.best is row
     if improved and process.rank == 0:
         write_checkpoint(state.weights(), files.best)
@@ -278,7 +278,7 @@ def _require_finite(loss: float, state: RunState, files: RunFolder) -> None:
         )
 
 
-def _report(problem: Problem, files: RunFolder, process: Process, stop: Signals | None) -> None:
+def _report(task: Task, files: RunFolder, process: Process, stop: Signals | None) -> None:
     if stop is not None:  # whoever asked to stop does not want to wait for it
         logger.warning("no report after %s; sanet report %s writes it", stop.name, files.folder)
         return
@@ -286,11 +286,11 @@ def _report(problem: Problem, files: RunFolder, process: Process, stop: Signals 
     from ..report.run import write_run_report
 
     with log_failures(files.folder):
-        write_run_report(problem, files, process)
+        write_run_report(task, files, process)
 
 
-def _name_failures(problem: Problem) -> None:
-    failures = problem.failures()
+def _name_failures(task: Task) -> None:
+    failures = task.failures()
     if failures:
         named = ", ".join(failures[:5])
         logger.warning("%d images could not be decoded and were replaced or not counted: %s", len(failures), named)

@@ -6,14 +6,14 @@ from rich import progress
 
 from ..console import console, duration
 from ..device import Process
-from ..tasks.task import Problem
+from ..tasks.task import Task
 
 
 class Progress:
     """A bar with speed, loss, accuracy and the time left, and a line for each epoch; silent but on the first process.
 
     Args:
-        problem: What is trained.
+        task: What is trained.
         steps: Optimiser steps of one epoch.
         process: Where it trains.
         done: Steps done before, by the run that is continued.
@@ -22,8 +22,8 @@ class Progress:
         images_per_second: Training speed of the last epoch, loading included.
     """
 
-    def __init__(self, problem: Problem, steps: int, process: Process, done: int = 0):
-        self.problem, self.recipe, self.steps = problem, problem.recipe, steps
+    def __init__(self, task: Task, steps: int, process: Process, done: int = 0):
+        self.task, self.recipe, self.steps = task, task.recipe, steps
         self.images_per_second = 0.0
         self._first = self._done = done
         self._began = self._epoch_began = time.perf_counter()
@@ -58,7 +58,7 @@ class Progress:
         self._done = self._epoch * self.steps + step
         self.images_per_second = (step - self._epoch_first) * self.recipe.batch_size / (now - self._epoch_began)
         rest = (self.recipe.epochs * self.steps - self._done) * (now - self._began) / max(1, self._done - self._first)
-        figures = f"{self.problem.running(sums)}  {_speed(self.images_per_second)}  {duration(rest)} left"
+        figures = f"{self.task.running(sums)}  {_speed(self.images_per_second)}  {duration(rest)} left"
         self._bar.update(self._task, completed=step, figures=figures)
 
     def start_evaluation(self, images: int) -> None:
@@ -74,7 +74,7 @@ class Progress:
         left = self.recipe.epochs * self.steps - self._done
         rest = left * (time.perf_counter() - self._began) / max(1, self._done - self._first)
         console.print(
-            f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  {self.problem.line(row)}  "
+            f"epoch {row['epoch']:>3.0f}/{self.recipe.epochs}  {self.task.line(row)}  "
             f"lr {row['lr']:.2g}  {_speed(row['images_per_second'])}  {duration(rest)} left"
             + ("  best" if improved else "")
         )

@@ -15,7 +15,7 @@ from ...files import remove_left_over, write_json, write_text
 from ..charts import save
 from ..environment import machine, versions
 from ..recipes.recipe import RunRecipe
-from ..tasks.task import Panel, Problem
+from ..tasks.task import Panel, Task
 
 REPORT = "report.html"
 # Of what a run was made with: what its figures, and not only its speed, may depend on.
@@ -90,10 +90,10 @@ class RunFolder:
                 self._board.add_scalar(name, value, int(row["epoch"]))
         self._board.flush()
 
-    def finish(self, problem: Problem, best: dict[str, float], history: list[dict[str, float]]) -> None:
+    def finish(self, task: Task, best: dict[str, float], history: list[dict[str, float]]) -> None:
         """Draws the curves and writes the summary; nothing is added to the figures after that."""
-        recipe = problem.recipe
-        draw_curves(history, problem.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
+        recipe = task.recipe
+        draw_curves(history, task.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_json(self.summary, summary | machine() | versions())
         if self._board is not None:

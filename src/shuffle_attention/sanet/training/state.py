@@ -14,7 +14,7 @@ from torch import nn
 from ...checkpoints import CheckpointError
 from ...errors import asked_for
 from ..device import Process
-from ..tasks.task import Problem
+from ..tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Position:
     Attributes:
         epoch: Epochs finished.
         step: Steps finished in the current epoch.
-        sums: What :meth:`Problem.loss` gave over the current epoch, on this process.
+        sums: What :meth:`Task.loss` gave over the current epoch, on this process.
         history: A row of figures for each finished epoch.
         curve: A row for each evaluation within the epochs.
     """
@@ -42,23 +42,23 @@ class RunState:
     """Model, optimiser, schedule, loss scaling, averaged weights and randomness of one run.
 
     Args:
-        problem: What is trained, with the settings of the run.
+        task: What is trained, with the settings of the run.
         model: Network, on the CPU.
         steps_per_epoch: Optimiser steps of one epoch.
         process: Where to train.
     """
 
-    def __init__(self, problem: Problem, model: nn.Module, steps_per_epoch: int, process: Process):
-        self.problem, self.process = problem, process
-        self.recipe = recipe = problem.recipe
-        self.images = problem.fingerprint()
-        self.position = Position([0.0] * problem.sums)
+    def __init__(self, task: Task, model: nn.Module, steps_per_epoch: int, process: Process):
+        self.task, self.process = task, process
+        self.recipe = recipe = task.recipe
+        self.images = task.fingerprint()
+        self.position = Position([0.0] * task.sums)
         self.lr = recipe.peak_lr  # of the step before
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and process.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model = process.to_device(model, channels_last=recipe.channels_last)
-        self.task = problem.create_task(model, process)
+        self.trainer = task.create_trainer(model, process)
         with asked_for(opt=recipe.opt):
             self.optimizer = create_optimizer_v2(
                 model,
@@ -84,29 +84,29 @@ class RunState:
             )
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16")
         if recipe.ema_decay is not None:
-            self.task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
-        if problem.compiles:
-            self.task.compile()
+            self.trainer.setup_ema(decay=recipe.ema_decay, use_warmup=True)
+        if task.compiles:
+            self.trainer.compile()
         if process.world_size > 1:
-            self.task.prepare_distributed(device_ids=[process.device] if process.device.type == "cuda" else None)
+            self.trainer.prepare_distributed(device_ids=[process.device] if process.device.type == "cuda" else None)
 
     @property
     def evaluated(self) -> nn.Module:
         """The network whose accuracy counts: the averaged one where there is one."""
-        if self.task.has_ema():
-            return cast(nn.Module, self.task.get_trainable_module(ema=True))
-        return cast(nn.Module, self.task.eval_model) if self.problem.compiles else self.model
+        if self.trainer.has_ema():
+            return cast(nn.Module, self.trainer.get_trainable_module(ema=True))
+        return cast(nn.Module, self.trainer.eval_model) if self.task.compiles else self.model
 
     @property
     def trained(self) -> nn.Module:
         """The network as it is trained: compiled and distributed where asked for."""
-        return cast(nn.Module, self.task.get_trainable_module())
+        return cast(nn.Module, self.trainer.get_trainable_module())
 
     @property
     def best(self) -> dict[str, float] | None:
         """The first of the epochs with the highest score on the validation data."""
         history = self.position.history
-        return max(history, key=lambda row: row[self.problem.metric]) if history else None
+        return max(history, key=lambda row: row[self.task.metric]) if history else None
 
     @property
     def steps_done(self) -> int:
@@ -115,13 +115,13 @@ class RunState:
     def weights(self) -> dict[str, Any]:
         """Returns what an evaluation needs: weights, recipe and classes."""
         content = {
-            **self.task.get_checkpoint_state(),
-            **self.problem.content(),
+            **self.trainer.get_checkpoint_state(),
+            **self.task.content(),
             "epoch": self.position.epoch,
-            "best_acc": self.best[self.problem.metric] if self.best else 0.0,
+            "best_acc": self.best[self.task.metric] if self.best else 0.0,
         }
-        if self.task.has_ema():
-            content |= self.task.get_checkpoint_state(ema=True)
+        if self.trainer.has_ema():
+            content |= self.trainer.get_checkpoint_state(ema=True)
         return content
 
     def snapshot(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class RunState:
         """
         if "processes" not in content:
             raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
-        classes = self.problem.classes
+        classes = self.task.classes
         if content["classes"] != classes:
             raise CheckpointError(
                 f"{path} was trained on the classes {_listed(content['classes'])}, and the data now have "
@@ -177,10 +177,10 @@ class RunState:
                 f"{self.process.world_size}; continue it with the same batch size, data and processes"
             )
         try:
-            self.task.load_checkpoint_state(content["state_dict"])
-            if self.task.has_ema():
+            self.trainer.load_checkpoint_state(content["state_dict"])
+            if self.trainer.has_ema():
                 ema = content.get("state_dict_ema") or content["state_dict"]
-                self.task.load_checkpoint_state(ema, ema=True)
+                self.trainer.load_checkpoint_state(ema, ema=True)
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is of another network or optimiser: {error}") from error

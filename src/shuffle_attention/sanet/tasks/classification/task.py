@@ -1,11 +1,13 @@
 """Training a classifier: its data, its loss, and the figures that tell how good it is."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import Mixup
 from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
@@ -13,16 +15,16 @@ from torch import Tensor, nn
 from ....attach.hooks import CHILD
 from ....checkpoints import load_checkpoint
 from ....errors import DataError, asked_for
-from ...data.datasets import Samples, open_split
+from ...data.datasets import Samples, load_digits, open_split
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
-from ...network import create_network, with_normalisation
+from ...network import Classifier, create_network, restore_network, with_normalisation
 from ...recipes.recipe import Recipe
-from ..task import Panel, Problem, Section
+from ..task import Panel, Section, Task
 from .evaluation import evaluate
 
 
-class Classification(Problem[Recipe]):
+class Classification(Task[Recipe]):
     """A classifier and its labelled images.
 
     Args:
@@ -33,7 +35,7 @@ class Classification(Problem[Recipe]):
         num_classes: How many there are.
     """
 
-    recipe_type = Recipe
+    Recipe = Recipe
     metric = "val_top1"
     sums = 3
 
@@ -59,6 +61,16 @@ class Classification(Problem[Recipe]):
         if classes and num_classes < len(classes):
             raise DataError(f"num_classes is {num_classes} and {recipe.data} has {len(classes)} classes")
         return cls(recipe, training, validation, classes, num_classes)
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike, **options: Any) -> Classifier:
+        return restore_network(path, **options)
+
+    @classmethod
+    def examples(cls) -> list[tuple[Image.Image, str]]:
+        images, _ = load_digits("val")
+        first = {label: image for image, label in reversed(images)}
+        return [(first[digit].convert("RGB"), f"digit {digit}") for digit in range(10)]
 
     def create_network(self, *, restored: bool) -> nn.Module:
         model = create_network(self.recipe, self.num_classes, restored=restored)
@@ -87,7 +99,7 @@ class Classification(Problem[Recipe]):
     def held_out(self, process: Process, batch_size: int) -> Any:
         return evaluation_batches(self.validation, self.recipe, process, batch_size)
 
-    def create_task(self, model: nn.Module, process: Process) -> TrainingTask:
+    def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
         recipe = self.recipe
         if recipe.grad_checkpointing:
             with asked_for(model=recipe.model, grad_checkpointing=True):
@@ -102,14 +114,14 @@ class Classification(Problem[Recipe]):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def loss(self, task: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
+    def loss(self, trainer: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
         images, labels = (part.to(process.device) for part in batch)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         targets = labels
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
-        result = task(images, targets)
+        result = trainer(images, targets)
         loss, count = result["loss"], len(labels)
         with torch.no_grad():
             right = (result["output"].argmax(1) == labels).sum()
@@ -159,3 +171,6 @@ class Classification(Problem[Recipe]):
         from .report import classifier_sections
 
         return classifier_sections(model, self.validation, self.recipe, process, self.classes, self.num_classes)
+
+
+TASK = Classification

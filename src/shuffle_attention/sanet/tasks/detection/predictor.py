@@ -4,18 +4,24 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
 
 from ....checkpoints import CheckpointError, load_checkpoint, read_checkpoint
-from ....errors import InputError
+from ....errors import DataError, InputError
 from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
 from ...data.coco import CocoData, find_split
 from ...data.coco_reading import read_coco
+from ...device import autocast
 from ...network import recipe_of
+from ..predictor import Prediction, Predictor
 from .digits import digits_coco
+from .drawing import draw_detections
 from .recipe import DetectionRecipe
 
-__all__ = ["RestoredDetector", "detector_of", "open_coco", "restore_detector"]
+__all__ = ["Detector", "detector_of", "open_coco", "restore_detector"]
 
 
 def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = False) -> nn.Module:
@@ -80,32 +86,64 @@ def open_coco(
     )
 
 
-@dataclass(frozen=True)
-class RestoredDetector:
-    """A detector with its weights, and what its labels mean.
+@dataclass(kw_only=True, eq=False)
+class Detector(Predictor):
+    """A detector that predicts.
 
     Attributes:
-        model: The detector, on the CPU.
-        recipe: The recipe that it was trained with.
-        categories: COCO's record of each label, from 1 on.
-        weights: Name under which the file holds the weights that were loaded.
+        categories: COCO record of each label, from 1 on.
     """
 
-    model: nn.Module
     recipe: DetectionRecipe
     categories: list[dict[str, Any]]
-    weights: str
 
     @property
     def names(self) -> list[str]:
         """Name of each label, from 1 on."""
         return [category["name"] for category in self.categories]
 
+    @property
+    def about(self) -> str:
+        return f"detector of {super().about}"
+
+    def inputs(self, image: Image.Image) -> list[Tensor]:
+        pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+        return [pixels.to(self.process.device)]
+
+    def pixels(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0].permute(1, 2, 0).cpu()
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image, threshold: float) -> dict[str, Tensor]:
+        """Return boxes, labels, scores and masks of the objects of at least a score, on the CPU.
+
+        Raises:
+            DataError: If the model cannot process an image of this size.
+        """
+        try:
+            with autocast(self.process, self.recipe.precision):
+                output = self.model(self.inputs(image))[0]
+        except RuntimeError as error:  # so narrow that nothing is left of it when it is resized, or too large
+            raise DataError(f"{image.width} x {image.height} pixels cannot be processed: {error}") from error
+        return {name: value[output["scores"] >= threshold].cpu() for name, value in output.items()}
+
+    def predict(self, image: Image.Image, threshold: float = 0.0) -> Prediction:
+        """Return the objects of at least a score, and the image with them."""
+        output, names = self.detect(image, threshold), self.names
+        labels, scores = output["labels"].tolist(), output["scores"].tolist()
+        best = [(names[label - 1], score) for label, score in zip(labels, scores, strict=True)]
+        count = f"{len(best)} {'object' if len(best) == 1 else 'objects'}"
+        return Prediction(
+            best,
+            f"{count} with a score of at least {threshold:.2f}",
+            lambda: draw_detections(image, output, names, threshold=threshold),
+        )
+
 
 def restore_detector(
     path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
-) -> RestoredDetector:
-    """Returns the detector in a checkpoint of ``sanet detect train``.
+) -> Detector:
+    """Return the detector in a checkpoint of ``sanet detect train``.
 
     Args:
         path: The checkpoint.
@@ -123,4 +161,13 @@ def restore_detector(
     recipe = recipe.replaced(**(settings or {}))
     model = detector_of(recipe, num_classes, restored=True)
     report = load_checkpoint(model, path, ema=ema)
-    return RestoredDetector(model, recipe, categories, report.weights)
+    return Detector(
+        model=model,
+        recipe=recipe,
+        classes=[category["name"] for category in categories],
+        num_classes=num_classes,
+        source=str(path),
+        label=recipe.title,
+        weights=report.weights,
+        categories=categories,
+    )

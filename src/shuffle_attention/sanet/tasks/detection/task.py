@@ -1,10 +1,12 @@
 """Training a detector: its data, its losses, and the figures that tell how good it is."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task import TrainingTask
 from torch import Tensor, nn
@@ -16,18 +18,20 @@ from ...data.coco import CocoData
 from ...data.loading import TrainingBatches
 from ...data.workers import ignore_signals
 from ...device import Process
-from ..task import Panel, Problem, Section
+from ..task import Panel, Section, Task
 from .batches import DetectionTask, collate, to_device
+from .digits import digits_coco
 from .evaluation import evaluate_detector
-from .predictor import detector_of, open_coco
+from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
 from .samples import CocoSamples, detection_transform
 
 __all__ = ["Detection", "held_out_batches"]
+_EXAMPLES = 5  # images in the demo
 _TRIED_SIZE = 128  # pixels; enough for every level of a pyramid
 
 
-class Detection(Problem[DetectionRecipe]):
+class Detection(Task[DetectionRecipe]):
     """A detector and its images with objects.
 
     Args:
@@ -36,7 +40,7 @@ class Detection(Problem[DetectionRecipe]):
         validation: Images to evaluate on.
     """
 
-    recipe_type = DetectionRecipe
+    Recipe = DetectionRecipe
     metric = "val_box_AP"
     training: CocoSamples
     validation: CocoSamples
@@ -58,6 +62,15 @@ class Detection(Problem[DetectionRecipe]):
         training = open_coco(recipe, "train", check=look)
         return cls(recipe, training, open_coco(recipe, "val", categories=training.categories, check=look))
 
+    @classmethod
+    def restore(cls, path: str | os.PathLike, **options: Any) -> Detector:
+        return restore_detector(path, **options)
+
+    @classmethod
+    def examples(cls) -> list[tuple[Image.Image, str]]:
+        images = [image for image in digits_coco("val", _EXAMPLES).pictures if not isinstance(image, str)]
+        return [(image.convert("RGB"), f"photo {number}") for number, image in enumerate(images, 1)]
+
     def create_network(self, *, restored: bool) -> nn.Module:
         return detector_of(self.recipe, self.num_classes, restored=restored)
 
@@ -78,13 +91,13 @@ class Detection(Problem[DetectionRecipe]):
     def held_out(self, process: Process, batch_size: int) -> Any:
         return held_out_batches(self.validation, self.recipe.workers, process, batch_size)
 
-    def create_task(self, model: nn.Module, process: Process) -> TrainingTask:
+    def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
         return DetectionTask(model, device=process.device)
 
-    def loss(self, task: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
+    def loss(self, trainer: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
         images, targets = batch
         images, targets = to_device(images, targets, process.device)
-        result = task(images, targets)
+        result = trainer(images, targets)
         each = torch.stack([result["loss"].detach(), *(result["parts"][name] for name in self.losses)]).float()
         return result["loss"], torch.cat([each * len(images), torch.full_like(each[:1], len(images))])
 
@@ -157,3 +170,6 @@ def held_out_batches(samples: CocoSamples, workers: int, process: Process, batch
 
 def _kinds(row: Mapping[str, float]) -> list[str]:
     return [kind for kind in ("box", "mask") if f"val_{kind}_AP" in row]
+
+
+TASK = Detection
