@@ -1,7 +1,7 @@
 """Errors that a person can mend: what came in is not what can be used."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -47,3 +47,9 @@ def require_extra(module: str, *, extra: str, note: str = "") -> ModuleType:
             raise
         message = f"{package} is not installed: pip install 'shuffle-attention[{extra}]'{note}"
         raise InputError(message) from error
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names separated by commas, with the number of those left out."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,13 +1,12 @@
 """What the project must know of a deployment format."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import require_extra
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Format:
             of PyTorch's own operators; the example has shape (B, C, H, W) with B > 1, and B must stay free.
         load: Open a file in the runtime of the format: ``load(path)`` returns a function from images to the output.
         modules: Modules that ``write`` and ``load`` import, besides torch.
-        extra: Extra of this package that installs the modules; empty if none does.
+        extra: Extra of this package that installs the modules.
     """
 
     name: str
@@ -32,11 +31,9 @@ class Format:
     extra: str = ""
 
     def require(self) -> None:
-        """Raise InputError if a module that the format needs is not installed."""
-        missing = [module for module in self.modules if importlib.util.find_spec(module) is None]
-        if missing:
-            install = f"'shuffle-attention[{self.extra}]'" if self.extra else " ".join(missing)
-            raise InputError(f"the format {self.name} needs {', '.join(missing)}: pip install {install}")
+        """Raise InputError, naming the extra, if a module that the format needs is not installed."""
+        for module in self.modules:
+            require_extra(module, extra=self.extra)
 
     def check(self, path: Path, model: nn.Module, images: Tensor) -> float:
         """Return the largest difference between the outputs of a file and of its model.

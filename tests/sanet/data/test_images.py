@@ -1,9 +1,12 @@
 """Images as they are found in the wild."""
 
+import subprocess
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from shuffle_attention.sanet.data.find import find_images
 from shuffle_attention.sanet.data.images import Finding, inspect_image, read_image, to_mode
 
 
@@ -72,3 +75,23 @@ def test_what_is_no_image_says_why(tmp_path, content, fault):
 def test_what_an_image_is_converted_from_is_told(tmp_path, mode, wanted, converted):
     picture().convert(mode).save(tmp_path / "image.jpg")
     assert inspect_image(tmp_path / "image.jpg", wanted) == Finding(converted=converted)
+
+
+def test_a_postscript_file_named_png_starts_no_program(tmp_path, monkeypatch):
+    """Pillow decodes EPS with Ghostscript; ``gs_binary`` is what it found, whatever is installed here."""
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *arguments, **options: started.append(arguments))
+    path = tmp_path / "evil.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+        with pytest.raises(OSError, match="Ghostscript"):  # as data sets of timm and torchvision open it
+            image.load()
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    for whole in (False, True):
+        assert inspect_image(path, "RGB", whole=whole) == Finding(fault="not an image")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(path, "RGB")
+    with pytest.raises(ValueError, match=r"evil.png \(not an image\)"):
+        find_images([path])
+    assert not started

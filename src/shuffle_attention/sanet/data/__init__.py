@@ -1,1 +1,1 @@
-"""Images with labels or objects: found, looked over, read, and put into batches."""
+"""Images with labels or objects: find, check and decode them, and make batches of them."""

@@ -1,4 +1,4 @@
-"""Images and their objects in COCO's format: what they are once they have been read and looked over."""
+"""Images and their objects in COCO's format, after they have been read and checked."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,28 +7,27 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import DataError
+from ...errors import DataError, listed
 from ...files import atomic_write, write_json
+from .folders import SPLITS
 
 __all__ = ["CocoData", "find_split"]
-
-_SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 
 
 @dataclass(frozen=True)
 class CocoData:
-    """Images with their objects, without fault.
+    """Checked images and objects.
 
-    A label is 1 for the first category by id, 2 for the second and so on, without gaps; 0 is the background.
+    Label 1 is the first category by id, 2 the second and so on, without gaps; 0 is the background.
 
     Attributes:
         images: Records with ``id``, ``file_name``, ``width`` and ``height``.
-        pictures: Where each image lies, or the image itself.
+        pictures: Path of each image, or the image itself.
         annotations: Records with ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels),
-            ``area``, ``iscrowd`` and, where there is a mask, ``segmentation``. Their ids count from 1: a COCO
-            evaluator takes an object of id 0 for one that was never found.
+            ``area``, ``iscrowd`` and, if the object has a mask, ``segmentation``. Their ids count from 1, because COCO
+            evaluators take an object of id 0 for one that was not matched.
         categories: Records with ``id`` and ``name``, in the order of their ids.
-        source: What they were read from, for messages.
+        source: File that they were read from, for messages.
     """
 
     images: list[dict[str, Any]]
@@ -59,7 +58,7 @@ class CocoData:
 
     @property
     def num_classes(self) -> int:
-        """Classes of a detector for these data, the background among them."""
+        """Number of classes of a detector for these data, including the background."""
         return len(self.categories) + 1
 
     @property
@@ -68,15 +67,15 @@ class CocoData:
         return all("segmentation" in annotation for annotation in self.annotations)
 
     def objects(self, index: int) -> list[dict[str, Any]]:
-        """Returns the objects of an image, crowds among them."""
+        """Return the objects of an image, including crowds."""
         return self._objects[self.images[index]["id"]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of an annotation file."""
+        """Return the content of an annotation file."""
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
 
     def write(self, folder: str | os.PathLike, split: str) -> None:
-        """Writes ``folder/split/*.png`` and ``folder/annotations/instances_split.json`` from images in memory.
+        """Write images in memory to ``folder/split/`` and ``folder/annotations/instances_split.json``.
 
         Raises:
             DataError: If an image is not in memory.
@@ -86,17 +85,17 @@ class CocoData:
         annotations.mkdir(exist_ok=True)
         for record, picture in zip(self.images, self.pictures, strict=True):
             if not isinstance(picture, Image.Image):
-                raise DataError(f"{record['file_name']} lies in a file already: {picture}")
+                raise DataError(f"{record['file_name']} is a file already: {picture}")
             with atomic_write(images / record["file_name"]) as file:
                 picture.save(file, "PNG")
         write_json(annotations / f"instances_{split}.json", self.to_dict(), indent=None)
 
 
 def find_split(data: str | os.PathLike, split: str) -> tuple[Path, Path]:
-    """Returns the annotation file and the folder of images of one split of a data folder.
+    """Return the annotation file and the image folder of one split of a data folder.
 
     The images are in ``NAME/`` or ``images/NAME/``, where NAME is train or val, with or without a year, training,
-    validation, valid or test. The annotations are the first that is there of ``annotations/instances_NAME.json``,
+    validation, valid or test. The annotations are the first existing file of ``annotations/instances_NAME.json``,
     ``instances_NAME.json``, ``annotations/NAME.json``, ``NAME.json``, and ``_annotations.coco.json`` beside the images.
 
     Args:
@@ -110,31 +109,27 @@ def find_split(data: str | os.PathLike, split: str) -> tuple[Path, Path]:
     if not root.is_dir():
         raise DataError(f"no folder {root}: data is 'digits' or a folder with images and COCO annotations")
     folders = sorted(path for base in (root, root / "images") if base.is_dir() for path in base.iterdir())
-    found = []
-    for name in _SPLITS[split]:
-        for folder in folders:
-            if folder.is_dir() and (folder.name == name or _is_year(folder.name.removeprefix(name))):
-                annotations = _annotations_of(root, folder)
-                found += [(annotations, folder)] if annotations else []
-        if found:
-            break
-    if not found:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{root} has no {split} images with annotations: expected {split}2017/ with "
-            f"annotations/instances_{split}2017.json, or {split}/ with {split}.json; it holds {there}"
-        )
-    if len(found) > 1:
-        names = ", ".join(str(folder) for _, folder in found)
-        raise DataError(f"{root} has several folders of {split} images: {names}; name the one to use")
-    return found[0]
+    for name in SPLITS[split]:
+        named = [path for path in folders if path.is_dir() and _is_name_or_year(path.name, name)]
+        pairs = [(annotations, path) for path in named if (annotations := _annotations_of(root, path))]
+        if len(pairs) > 1:
+            names = ", ".join(str(folder) for _, folder in pairs)
+            raise DataError(f"{root} has several folders of {split} images: {names}; name the one to use")
+        if pairs:
+            return pairs[0]
+    there = listed(sorted(path.name for path in root.iterdir()), 8) or "nothing"
+    raise DataError(
+        f"{root} has no {split} images with annotations: expected {split}2017/ with "
+        f"annotations/instances_{split}2017.json, or {split}/ with {split}.json; it holds {there}"
+    )
 
 
-def _is_year(text: str) -> bool:
-    return len(text) == 4 and text.isdecimal()
+def _is_name_or_year(folder: str, name: str) -> bool:
+    year = folder.removeprefix(name)
+    return folder == name or (len(year) == 4 and year.isdecimal())
 
 
 def _annotations_of(root: Path, folder: Path) -> Path | None:
     names = [f"instances_{folder.name}.json", f"{folder.name}.json"]
-    places = [place / name for name in names for place in (root / "annotations", root)]
-    return next((path for path in [*places, folder / "_annotations.coco.json"] if path.is_file()), None)
+    paths = [parent / name for name in names for parent in (root / "annotations", root)]
+    return next((path for path in [*paths, folder / "_annotations.coco.json"] if path.is_file()), None)

@@ -1,19 +1,18 @@
-"""Reading COCO annotations: everything that is wrong with them is counted and named before anything is trained."""
+"""Read COCO annotations; everything that cannot be used is counted and named before training starts."""
 
 import json
 import logging
 import math
 import os
 from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...errors import DataError
+from ...errors import DataError, listed
 from .coco import CocoData
-from .images import inspect_image
+from .images import in_threads, inspect_image
 from .masks import decode_mask, mask_fault
 
 __all__ = ["read_coco"]
@@ -21,17 +20,14 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 
 
-class _Faults:
-    """What is wrong with which record, by kind."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[str]] = {}
+class _Faults(dict[str, list[str]]):
+    """Names of unusable records by kind of fault."""
 
     def add(self, kind: str, record: str) -> None:
-        self.found.setdefault(kind, []).append(record)
+        self.setdefault(kind, []).append(record)
 
     def __str__(self) -> str:
-        return "; ".join(f"{len(records)} {kind} ({_listed(records)})" for kind, records in self.found.items())
+        return "; ".join(f"{len(records)} {kind} ({listed(records, _SHOWN)})" for kind, records in self.items())
 
 
 def read_coco(
@@ -43,34 +39,34 @@ def read_coco(
     skip_bad: bool = False,
     check_files: bool = True,
 ) -> CocoData:
-    """Returns the images of a folder with the objects of an annotation file.
+    """Return the images of a folder with the objects of an annotation file.
 
     Args:
         annotations: JSON file in COCO's format for instances.
         images: Folder that the file names are relative to.
         masks: Whether every object must have a mask.
-        categories: Categories that a detector knows; the file must then have no others.
-        skip_bad: Whether to leave out what cannot be used, an image with all its objects, and say so.
-        check_files: Whether to open every image, which finds those that are cut off or of another size.
+        categories: Categories that a detector knows; the file must not have others.
+        skip_bad: Whether to leave out unusable records with a warning, an image together with its objects.
+        check_files: Whether to open every image, which finds files that are cut off or have another size.
 
     Raises:
-        DataError: If the file is none of COCO's, or holds anything that cannot be used and is not to be left out.
+        DataError: If the file is not in COCO's format, or has unusable records and ``skip_bad`` is not set.
     """
     content = _read_json(Path(annotations))
     known = _categories(content, str(annotations), categories)
     faults = _Faults()
-    records, pictures, strange = _images(content["images"], Path(images), faults, check_files)
+    records, pictures, bad_images = _images(content["images"], Path(images), faults, check_files)
     sizes = {record["id"]: (record["height"], record["width"]) for record in records}
     ids = {category["id"] for category in known}
-    kept = _annotations(content["annotations"], sizes, strange, ids, masks, faults)
-    if faults.found and not skip_bad:
+    kept = _annotations(content["annotations"], sizes, bad_images, ids, masks, faults)
+    if faults and not skip_bad:
         raise DataError(
-            f"{annotations} cannot be used as it is: {faults}; mend or remove them, or leave them out with "
+            f"{annotations} cannot be used as it is: {faults}; repair or remove them, or leave them out with "
             f"--skip-bad-images"
         )
     if not records:
-        raise DataError(f"{annotations} has no images that can be used{f': {faults}' if faults.found else ''}")
-    if faults.found:
+        raise DataError(f"{annotations} has no images that can be used{f': {faults}' if faults else ''}")
+    if faults:
         logger.warning("%s: left out are %s", annotations, faults)
     return CocoData(records, pictures, kept, known, str(annotations))
 
@@ -83,36 +79,38 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        held = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path} is not in COCO's format: expected the lists {', '.join(parts)}; found {held}")
+        keys = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{path} is not in COCO's format: expected the lists {', '.join(parts)}; found {keys}")
     return content
 
 
 def _categories(content: dict[str, Any], path: str, known: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The categories in the order of their ids; those that are known where the file has no others."""
-    found: dict[int, str] = {}
+    """Return the categories by id; the known ones if the file has no others."""
+    names: dict[int, str] = {}
     for category in content["categories"]:
         if not isinstance(category, dict) or not _is_id(category.get("id")) or not category.get("name"):
             raise DataError(f"{path} has a category without an id and a name: {category!r}")
-        if category["id"] in found:
+        if category["id"] in names:
             raise DataError(f"{path} has two categories of id {category['id']}")
-        found[category["id"]] = str(category["name"])
-    if not found:
+        names[category["id"]] = str(category["name"])
+    if not names:
         raise DataError(f"{path} has no categories")
     if known is None:
-        return [{"id": number, "name": name} for number, name in sorted(found.items())]
-    names = {category["id"]: category["name"] for category in known}
-    others = [f"{name} (id {number})" for number, name in found.items() if names.get(number) != name]
+        return [{"id": number, "name": name} for number, name in sorted(names.items())]
+    known_names = {category["id"]: category["name"] for category in known}
+    others = [f"{name} (id {number})" for number, name in names.items() if known_names.get(number) != name]
     if others:
-        there = _listed([f"{name} (id {number})" for number, name in names.items()])
-        raise DataError(f"{path} has categories that the detector does not know: {_listed(others)}; known are {there}")
+        there = listed([f"{name} (id {number})" for number, name in known_names.items()], _SHOWN)
+        raise DataError(
+            f"{path} has categories that the detector does not know: {listed(others, _SHOWN)}; known are {there}"
+        )
     return list(known)
 
 
 def _images(
     records: list[Any], folder: Path, faults: _Faults, check_files: bool
 ) -> tuple[list[dict[str, Any]], list[str | Image.Image], set[int]]:
-    """Usable images with their paths, and the ids of the others."""
+    """Return the usable images, their paths, and the ids of the others."""
     candidates: dict[int, dict[str, Any]] = {}
     for record in records:
         if not isinstance(record, dict) or not _is_id(record.get("id")) or not isinstance(record.get("file_name"), str):
@@ -121,24 +119,21 @@ def _images(
             faults.add("images with the id of another", f"{record['file_name']}, id {record['id']}")
         else:
             candidates[record["id"]] = record
-    paths = [os.path.join(folder, record["file_name"]) for record in candidates.values()]
-    with ThreadPool(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        looks = pool.starmap(
-            _look, [(path, record, check_files) for path, record in zip(paths, candidates.values(), strict=True)], 64
-        )
-    kept, pictures, strange = [], [], set()
-    for record, path, (kind, detail, size) in zip(candidates.values(), paths, looks, strict=True):
+    paths = {number: os.path.join(folder, record["file_name"]) for number, record in candidates.items()}
+    checks = in_threads(lambda number: _check_file(paths[number], candidates[number], check_files), candidates)
+    kept, pictures, bad = [], [], set()
+    for (number, record), (kind, detail, size) in zip(candidates.items(), checks, strict=True):
         if kind:
             faults.add(kind, f"{record['file_name']}{detail}")
-            strange.add(record["id"])
+            bad.add(number)
         else:
-            kept.append({"id": record["id"], "file_name": record["file_name"], "width": size[0], "height": size[1]})
-            pictures.append(path)
-    return kept, pictures, strange
+            kept.append({"id": number, "file_name": record["file_name"], "width": size[0], "height": size[1]})
+            pictures.append(paths[number])
+    return kept, pictures, bad
 
 
-def _look(path: str, record: dict[str, Any], check_file: bool) -> tuple[str, str, tuple[int, int]]:
-    """What is wrong with an image, and its width and height."""
+def _check_file(path: str, record: dict[str, Any], check_file: bool) -> tuple[str, str, tuple[int, int]]:
+    """Return the kind of fault of an image, its detail, and the image's width and height."""
     annotated: tuple[Any, Any] = record.get("width"), record.get("height")
     has_size = all(_is_id(side) and side > 0 for side in annotated)
     if not os.path.isfile(path):
@@ -148,31 +143,31 @@ def _look(path: str, record: dict[str, Any], check_file: bool) -> tuple[str, str
     finding = inspect_image(path, "RGB")
     if finding.fault:
         return "images that cannot be read", f": {finding.fault}", (0, 0)
-    with Image.open(path) as image:
-        size = image.size
-    if has_size and annotated != size:
-        sizes = f": {annotated[0]} x {annotated[1]} for {size[0]} x {size[1]}"
-        return "images annotated with a size that they do not have", sizes, size
-    return "", "", size
+    if has_size and annotated != finding.size:
+        width, height = finding.size
+        sizes = f": {annotated[0]} x {annotated[1]} for {width} x {height}"
+        return "images annotated with a size that they do not have", sizes, finding.size
+    return "", "", finding.size
 
 
 def _annotations(
     records: list[Any],
     sizes: dict[int, tuple[int, int]],
-    strange: set[int],
+    bad_images: set[int],
     categories: set[int],
     masks: bool,
     faults: _Faults,
 ) -> list[dict[str, Any]]:
+    """Return the usable annotations, numbered from 1."""
     kept: list[dict[str, Any]] = []
     beyond: list[str] = []
     for number, record in enumerate(records):
         if not isinstance(record, dict):
-            faults.add("annotations that are no records", f"number {number}")
+            faults.add("annotations that are not records", f"number {number}")
             continue
         name = f"annotation {record.get('id', f'number {number}')}"
         image = record.get("image_id")
-        if _is_id(image) and image in strange:  # said once, of the image
+        if _is_id(image) and image in bad_images:  # the image is reported already
             continue
         if not _is_id(image) or image not in sizes:
             faults.add("annotations of an unknown image", f"{name}, image {image}")
@@ -187,13 +182,13 @@ def _annotations(
             if _reaches_beyond(kept[-1]["bbox"], *sizes[image]):
                 beyond.append(name)
     if beyond:
-        logger.warning(
-            "%d boxes reach beyond their image, and are cut at its edge in training: %s", len(beyond), _listed(beyond)
-        )
+        names = listed(beyond, _SHOWN)
+        logger.warning("%d boxes reach beyond their image, and are cut at its edge in training: %s", len(beyond), names)
     return kept
 
 
 def _object_fault(record: dict[str, Any], height: int, width: int, masks: bool) -> tuple[str, str]:
+    """Return the kind of fault of an annotation and its detail; empty if it can be used."""
     box: Any = record.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
     if not numbers or not all(math.isfinite(side) for side in box) or box[2] <= 0 or box[3] <= 0:
@@ -210,13 +205,13 @@ def _object_fault(record: dict[str, Any], height: int, width: int, masks: bool) 
 
 
 def _object(record: dict[str, Any], number: int, height: int, width: int) -> dict[str, Any]:
-    """An annotation with all that an evaluation asks for."""
+    """Return an annotation with all fields that an evaluator needs."""
     box = [float(side) for side in record["bbox"]]
     segmentation = record.get("segmentation")
     area = record.get("area")
     if not isinstance(area, int | float) or not 0 <= area < math.inf:
         area = box[2] * box[3] if not segmentation else int(decode_mask(segmentation, height, width).sum())
-    found = {
+    fields = {
         "id": number,
         "image_id": record["image_id"],
         "category_id": record["category_id"],
@@ -224,7 +219,7 @@ def _object(record: dict[str, Any], number: int, height: int, width: int) -> dic
         "area": float(area),
         "iscrowd": int(record.get("iscrowd", 0)),
     }
-    return {**found, "segmentation": segmentation} if segmentation else found
+    return {**fields, "segmentation": segmentation} if segmentation else fields
 
 
 def _reaches_beyond(box: list[float], height: int, width: int, tolerance: float = 1.0) -> bool:
@@ -234,8 +229,3 @@ def _reaches_beyond(box: list[float], height: int, width: int, tolerance: float 
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Data sets of labelled images: folders, every name of timm's ``create_dataset``, and the embedded digits."""
+"""Data sets of labelled images: folders, the names of timm's ``create_dataset``, and the embedded digits."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
 
-from ...errors import DataError
+from ...errors import DataError, listed
 from ..recipes.recipe import Recipe
 from .folders import check_images, scan_tree
 from .images import read_image, to_mode
@@ -22,20 +22,19 @@ NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
 class Samples(Dataset):
-    """Labelled images at given places: decoding, transforms with their own randomness, and bad files counted.
+    """Labelled images that are decoded and transformed on access.
 
-    A training sample is asked for by ``(epoch, index)`` and its augmentation depends on these and the
-    seed alone, not on the process that loads it or on what was loaded before: a run can stop anywhere,
-    and be spread over any number of workers, and still sees the same pixels. For evaluation the key is
-    the index alone.
+    The key of a training sample is ``(epoch, index)``. Its augmentation depends only on the key and the seed, not on
+    the loader process or on earlier samples: a run can stop anywhere and use any number of workers, and still sees the
+    same pixels. The key of an evaluation sample is its index.
 
-    An image that cannot be decoded is marked in ``failed``. In training the next readable one takes its
-    place; in evaluation its label is -1, which the evaluation leaves out.
+    An image that cannot be decoded is marked in ``failed``. In training the next readable one replaces it; in
+    evaluation its label is -1, which the evaluation skips.
 
     Args:
-        source: Indexable, giving (path, file or PIL image, label).
+        source: Sequence of (path, open file or PIL image, label).
         names: Name of each sample, for messages.
-        classes: Name of each label.
+        classes: Class name of each label.
         mode: "RGB" or "L".
         seed: Seed of the augmentation.
         kept: Indices of ``source`` to use; all by default.
@@ -58,7 +57,7 @@ class Samples(Dataset):
         self.seed = seed
         self.kept = range(len(names)) if kept is None else kept
         self.transform: Any = None
-        # Shared, because it is the loader's processes that find out.
+        # In shared memory, because loader processes write to it.
         self.failed = torch.zeros(len(self.kept), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -98,11 +97,11 @@ class Samples(Dataset):
 
     @property
     def left_out(self) -> int:
-        """How many images of the source are not used."""
+        """Number of images of the source that are not used."""
         return len(self.names) - len(self.kept)
 
     def fingerprint(self) -> str:
-        """Returns what tells these samples, their labels and their order from others."""
+        """Return a hash of the samples' names, labels and order."""
         digest = hashlib.sha256()
         for index in self.kept:
             label = self.source[index][1] if isinstance(self.source, list) else ""
@@ -110,13 +109,13 @@ class Samples(Dataset):
         return digest.hexdigest()
 
     def failures(self) -> list[str]:
-        """Returns the names of the images that could not be decoded so far."""
+        """Return the names of the images that could not be decoded so far."""
         return [self.name(int(index)) for index in self.failed.nonzero()]
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Randomness that depends on the key alone, for every generator that transforms draw from."""
+    """Seed every generator that transforms draw from by a key, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
@@ -131,16 +130,15 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> Samples | IterableImageDataset:
-    """Returns the training or the validation data of a recipe.
+    """Open the training or validation data of a recipe.
 
     Args:
-        recipe: Says where the data are and how they are read.
+        recipe: Recipe that names the data and how to read them.
         split: "train" or "val".
-        classes: Class names in the order of their labels, where they are known: from the training data, or
-            from a checkpoint.
+        classes: Class names in the order of their labels, if the training data or a checkpoint tell them.
 
     Raises:
-        DataError: If there are no such data, or their classes do not fit.
+        DataError: If the data do not exist, or have other classes.
     """
     mode = "RGB" if recipe.in_chans == 3 else "L"
     if recipe.data == "digits":
@@ -153,16 +151,16 @@ def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> 
     kept = check_images(paths, mode, skip_bad=recipe.skip_bad_images) if recipe.check_images else None
     left = {label for _, label in tree.images} - {tree.images[index][1] for index in kept or range(len(paths))}
     if left and split == "train":
-        names = ", ".join(tree.classes[label] for label in sorted(left))
+        names = listed([tree.classes[label] for label in sorted(left)])
         raise DataError(f"no image of {len(left)} classes can be read: {names}")
     return Samples(tree.images, paths, tree.classes, mode=mode, seed=recipe.seed, kept=kept)
 
 
 def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int]], list[str]]:
-    """Returns scikit-learn's handwritten digits as greyscale images with labels, and their names.
+    """Return scikit-learn's handwritten digits as greyscale images with labels, and their names.
 
-    1,797 real digits of 8 x 8 pixels (UCI "Optical Recognition of Handwritten Digits"), shown larger;
-    a fifth of each class is for validation.
+    These are 1,797 real digits of 8 x 8 pixels (UCI "Optical Recognition of Handwritten Digits"), enlarged. A fifth
+    of each class is for validation.
     """
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
@@ -176,7 +174,7 @@ def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int
 
 
 def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) -> Samples | IterableImageDataset:
-    """A data set that timm opens by name: in memory where it can be indexed, else as a stream."""
+    """Open a data set of timm by name: as samples if it can be indexed, else as a stream."""
     name = recipe.train_split if split == "train" else recipe.val_split
     streams = recipe.data.startswith(("hfids/", "tfds/", "wds/"))
     options: dict[str, Any] = {"is_training": split == "train", "seed": recipe.seed} if streams else {}
@@ -184,7 +182,7 @@ def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) 
         options |= {"batch_size": recipe.batch_size, "input_img_mode": mode}
     try:
         dataset = create_dataset(recipe.data, root=recipe.data_dir, split=name, **options)
-    # Each kind of data set has a library of its own, with errors of its own.
+    # Each kind of data set is read by another library, with its own errors.
     except Exception as error:
         where = f"in {recipe.data_dir}" if recipe.data_dir else "(data_dir is not given)"
         raise DataError(f"{recipe.data}, split {name!r}, cannot be opened {where}: {error}") from error
@@ -200,7 +198,7 @@ def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) 
     classes = [str(name) for name, _ in sorted(labels.items(), key=lambda item: item[1])] or None
     if known and classes and known != classes:
         raise DataError(
-            f"{recipe.data}, split {name!r}, has the classes {', '.join(classes[:5])} ... ({len(classes)}), and known "
-            f"are {', '.join(known[:5])} ... ({len(known)}); they must be the same in the same order"
+            f"{recipe.data}, split {name!r}, has {len(classes)} classes, {listed(classes)}, and known are "
+            f"{len(known)}, {listed(known)}; they must be the same in the same order"
         )
     return Samples(source, range(len(source)), classes, mode=mode, seed=recipe.seed)

@@ -1,108 +1,84 @@
-"""Images that a command is given: found in files and folders, and looked over."""
+"""Find and check the images that are named on the command line."""
 
 import logging
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ...errors import DataError, InputError
-from .images import inspect_image
+from ...errors import DataError, InputError, listed
+from .images import in_threads, inspect_image
 
 logger = logging.getLogger(__name__)
-_SHOWN = 5
 _LONGEST = 160  # bytes of a name; file systems allow 255, and endings are added
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """An image file.
 
     Attributes:
-        path: Where it lies.
-        name: What its results are called, unlike any other's of the same command.
+        path: Path of the file.
+        name: Name for its results, unique within a command.
     """
 
     path: Path
     name: str
 
 
-def find_pictures(
+def find_images(
     sources: Sequence[str | os.PathLike], limit: int | None = None, *, skip_bad: bool = False
-) -> list[Picture]:
-    """Returns the images that files and folders name, each of which can be read.
+) -> list[ImageFile]:
+    """Return the readable images in files and folders.
 
     Args:
-        sources: Files, and folders that are searched with all that is inside them.
-        limit: How many to take at most, at even distances.
-        skip_bad: Whether to leave out files that cannot be read, and say so.
+        sources: Files, and folders that are searched with their subfolders.
+        limit: Largest number of images to take, at even distances.
+        skip_bad: Whether to leave out unreadable files with a warning.
 
     Raises:
-        InputError: If there is no such file, a folder without images, or a file that is no image or too large.
+        InputError: If a source does not exist, a folder has no images, or a file is too large or not an image.
     """
-    found: list[tuple[Path, str]] = []
+    candidates: list[tuple[Path, str]] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = _inside(source)
+            inside = _images_in(source)
             if not inside:
                 raise InputError(f"{source} has no images in it ({', '.join(IMG_EXTENSIONS)})")
-            found += [(path, "-".join(path.relative_to(source).with_suffix("").parts)) for path in inside]
+            candidates += [(path, "-".join(path.relative_to(source).with_suffix("").parts)) for path in inside]
         elif source.is_file():
-            found.append((source, source.stem))
+            candidates.append((source, source.stem))
         else:
             raise InputError(f"no file or folder {source}")
-    if limit is not None and limit < len(found):
+    if limit is not None and limit < len(candidates):
         if limit < 1:
             raise InputError(f"limit must be at least 1, got {limit}")
-        found = [found[index * len(found) // limit] for index in range(limit)]
-    # Here and not in each thread: what a thread restores, another may have changed.
-    with warnings.catch_warnings(), ThreadPool(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        faults = pool.map(_fault, [path for path, _ in found], chunksize=64)
-    bad = [f"{path} ({fault})" for (path, _), fault in zip(found, faults, strict=True) if fault]
-    if bad:
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        said = f"{len(bad)} of {len(found)} images cannot be read: {', '.join(bad[:_SHOWN])}{more}"
-        if not skip_bad or len(bad) == len(found):
-            raise DataError(said if skip_bad else f"{said}; leave them out with --skip-bad-images")
-        logger.warning("%s; left out", said)
-        found = [each for each, fault in zip(found, faults, strict=True) if not fault]
-    names: dict[str, int] = {}
-    pictures = []
-    for path, stem in found:
-        name = _printable(stem)
-        names[name] = names.get(name, 0) + 1
-        unlike = name if names[name] == 1 else f"{name}-{names[name]}"
-        while unlike != name and unlike in names:
-            unlike += "-"
-        names.setdefault(unlike, 1)
-        pictures.append(Picture(path, unlike))
-    return pictures
+        candidates = [candidates[index * len(candidates) // limit] for index in range(limit)]
+    return _named(_readable(candidates, skip_bad))
 
 
 def require_apart(output: Path, images: Sequence[str | os.PathLike], folders: Sequence[Path]) -> None:
-    """Raises InputError where results could take the place of images, or be taken for some the next time.
+    """Raise InputError if results could overwrite images, or be read as images the next time.
 
     Args:
-        output: What the user called the folder of the results.
+        output: Output folder as the user named it.
         images: Files and folders of images.
-        folders: Where results are written.
+        folders: Folders that results are written to.
     """
     written = {folder.resolve() for folder in (output, *folders)}
     for image in map(Path, images):
-        of = image.resolve() if image.is_dir() else image.resolve().parent
-        if of in written or (image.is_dir() and any(of in folder.parents for folder in written)):
+        folder = image.resolve() if image.is_dir() else image.resolve().parent
+        if folder in written or (image.is_dir() and any(folder in each.parents for each in written)):
             raise InputError(f"--output {output} lies among the images of {image}; name another folder")
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The images in a folder and in those inside it, linked ones too, each folder once."""
-    found: list[Path] = []
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders; links are followed, and each folder is visited once."""
+    images: list[Path] = []
     seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -110,27 +86,47 @@ def _inside(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        images = (Path(here, name) for name in files if not name.startswith("."))
-        found += [path for path in images if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
-    return sorted(found)
+        paths = (Path(here, name) for name in files if not name.startswith("."))
+        images += [path for path in paths if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+    return sorted(images)
+
+
+def _readable(candidates: list[tuple[Path, str]], skip_bad: bool) -> list[tuple[Path, str]]:
+    """Return the candidates that can be decoded."""
+    # The filter is set here: catch_warnings is not thread-safe.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        findings = in_threads(lambda each: inspect_image(each[0], "RGB", whole=True), candidates)
+    pairs = list(zip(candidates, findings, strict=True))
+    bad = [f"{path} ({finding.fault})" for (path, _), finding in pairs if finding.fault]
+    if bad:
+        message = f"{len(bad)} of {len(candidates)} images cannot be read: {listed(bad)}"
+        if not skip_bad or len(bad) == len(candidates):
+            raise DataError(message if skip_bad else f"{message}; leave them out with --skip-bad-images")
+        logger.warning("%s; left out", message)
+    return [candidate for candidate, finding in pairs if not finding.fault]
+
+
+def _named(candidates: list[tuple[Path, str]]) -> list[ImageFile]:
+    """Give each file a unique name."""
+    counts: dict[str, int] = {}
+    images = []
+    for path, stem in candidates:
+        name = _printable(stem)
+        counts[name] = counts.get(name, 0) + 1
+        unique = name if counts[name] == 1 else f"{name}-{counts[name]}"
+        while unique != name and unique in counts:
+            unique += "-"
+        counts.setdefault(unique, 1)
+        images.append(ImageFile(path, unique))
+    return images
 
 
 def _printable(name: str) -> str:
-    """A name that can be written as text, and is short enough for those of files that are called after it."""
+    """Return a name that is valid text, and short enough to be part of a file name."""
     text = os.fsencode(name).decode(errors="replace")
     return text if len(text.encode()) <= _LONGEST else text.encode()[-_LONGEST:].decode(errors="ignore")
 
 
-def _fault(path: Path) -> str:
-    """What is wrong with an image file; of a very large one its header is read and no more."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Exception as error:  # decoders raise whatever stood in their way; the look below finds words for it
-        if isinstance(error, Image.DecompressionBombError):
-            return f"more than {2 * (limit or 0):,} pixels; make it smaller first"
-        return inspect_image(path, "RGB").fault or str(error)
-    if limit is not None and width * height > limit:
-        return f"{width} x {height} pixels are more than {limit:,}; make it smaller first"
-    return inspect_image(path, "RGB", whole=True).fault
+Picture = ImageFile
+find_pictures = find_images

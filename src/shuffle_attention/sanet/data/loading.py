@@ -1,7 +1,14 @@
-"""Batches: which samples, in what order, from where in an epoch, on which process."""
+"""Batches of images: their order, their share per process, and the processes that load them."""
 
+import functools
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from multiprocessing import util
+from multiprocessing.synchronize import Event
+from types import FrameType
+from typing import Any
 
 import torch
 from timm.data import IterableImageDataset, create_loader, create_transform
@@ -12,21 +19,20 @@ from ...errors import DataError, asked_for
 from ..device import Process
 from ..recipes.recipe import Recipe, RunRecipe
 from .datasets import Samples
-from .workers import ignore_signals
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that depends on seed and epoch alone, from any batch on.
+    """Batches of (epoch, index) in an order that depends only on seed and epoch, from any batch on.
 
-    The batches of all processes together are those that one process would see: process r takes every
-    world-th sample of each, from the r-th on. The images left over wait for another epoch's order.
+    All processes together see the batches that one process would see: process r takes every ``world``-th sample of
+    each batch, starting with the r-th. Images that do not fill a batch are left to the order of another epoch.
 
     Args:
-        size: Samples in the data set.
-        batch_size: Samples of one batch over all processes.
-        batches: Batches of one epoch.
-        rank: Which process this is.
-        world: How many there are.
+        size: Number of samples in the data set.
+        batch_size: Number of samples per batch over all processes.
+        batches: Number of batches per epoch.
+        rank: Number of this process.
+        world: Number of processes.
         seed: Seed of the order.
     """
 
@@ -46,17 +52,17 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingBatches:
-    """Batches of one epoch after the other, from any step of it on.
+    """Batches of one epoch after another, from any step on.
 
     Args:
-        dataset: Data opened for training, with their transform.
-        recipe: Batch size, workers, seed.
-        process: Where the batches go.
-        collate: Makes a batch of samples; PyTorch's own by default.
+        dataset: Training data with their transform.
+        recipe: Batch size, workers and seed.
+        process: Process and device that the batches go to.
+        collate: Function that makes a batch of samples; PyTorch's by default.
 
     Attributes:
-        steps: Optimiser steps of one epoch.
-        per_step: Batches of one step.
+        steps: Optimiser steps per epoch.
+        per_step: Batches per step.
 
     Raises:
         DataError: If the batch size cannot be divided among the processes, or exceeds the data.
@@ -68,8 +74,8 @@ class TrainingBatches:
         self, dataset: Samples, recipe: RunRecipe, process: Process, *, collate: Callable[[Any], Any] | None = None
     ):
         self.steps, self.per_step = _steps(len(dataset), recipe, process), recipe.grad_accum
-        # timm's create_loader makes a sampler of its own, which can neither start in the middle of an epoch nor
-        # deal the batch of one process out to several; its other parts serve.
+        # timm's create_loader makes its own sampler, which can neither start in the middle of an epoch nor split the
+        # batch of one process among several.
         self.sampler = EpochSampler(
             len(dataset),
             recipe.batch_size // recipe.grad_accum,
@@ -86,50 +92,46 @@ class TrainingBatches:
             pin_memory=process.device.type == "cuda",
             persistent_workers=recipe.workers > 0,
             worker_init_fn=ignore_signals(),
-            # Its seeds are not used, and drawing them must not move the generators of the run.
+            # The loader draws seeds that nobody uses; its own generator leaves those of the run alone.
             generator=torch.Generator(),
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yields the batches of an epoch from step ``start`` on, ``grad_accum`` for each step."""
+        """Yield the batches of an epoch from step ``start`` on, ``grad_accum`` of them per step."""
         self.sampler.epoch, self.sampler.start = epoch, start * self.per_step
         yield from self.loader
 
 
 class StreamedBatches(TrainingBatches):
-    """The same from a stream, of which what comes before ``start`` is read and passed over.
+    """Batches from a stream; those before step ``start`` are read and discarded.
 
     Args:
-        dataset: Stream opened for training.
-        recipe: Augmentation, batch size, workers.
-        process: Where the batches go.
+        dataset: Stream of training data.
+        recipe: Augmentation, batch size and workers.
+        process: Process and device that the batches go to.
     """
 
     def __init__(self, dataset: IterableImageDataset, recipe: Recipe, process: Process):
         self.steps, self.per_step = _steps(len(dataset), recipe, process), recipe.grad_accum
         self.stream = dataset
-        self.loader = _heedless(
-            create_loader(
-                dataset,
-                batch_size=recipe.batch_size // (process.world_size * recipe.grad_accum),
-                is_training=True,
-                num_workers=recipe.workers,
-                device=process.device,
-                use_prefetcher=_prefetches(process),
-                distributed=process.world_size > 1,
-                **_training_images(recipe),
-            )
+        self.loader = _timm_loader(
+            dataset,
+            recipe,
+            process,
+            recipe.batch_size // (process.world_size * recipe.grad_accum),
+            is_training=True,
+            **_training_images(recipe),
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         self.stream.set_epoch(epoch)
-        index = -1
-        for index, batch in enumerate(self.loader):
-            if start * self.per_step <= index < self.steps * self.per_step:
+        count, wanted = 0, self.steps * self.per_step
+        for count, batch in enumerate(self.loader, 1):
+            if start * self.per_step < count <= wanted:
                 yield batch
-        if index + 1 < self.steps * self.per_step:
+        if count < wanted:
             raise DataError(
-                f"the stream ended after {index + 1} of {self.steps * self.per_step} batches of this process; "
+                f"the stream ended after {count} of {wanted} batches of this process; "
                 f"shards must be at least as many as processes x workers"
             )
 
@@ -147,10 +149,11 @@ def _steps(images: int, recipe: RunRecipe, process: Process) -> int:
 
 
 def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, process: Process) -> TrainingBatches:
-    """Returns the batches of a classifier: augmented images (B, C, H, W), normalised and on the device, and labels.
+    """Return batches for a classifier: augmented and normalised images (B, C, H, W) on the device, and labels (B,).
 
     Raises:
-        DataError: If the batch size cannot be divided as it has to be, or exceeds the data.
+        DataError: If the batch size cannot be divided among the processes, is odd with mixup or cutmix, or exceeds
+            the data.
     """
     each = recipe.batch_size // (process.world_size * recipe.grad_accum)
     if (recipe.mixup or recipe.cutmix) and each % 2:
@@ -168,35 +171,52 @@ def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, pr
 
 
 def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, process: Process, batch_size: int):
-    """Returns a loader over the whole of a data set in order, dealt out among the processes."""
-    loader = create_loader(
-        cast(Any, dataset),  # timm asks of it no more than what Samples has
-        input_size=(recipe.in_chans, recipe.img_size, recipe.img_size),
-        batch_size=batch_size,
+    """Return a loader of a whole data set in order, divided among the processes."""
+    return _timm_loader(
+        dataset,
+        recipe,
+        process,
+        batch_size,
         is_training=False,
-        interpolation=recipe.interpolation,
         crop_pct=recipe.crop_pct,
+        persistent_workers=recipe.workers > 0,
+        **_images(recipe),
+    )
+
+
+def _timm_loader(dataset: Any, recipe: Recipe, process: Process, batch_size: int, **options: Any) -> Any:
+    """Return a loader of timm whose processes leave signals to the main one."""
+    loader: Any = create_loader(
+        dataset,
+        batch_size=batch_size,
         num_workers=recipe.workers,
-        distributed=process.world_size > 1,
         device=process.device,
         use_prefetcher=_prefetches(process),
-        persistent_workers=recipe.workers > 0,
-        **_normalisation(recipe),
+        distributed=process.world_size > 1,
+        **options,
     )
-    return _heedless(loader)
+    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
+    inner.worker_init_fn = ignore_signals(inner.worker_init_fn)
+    return loader
+
+
+def _images(recipe: Recipe) -> dict:
+    return {
+        "input_size": (recipe.in_chans, recipe.img_size, recipe.img_size),
+        "interpolation": recipe.interpolation,
+        **_normalisation(recipe),
+    }
 
 
 def _training_images(recipe: Recipe) -> dict:
     return {
-        "input_size": (recipe.in_chans, recipe.img_size, recipe.img_size),
         "scale": recipe.scale,
         "ratio": recipe.ratio,
         "hflip": recipe.hflip,
         "color_jitter": recipe.color_jitter or None,
         "auto_augment": recipe.auto_augment,
-        "interpolation": recipe.interpolation,
         "re_prob": recipe.random_erasing,
-        **_normalisation(recipe),
+        **_images(recipe),
     }
 
 
@@ -205,12 +225,39 @@ def _normalisation(recipe: Recipe) -> dict:
 
 
 def _prefetches(process: Process) -> bool:
-    """Whether images travel to the device as bytes, and are normalised there."""
+    """Return whether images are sent to the device as bytes and normalised there."""
     return process.device.type == "cuda"
 
 
-def _heedless(loader):
-    """A loader of timm's, whose processes leave signals to the main one."""
-    inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
-    inner.worker_init_fn = ignore_signals(inner.worker_init_fn)
-    return loader
+def ignore_signals(before: Callable[[int], None] | None = None) -> Callable[[int], None]:
+    """Return a ``worker_init_fn`` that makes loader processes ignore signals until the main process exits.
+
+    A signal to the process group of a terminal or job would otherwise end them before the run has been saved.
+
+    Args:
+        before: Another ``worker_init_fn`` to call first.
+    """
+    return functools.partial(_start_worker, before=before, leaving=_leaving())
+
+
+@functools.cache
+def _leaving() -> Event:
+    """Return an event that is set when this process exits, before Python terminates and joins its children.
+
+    The traceback of an uncaught error keeps the loaders alive until then.
+    """
+    event = multiprocessing.Event()
+    util.Finalize(None, event.set, exitpriority=0)
+    return event
+
+
+def _start_worker(worker: int, before: Callable[[int], None] | None, leaving: Event) -> None:
+    if before is not None:
+        before(worker)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if leaving.is_set():
+            os._exit(128 + number)
+
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        signal.signal(getattr(signal, name), handle)

@@ -1,7 +1,7 @@
 """Masks of objects in COCO's three notations: polygons, and run lengths as a list or as a string.
 
-Run lengths alternate between outside and inside, column after column, starting outside. In a string each is written
-as the difference to the one before the last, five bits a character from the lowest on, as COCO's own tools do.
+Run lengths alternate between outside and inside, column by column, starting outside. In a string each is written as
+the difference to the one before the last, five bits per character with the lowest first, as COCO's tools do.
 
 Source: Lin et al., Microsoft COCO, arXiv:1405.0312, and its data format, https://cocodataset.org/#format-data.
 """
@@ -18,7 +18,7 @@ __all__ = ["decode_mask", "encode_mask", "mask_fault", "require_evaluator"]
 
 
 def require_evaluator() -> Any:
-    """Returns faster-coco-eval, which COCO's masks and scores are computed with.
+    """Import faster-coco-eval, which computes COCO's masks and scores.
 
     Raises:
         InputError: If it is not installed.
@@ -27,9 +27,9 @@ def require_evaluator() -> Any:
 
 
 def mask_fault(segmentation: object, height: int, width: int) -> str:
-    """Returns what is wrong with a mask of an image of that size, or nothing.
+    """Return what is wrong with a mask for an image of this size; empty if it can be decoded.
 
-    The decoders trust what they are given, and write where broken run lengths lead them.
+    Decoders do not check their input: broken run lengths make them write out of bounds.
     """
     if isinstance(segmentation, list):
         return _polygon_fault(segmentation)
@@ -56,7 +56,7 @@ def _polygon_fault(polygons: list[Any]) -> str:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "a polygon that is not a list of three or more points x, y"
         if not all(_is_finite(number) for number in polygon):
-            return "a polygon with coordinates that are no numbers"
+            return "a polygon with coordinates that are not numbers"
     return ""
 
 
@@ -65,7 +65,7 @@ def _is_finite(number: object) -> bool:
 
 
 def _run_lengths(counts: object) -> list[int]:
-    """Returns the lengths that ``counts`` stands for; raises ValueError if it stands for none."""
+    """Parse run lengths; raise ValueError if they are broken."""
     if isinstance(counts, list):
         if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
             raise ValueError("run lengths that are not whole numbers")
@@ -92,16 +92,16 @@ def _run_lengths(counts: object) -> list[int]:
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Returns a mask without fault as (H, W) of 0 and 1, in uint8."""
+    """Decode a mask without fault as (H, W), uint8 of 0 and 1."""
     mask = require_evaluator().mask
     return np.ascontiguousarray(mask.decode(mask.segmToRle(segmentation, width, height)))
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask (H, W) of 0 and 1 as run lengths in a string, as JSON can hold it."""
-    found = require_evaluator().mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = found["counts"]
+    """Encode a mask (H, W) of 0 and 1 as run lengths in a string, ready for JSON."""
+    encoded = require_evaluator().mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    counts = encoded["counts"]
     return {
-        "size": [int(side) for side in found["size"]],
+        "size": [int(side) for side in encoded["size"]],
         "counts": counts.decode() if isinstance(counts, bytes) else counts,
     }

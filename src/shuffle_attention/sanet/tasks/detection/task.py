@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from ....errors import asked_for
 from ....models.detectors import ARCHITECTURES
 from ...data.coco import CocoData
-from ...data.loading import TrainingBatches
-from ...data.workers import ignore_signals
+from ...data.loading import TrainingBatches, ignore_signals
 from ...device import Process
 from ..task import Panel, Section, Task
 from .batches import DetectionTask, collate, to_device
