@@ -30,8 +30,9 @@ class MapCase:
     groups: int
     layout: object = contiguous
     shuffle: bool = True
+    gain: float = 1.0
 
     def __str__(self) -> str:
-        return (
-            "x".join(map(str, self.shape)) + f"-{self.groups}-{self.layout.__name__}" + "-straight" * (not self.shuffle)
-        )
+        shape = "x".join(map(str, self.shape))
+        options = "-straight" * (not self.shuffle) + "-gain" * (self.gain != 1)
+        return f"{shape}-{self.groups}-{self.layout.__name__}{options}"

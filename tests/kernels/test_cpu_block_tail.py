@@ -19,7 +19,7 @@ class Case(MapCase):
     def modules(self, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Module, ShuffleAttention]:
         channels = self.shape[1]
         norm = NORMS[len(self.shape)](channels, dtype=dtype, **options)
-        attention = ShuffleAttention(channels, self.groups, shuffle=self.shuffle, dtype=dtype)
+        attention = ShuffleAttention(channels, self.groups, shuffle=self.shuffle, gain=self.gain, dtype=dtype)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in [*norm.parameters(), *attention.parameters()]:
@@ -61,6 +61,10 @@ CASES = [
     Case((1, 4, 180, 180), 1),
     Case((1, 4, 180, 180), 1, channels_last),
     Case((2, 96, 56, 56), 3, channels_last),
+    Case((2, 16, 7, 7), 2, gain=1.37),
+    Case((2, 16, 7, 7), 2, channels_last, gain=1.37),
+    Case((2, 16, 30, 30), 2, shuffle=False, gain=0.3),
+    Case((2, 16, 30, 30), 2, channels_last, shuffle=False, gain=0.3),
 ]
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -214,9 +218,20 @@ def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: boo
     given = [None, None] if training else [norm.running_mean, norm.running_var]
     parameters = [norm.weight.detach(), norm.bias.detach(), *given, *sa]
     shortcut = shortcut if with_shortcut else None
-    forward = (u, shortcut, *parameters, 1e-5, 1e-5, case.shuffle, relu)
+    forward = (u, shortcut, *parameters, 1e-5, 1e-5, case.shuffle, relu, case.gain)
     out, statistics, _ = FORWARD(*forward)
-    backward = (grad, u, out if relu else None, statistics, *parameters, 1e-5, 1e-5, case.shuffle, with_shortcut)
+    backward = (
+        grad,
+        u,
+        out if relu else None,
+        statistics,
+        *parameters,
+        1e-5,
+        1e-5,
+        case.shuffle,
+        with_shortcut,
+        case.gain,
+    )
     return forward, backward
 
 
@@ -224,7 +239,11 @@ def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: boo
 @ends
 @modes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5)}], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5)} or (c.gain != 1 and c.shape == (2, 16, 7, 7))],
+    ids=str,
+)
 def test_opcheck(case: Case, dtype, training: bool, with_shortcut: bool, relu: bool):
     forward, backward = arguments(case, dtype, training, with_shortcut, relu)
     torch.library.opcheck(FORWARD, (forward[0].requires_grad_(), *forward[1:]))

@@ -60,6 +60,12 @@ CASES = [
     Case((0, 8, 4, 4), 2, channels_last),
     Case((1, 2, 259, 259), 1),
     Case((1, 2, 259, 259), 1, channels_last),
+    Case((2, 64, 7, 7), 8, gain=1.37),
+    Case((2, 64, 7, 7), 8, channels_last, gain=1.37),
+    Case((2, 12, 5, 3), 3, shuffle=False, gain=0.3),
+    Case((2, 12, 5, 3), 3, channels_last, shuffle=False, gain=0.3),
+    Case((2, 128, 40, 40), 4, gain=1.37),
+    Case((2, 128, 40, 40), 4, channels_last, gain=1.37),
 ]
 # Of a value of the size of 1; a sum of k values is allowed sqrt(k) times as much.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -84,7 +90,7 @@ def threads():
 
 
 def attend(case: Case, x: Tensor, *params: Tensor) -> Tensor:
-    return shuffle_attention(x, *params, groups=case.groups, shuffle=case.shuffle)
+    return shuffle_attention(x, *params, groups=case.groups, shuffle=case.shuffle, gain=case.gain)
 
 
 def assert_near(got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -102,7 +108,7 @@ def test_forward(case: Case, dtype: torch.dtype):
     x, _, *params = case.tensors(dtype)
     y = attend(case, x, *params)
     assert (y.dtype, y.stride()) == (x.dtype, torch.empty_like(x).stride())
-    expected = reference.shuffle_attention(x.double(), *(p.double() for p in params), 1e-5, case.shuffle)
+    expected = reference.shuffle_attention(x.double(), *(p.double() for p in params), 1e-5, case.shuffle, case.gain)
     assert_near(y, expected, TOLERANCES[dtype])
 
 
@@ -113,7 +119,7 @@ def test_gradients(case: Case, dtype: torch.dtype):
     leaves = [t.requires_grad_() for t in (x, *params)]
     got = torch.autograd.grad(attend(case, *leaves), leaves, grad)
     doubles = [t.detach().double().requires_grad_() for t in leaves]
-    y = reference.shuffle_attention(*doubles, 1e-5, case.shuffle)
+    y = reference.shuffle_attention(*doubles, 1e-5, case.shuffle, case.gain)
     want = torch.autograd.grad(y, doubles, grad.double())
     assert (got[0].dtype, got[0].stride()) == (x.dtype, torch.empty_like(x).stride())
     # One pixel alone has rstd = 1 / sqrt(eps) and a gradient through it of exactly nothing.
@@ -145,8 +151,8 @@ def test_gradcheck(case: Case):
 def test_opcheck(case: Case, dtype: torch.dtype):
     x, grad, *params = case.tensors(dtype)
     x.requires_grad_()
-    torch.library.opcheck(FORWARD, (x, *params, 1e-5, case.shuffle))
-    torch.library.opcheck(BACKWARD, (grad, x.detach(), *params, 1e-5, case.shuffle))
+    torch.library.opcheck(FORWARD, (x, *params, 1e-5, case.shuffle, case.gain))
+    torch.library.opcheck(BACKWARD, (grad, x.detach(), *params, 1e-5, case.shuffle, case.gain))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,12 @@ def test_half_types_are_rounded_as_pytorch_does(dtype: torch.dtype):
 def test_op_refuses_what_does_not_fit(x: tuple[int, ...], n: int):
     with pytest.raises(RuntimeError):
         FORWARD(torch.zeros(x), *[torch.zeros(n)] * 6, 1e-5, True)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, float("inf"), float("nan")])
+def test_op_refuses_gains_that_are_not_positive(gain: float):
+    with pytest.raises(RuntimeError, match="gain must be positive and finite"):
+        FORWARD(torch.zeros(2, 4, 3), *[torch.zeros(1)] * 6, 1e-5, True, gain)
 
 
 def test_does_without_the_library(monkeypatch, caplog, tmp_path):

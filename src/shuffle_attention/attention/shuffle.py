@@ -95,8 +95,9 @@ class ShuffleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         eps = cast(nn.GroupNorm, self._modules["gn"]).eps
-        y = shuffle_attention(x, *self.op_parameters(), groups=self.groups, eps=eps, shuffle=self.shuffle)
-        return y if self.gain_value == 1 else y * self.gain_value
+        return shuffle_attention(
+            x, *self.op_parameters(), groups=self.groups, eps=eps, shuffle=self.shuffle, gain=self.gain_value
+        )
 
     def op_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the six parameters in the order of the op's arguments."""

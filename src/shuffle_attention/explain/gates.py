@@ -69,7 +69,7 @@ def gates(model: nn.Module, images: Tensor) -> list[Gates]:
 def gates_of(layer: ShuffleAttention, x: Tensor) -> Tensor:
     """Returns what a layer multiplies each value of its input by before it shuffles, in the shape of the input."""
     parameters = (layer.cweight, layer.cbias, layer.sweight, layer.sbias, layer.gn.weight, layer.gn.bias)
-    return reference.gates(x, *(p.detach() for p in parameters), eps=layer.gn.eps)
+    return reference.gates(x, *(p.detach() for p in parameters), eps=layer.gn.eps, gain=layer.gain_value)
 
 
 def spatial_channels(layer: ShuffleAttention) -> Tensor:

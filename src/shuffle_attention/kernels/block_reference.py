@@ -20,8 +20,9 @@ mean :math:`\mu` and the variance :math:`a^2 v`; with :math:`\rho = 1 / \sqrt{a^
 One pass gathers :math:`m, v`; a second writes the output.
 
 **Backward.** Let :math:`g` be the gradient where ReLU passed it, which is that of the shortcut, and
+:math:`\gamma` the gain,
 
-.. math:: q = \text{gate} \cdot g, \qquad h = (1 - \text{gate})\, q\, z.
+.. math:: q = \gamma \cdot \text{gate} \cdot g, \qquad h = (1 - \text{gate})\, q\, z.
 
 Through the statistics of its plane (sums are over the plane; cweight is 0 in the spatial branch,
 :math:`\alpha` in the channel branch),
@@ -66,6 +67,7 @@ def block_tail(
     eps: float,
     shuffle: bool,
     relu: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the output, the statistics of the planes (B, 3, C) and those of BatchNorm (2, C).
 
@@ -74,7 +76,7 @@ def block_tail(
     """
     x, uhat, _, moments = _normalise(u, mean, var, norm_eps)
     z = uhat * _of_channels(weight, x) + _of_channels(bias, x)
-    y = reference.shuffle_attention(z, *attention, eps, shuffle)
+    y = reference.shuffle_attention(z, *attention, eps, shuffle, gain)
     if shortcut is not None:
         y = y + shortcut
     if relu:
@@ -94,6 +96,7 @@ def block_tail_backward(
     norm_eps: float,
     eps: float,
     shuffle: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of ``u``, the shortcut, BatchNorm's weight and bias and the six parameters.
 
@@ -104,7 +107,7 @@ def block_tail_backward(
     scale = _of_channels(weight, x)
     passed = grad if out is None else torch.where(out <= 0, torch.zeros_like(grad), grad)
     z = uhat * scale + _of_channels(bias, x)
-    dz, *d_attention = reference.shuffle_attention_backward(passed.to(x.dtype), z, *attention, eps, shuffle)
+    dz, *d_attention = reference.shuffle_attention_backward(passed.to(x.dtype), z, *attention, eps, shuffle, gain)
     over = _sample_and_plane(x)
     dbias, dweight = dz.sum(over, keepdim=True), (dz * uhat).sum(over, keepdim=True)
     through = 0 if mean is not None else (dbias + uhat * dweight) / max(x.numel() // x.shape[1], 1)

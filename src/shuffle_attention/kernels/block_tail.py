@@ -38,10 +38,11 @@ def _forward(
     eps: float,
     shuffle: bool,
     relu: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     attention = (cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     y, statistics, moments = block_reference.block_tail(
-        u, shortcut, weight, bias, mean, var, attention, norm_eps, eps, shuffle, relu
+        u, shortcut, weight, bias, mean, var, attention, norm_eps, eps, shuffle, relu, gain
     )
     return torch.empty_like(u).copy_(y), statistics, moments
 
@@ -66,11 +67,12 @@ def _backward(
     eps: float,
     shuffle: bool,
     has_shortcut: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients; that of the shortcut has no values where it is ``grad`` itself or nobody's."""
     attention = (cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     du, dshortcut, *rest = block_reference.block_tail_backward(
-        grad, u, out, weight, bias, mean, var, attention, norm_eps, eps, shuffle
+        grad, u, out, weight, bias, mean, var, attention, norm_eps, eps, shuffle, gain
     )
     separate = out is not None and has_shortcut
     dshortcut = torch.empty_like(u).copy_(dshortcut) if separate else u.new_empty(0)
@@ -78,7 +80,7 @@ def _backward(
 
 
 @_forward.register_fake
-def _(u, shortcut, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, relu):
+def _(u, shortcut, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, relu, gain=1.0):
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
     statistics = u.new_empty((u.shape[0], 3, u.shape[1]), dtype=wide)
     return torch.empty_like(u), statistics, u.new_empty((2, u.shape[1]), dtype=wide)
@@ -86,15 +88,16 @@ def _(u, shortcut, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, ep
 
 @_backward.register_fake
 def _(
-    grad, u, out, statistics, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, has_shortcut
+    grad, u, out, statistics, weight, bias, mean, var, cw, cb, sw, sb, gw, gb, norm_eps, eps, shuffle, has_shortcut,
+    gain=1.0,
 ):  # fmt: skip
     dshortcut = torch.empty_like(u) if out is not None and has_shortcut else u.new_empty(0)
     return torch.empty_like(u), dshortcut, *(torch.empty_like(p) for p in (weight, bias, cw, cb, sw, sb, gw, gb))
 
 
 def _keep(ctx, inputs, output):
-    u, shortcut, *parameters = inputs[:-4]
-    *ctx.settings, relu = inputs[-4:]
+    u, shortcut, *parameters = inputs[:-5]
+    *ctx.settings, relu, ctx.gain = inputs[-5:]
     out, statistics, moments = output
     ctx.mark_non_differentiable(statistics, moments)
     ctx.set_materialize_grads(False)
@@ -104,18 +107,18 @@ def _keep(ctx, inputs, output):
 
 def _differentiate(ctx, grad, *_):
     if grad is None:
-        return (None,) * 16
+        return (None,) * 17
     u, out, statistics, *parameters = ctx.saved_tensors
     du, dshortcut, dweight, dbias, *rest = torch.ops.shuffle_attention.block_tail_backward(
-        grad, u, out, statistics, *parameters, *ctx.settings, ctx.has_shortcut
+        grad, u, out, statistics, *parameters, *ctx.settings, ctx.has_shortcut, ctx.gain
     )
     if out is None:
         dshortcut = grad
-    return du, dshortcut if ctx.has_shortcut else None, dweight, dbias, None, None, *rest, *(None,) * 4
+    return du, dshortcut if ctx.has_shortcut else None, dweight, dbias, None, None, *rest, *(None,) * 5
 
 
 def _keep_all(ctx, inputs, output):
-    *tensors, ctx.norm_eps, ctx.eps, ctx.shuffle, ctx.has_shortcut = inputs
+    *tensors, ctx.norm_eps, ctx.eps, ctx.shuffle, ctx.has_shortcut, ctx.gain = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -126,13 +129,13 @@ def _differentiate_twice(ctx, *grads):
         leaves = [t.detach().requires_grad_() for t in (grad, u, weight, bias, *attention)]
         grad, u, weight, bias, cw, cb, sw, sb, gw, gb = leaves
         attention = (cw, cb, sw, sb, gw, gb)
-        settings = (ctx.norm_eps, ctx.eps, ctx.shuffle)
+        settings = (ctx.norm_eps, ctx.eps, ctx.shuffle, ctx.gain)
         outputs = list(block_reference.block_tail_backward(grad, u, out, weight, bias, mean, var, attention, *settings))
         grads = list(grads)
         if out is None or not ctx.has_shortcut:
             del outputs[1], grads[1]
     dgrad, du, dweight, dbias, *rest = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
-    return dgrad, du, None, None, dweight, dbias, None, None, *rest, *(None,) * 4
+    return dgrad, du, None, None, dweight, dbias, None, None, *rest, *(None,) * 5
 
 
 if HAS_TRITON:

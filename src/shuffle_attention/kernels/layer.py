@@ -24,8 +24,9 @@ def _forward(
     gn_bias: Tensor,
     eps: float,
     shuffle: bool,
+    gain: float = 1.0,
 ) -> Tensor:
-    y = reference.shuffle_attention(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
+    y = reference.shuffle_attention(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
     return torch.empty_like(x).copy_(y)
 
 
@@ -43,56 +44,57 @@ def _backward(
     gn_bias: Tensor,
     eps: float,
     shuffle: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, *dparams = reference.shuffle_attention_backward(
-        grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle
+        grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain
     )
     dcw, dcb, dsw, dsb, dgw, dgb = dparams
     return torch.empty_like(x).copy_(dx), dcw, dcb, dsw, dsb, dgw, dgb
 
 
 @_forward.register_fake
-def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain=1.0):
     return torch.empty_like(x)
 
 
 @_backward.register_fake
-def _(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+def _(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain=1.0):
     tensors = (x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     return tuple(torch.empty_like(t) for t in tensors)
 
 
 def _keep(ctx, inputs, output):
-    *tensors, ctx.eps, ctx.shuffle = inputs
+    *tensors, ctx.eps, ctx.shuffle, ctx.gain = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.shuffle), None, None
+    return *_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.shuffle, ctx.gain), None, None, None
 
 
 def _differentiate_twice(ctx, *grads):
     """Gradients of the backward op, for gradient penalties: autograd through its reference, recomputed."""
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        arguments = [*inputs, ctx.eps, ctx.shuffle]
+        arguments = [*inputs, ctx.eps, ctx.shuffle, ctx.gain]
         outputs = reference.shuffle_attention_backward(*arguments)
-    return *torch.autograd.grad(outputs, inputs, grads), None, None
+    return *torch.autograd.grad(outputs, inputs, grads), None, None, None
 
 
 if HAS_TRITON:
 
     @_forward.register_kernel("cuda")
-    def forward_cuda(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def forward_cuda(*arguments):
         from .backends.triton import layer as triton_kernels
 
-        return triton_kernels.forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
+        return triton_kernels.forward(*arguments)
 
     @_backward.register_kernel("cuda")
-    def backward_cuda(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle):
+    def backward_cuda(*arguments):
         from .backends.triton import layer as triton_kernels
 
-        return triton_kernels.backward(grad, x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
+        return triton_kernels.backward(*arguments)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
@@ -111,6 +113,7 @@ def shuffle_attention(
     groups: int,
     eps: float = 1e-5,
     shuffle: bool = True,
+    gain: float = 1.0,
 ) -> Tensor:
     """Returns shuffle attention over a map: gates by channel and by position, then the channel shuffle.
 
@@ -128,6 +131,7 @@ def shuffle_attention(
         groups: Groups that the channels are split into, ``C = 2 * n * groups``.
         eps: Added to the variance of a plane.
         shuffle: Whether the two halves of the channels are interleaved at the end.
+        gain: Factor of every gate; 1 in the paper.
 
     Returns:
         Map of the shape, type and memory format of ``x``.
@@ -154,7 +158,7 @@ def shuffle_attention(
     if (
         reference.in_use or torch.onnx.is_in_onnx_export()
     ):  # ONNX knows PyTorch's own operations, of which the definition is made
-        return reference.shuffle_attention(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle)
+        return reference.shuffle_attention(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
     return torch.ops.shuffle_attention.shuffle_attention(
-        x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle
+        x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain
     )

@@ -5,14 +5,15 @@ Channel :math:`c` has the index :math:`r = c \bmod 2n` inside its group. With :m
 :math:`\sigma_c^2` the mean and the biased variance of one plane of one sample,
 
 .. math::
-    y_c = x_c \cdot \sigma(\text{cweight}_r\,\mu_c + \text{cbias}_r)
+    y_c = \gamma\, x_c \cdot \sigma(\text{cweight}_r\,\mu_c + \text{cbias}_r)
         \qquad r < n \text{ (channel branch)}
 
-    y_c = x_c \cdot \sigma(\text{sweight}_j\,(\text{gn.weight}_j\,\hat x_c + \text{gn.bias}_j) + \text{sbias}_j),
-        \quad \hat x_c = \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}},\ j = r - n
+    y_c = \gamma\, x_c \cdot \sigma(\text{sweight}_j\,(\text{gn.weight}_j\,\hat x_c + \text{gn.bias}_j)
+        + \text{sbias}_j), \quad \hat x_c = \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}},\ j = r - n
         \qquad r \ge n \text{ (spatial branch)}
 
-and the shuffle sends channel :math:`c` to :math:`2\,(c \bmod C/2) + \lfloor c / (C/2) \rfloor`.
+The gain :math:`\gamma` is 1 in the paper; with :math:`1 / \sigma(1)` a layer whose gates are at their start is the
+identity. The shuffle sends channel :math:`c` to :math:`2\,(c \bmod C/2) + \lfloor c / (C/2) \rfloor`.
 
 Source: Zhang & Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks",
 ICASSP 2021, arXiv:2102.00240, section 3 (equations 1 to 5).
@@ -48,10 +49,11 @@ def shuffle_attention(
     gn_bias: Tensor,
     eps: float,
     shuffle: bool,
+    gain: float = 1.0,
 ) -> Tensor:
     """Returns the attended map, contiguous, of the shape and type of ``x``."""
     channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
-    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps)
+    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps, gain=gain)
     y = torch.stack([channel * channel_gate, spatial * spatial_gate], dim=2)
     y = y.reshape(x.shape[0], 2, x.shape[1] // 2, channel.shape[-1])
     if shuffle:
@@ -68,13 +70,14 @@ def gates(
     gn_weight: Tensor,
     gn_bias: Tensor,
     eps: float,
+    gain: float = 1.0,
 ) -> Tensor:
     """Returns what every value of ``x`` is multiplied by before the shuffle, in its shape and in the type of the sums.
 
     A plane of the channel branch has one gate throughout, a plane of the spatial branch one at each place.
     """
     channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
-    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps)
+    channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps, gain=gain)
     return torch.stack([channel_gate.expand_as(channel), spatial_gate], dim=2).reshape(x.shape)
 
 
@@ -89,6 +92,7 @@ def shuffle_attention_backward(
     gn_bias: Tensor,
     eps: float,
     shuffle: bool,
+    gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of ``x`` and of the six parameters, given that of the output.
 
@@ -97,7 +101,7 @@ def shuffle_attention_backward(
     channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     if shuffle:
         grad = grad.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
-    grad_channel, grad_spatial, *_ = _split(grad, cweight)
+    grad_channel, grad_spatial, *_ = _split(gain * grad, cweight)
 
     mean = _mean(channel)
     gate = torch.sigmoid(cw * mean + cb)
@@ -134,10 +138,11 @@ def _gates(
     gb: Tensor,
     *,
     eps: float,
+    gain: float,
 ) -> tuple[Tensor, Tensor]:
     """The gates of the two branches: (B, groups, n, 1) and (B, groups, n, plane)."""
     xhat, _ = _standardise(spatial, eps)
-    return torch.sigmoid(cw * _mean(channel) + cb), torch.sigmoid(sw * (gw * xhat + gb) + sb)
+    return gain * torch.sigmoid(cw * _mean(channel) + cb), gain * torch.sigmoid(sw * (gw * xhat + gb) + sb)
 
 
 def _split(x: Tensor, *params: Tensor) -> list[Tensor]:

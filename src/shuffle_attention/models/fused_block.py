@@ -33,7 +33,6 @@ def can_fuse(
     return (
         type(norm) is nn.BatchNorm2d
         and type(attention) is ShuffleAttention
-        and attention.gain_value == 1
         and type(act) is nn.ReLU
         and (drop_path is None or not drop_path.training)
         and has_kernels(u)
@@ -95,6 +94,7 @@ def block_tail(
         attention.gn.eps,
         attention.shuffle,
         relu,
+        attention.gain_value,
     )
     if norm.training and norm.track_running_stats:
         _update_running_statistics(norm, moments, values)

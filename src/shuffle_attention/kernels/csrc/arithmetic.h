@@ -29,7 +29,7 @@ SIMD_INLINE V clamp(V v, A low, A high) {
   return v < low ? low - V{} : v;
 }
 
-// 1 / v for 1 <= v <= 2^126.
+// 1 / v for 2^-100 <= v <= 2^126.
 template <class V>
 SIMD_INLINE V reciprocal(V v) {
   return 1.0f / v;
@@ -52,53 +52,53 @@ SIMD_INLINE FloatLanes clamp(FloatLanes v, float low, float high) {
 }
 #endif
 
-// The sigmoid of z is gate_of(kToExponent * z).
+// gain * sigmoid(z) is gate_of(kToExponent * z - log2 gain, 1 / gain).
 constexpr double kToExponent = -0x1.71547652b82fep0;  // -1 / ln 2
 
-// 1 / (1 + 2^t), to about 2 ulp. Beyond |t| = 126 it stays what it is there, as good as 0 or 1.
-template <class V, class I>
-SIMD_INLINE V gate_of_float(V t) {
+// 1 / (one + 2^t), to about 2 ulp, for `one` near 1. Beyond |t| = 126 it stays what it is there, as good as 0 or 1.
+template <class V, class W>
+SIMD_INLINE V gate_of_float(V t, float one) {
   t = clamp(t, -126.0f, 126.0f);
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits; 127 is for its
   // way into the exponent.
   constexpr float kRound = 0x1.8p23f + 127;
   const V shifted = t + kRound;
   const V f = t - (shifted - kRound);
-  const V whole = as<V>(as<I>(shifted) << 23);
+  const V whole = as<V>(as<W>(shifted) << 23);
   // 2^f = 1 + f q(f) on |f| <= 1/2; q is the minimax fit of the relative error, 3e-9.
   V q = f * 0x1.470abep-13f + 0x1.5f7236p-10f;
   q = q * f + 0x1.3b2710p-7f;
   q = q * f + 0x1.c6ae74p-5f;
   q = q * f + 0x1.ebfbe2p-3f;
   q = q * f + 0x1.62e432p-1f;
-  return reciprocal((q * f + 1.0f) * whole + 1.0f);
+  return reciprocal((q * f + 1.0f) * whole + one);
 }
 
-template <class V, class I>
-SIMD_INLINE V gate_of_double(V t) {
+template <class V, class W>
+SIMD_INLINE V gate_of_double(V t, double one) {
   t = clamp(t, -1022.0, 1022.0);
   constexpr double kRound = 0x1.8p52 + 1023;
   const V shifted = t + kRound;
   const V r = (t - (shifted - kRound)) * 0x1.62e42fefa39efp-1;  // ln 2
-  const V whole = as<V>(as<I>(shifted) << 52);
+  const V whole = as<V>(as<W>(shifted) << 52);
   // Taylor's series of exp(r) to the 13th power: the next term is 4e-18 at r = ln(2) / 2.
   constexpr double coefficients[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
                                      1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,     1.0 / 120.0,
                                      1.0 / 24.0,        1.0 / 6.0,        0.5,             1.0};
   V q = 1.0 / 6227020800.0 - V{};
   for (double c : coefficients) q = q * r + c;
-  return reciprocal((q * r + 1.0) * whole + 1.0);
+  return reciprocal((q * r + 1.0) * whole + one);
 }
 
-SIMD_INLINE FloatLanes gate_of(FloatLanes t) {
-  return gate_of_float<FloatLanes, FloatBits>(t);
+SIMD_INLINE FloatLanes gate_of(FloatLanes t, float one) {
+  return gate_of_float<FloatLanes, FloatWords>(t, one);
 }
-SIMD_INLINE float gate_of(float t) {
-  return gate_of_float<float, int32_t>(t);
+SIMD_INLINE float gate_of(float t, float one) {
+  return gate_of_float<float, uint32_t>(t, one);
 }
-SIMD_INLINE DoubleLanes gate_of(DoubleLanes t) {
-  return gate_of_double<DoubleLanes, DoubleBits>(t);
+SIMD_INLINE DoubleLanes gate_of(DoubleLanes t, double one) {
+  return gate_of_double<DoubleLanes, DoubleWords>(t, one);
 }
-SIMD_INLINE double gate_of(double t) {
-  return gate_of_double<double, int64_t>(t);
+SIMD_INLINE double gate_of(double t, double one) {
+  return gate_of_double<double, uint64_t>(t, one);
 }

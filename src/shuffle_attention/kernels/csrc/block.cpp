@@ -23,7 +23,7 @@ std::unique_ptr<A[]> scratch(const Plan& plan, int rows) {
 
 template <class A>
 void run_forward(const Plan& plan, Tail& t, const Arguments& arguments, Tensor& moments) {
-  const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
+  const Parameters<A> gates(arguments.attention, plan.map, arguments.eps, arguments.gain);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
   t.channels = &channels;
@@ -46,7 +46,7 @@ void run_forward(const Plan& plan, Tail& t, const Arguments& arguments, Tensor& 
 
 template <class A>
 ParameterTensors run_backward(const Plan& plan, Tail& t, const Arguments& arguments, A* dweight, A* dbias) {
-  const Parameters<A> gates(arguments.attention, plan.map, arguments.eps);
+  const Parameters<A> gates(arguments.attention, plan.map, arguments.eps, arguments.gain);
   Norm<A> norm(arguments, plan);
   const Channels<A> channels = norm.channels(gates.gates());
   const auto gate_sums = scratch<A>(plan, kGateSums), norm_sums = scratch<A>(plan, kNormSums);
@@ -86,9 +86,9 @@ const void* data_of(const Option& t) {
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& u, const Option& shortcut, const Tensor& weight, const Tensor& bias, const Option& mean,
     const Option& var, const Tensor& cweight, const Tensor& cbias, const Tensor& sweight, const Tensor& sbias,
-    const Tensor& gn_weight, const Tensor& gn_bias, double norm_eps, double eps, bool shuffle, bool relu) {
+    const Tensor& gn_weight, const Tensor& gn_bias, double norm_eps, double eps, bool shuffle, bool relu, double gain) {
   const Arguments arguments{
-      weight, bias, mean, var, {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, norm_eps, eps};
+      weight, bias, mean, var, {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, norm_eps, eps, gain};
   const Plan plan(u, arguments.attention, shuffle);
   if (shortcut) check_shape(*shortcut, u);
   const ScalarType wide = plan.is_double() ? ScalarType::Double : ScalarType::Float;
@@ -128,9 +128,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& grad, const Tensor& u, const Option& out, const Tensor& statistics, const Tensor& weight,
     const Tensor& bias, const Option& mean, const Option& var, const Tensor& cweight, const Tensor& cbias,
     const Tensor& sweight, const Tensor& sbias, const Tensor& gn_weight, const Tensor& gn_bias, double norm_eps,
-    double eps, bool shuffle, bool has_shortcut) {
+    double eps, bool shuffle, bool has_shortcut, double gain) {
   const Arguments arguments{
-      weight, bias, mean, var, {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, norm_eps, eps};
+      weight, bias, mean, var, {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, norm_eps, eps, gain};
   const Plan plan(u, arguments.attention, shuffle);
   check_shape(grad, u);
   if (out) check_shape(*out, u);

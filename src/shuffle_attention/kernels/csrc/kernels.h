@@ -37,12 +37,14 @@ struct Map {
 };
 
 // The six parameters spread over the channels, so that both branches are one formula:
-//   gate = sigmoid(alpha * xhat + slope * mean + beta)
+//   gate = gain * sigmoid(alpha * xhat + slope * mean + beta)
 // alpha is 0 in the channel branch, slope is 0 in the spatial branch; `spatial` is 1 there.
 template <class A>
 struct Gates {
   const A *alpha, *slope, *beta, *spatial;
   A eps;
+  // The gain costs nothing: gain / (1 + 2^t) = 1 / (1 / gain + 2^(t - log2 gain)).
+  A log_gain, inverse_gain;
 };
 
 }  // namespace shuffle_attention

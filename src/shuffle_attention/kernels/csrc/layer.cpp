@@ -64,8 +64,8 @@ struct Call {
 };
 
 template <class A>
-void run_forward(const Call& call, const Tensor& x, const ParameterTensors& parameters, double eps) {
-  const Parameters<A> p(parameters, call.map, eps);
+void run_forward(const Call& call, const Tensor& x, const ParameterTensors& parameters, double eps, double gain) {
+  const Parameters<A> p(parameters, call.map, eps, gain);
   const void* const from = x.const_data_ptr();
   void* const to = call.work.mutable_data_ptr();
   call.in_parallel([&](int64_t begin, int64_t end) {
@@ -75,8 +75,8 @@ void run_forward(const Call& call, const Tensor& x, const ParameterTensors& para
 
 template <class A>
 ParameterTensors run_backward(
-    const Call& call, const Tensor& grad, const Tensor& x, const ParameterTensors& parameters, double eps) {
-  const Parameters<A> p(parameters, call.map, eps);
+    const Call& call, const Tensor& grad, const Tensor& x, const ParameterTensors& parameters, double eps, double gain) {
+  const Parameters<A> p(parameters, call.map, eps, gain);
   const std::unique_ptr<A[]> sums(new A[2 * call.map.batch * call.map.channels]());
   if (call.work.numel() > 0) {
     const void *const from = x.const_data_ptr(), *const dy = grad.const_data_ptr();
@@ -97,15 +97,16 @@ Tensor forward(
     const Tensor& gn_weight,
     const Tensor& gn_bias,
     double eps,
-    bool shuffle) {
+    bool shuffle,
+    double gain) {
   const ParameterTensors parameters{cweight, cbias, sweight, sbias, gn_weight, gn_bias};
   Call call(x, parameters, shuffle);
   if (x.numel() == 0) return call.out;
   const Tensor from = arranged(x, call.work);
   if (call.is_double()) {
-    run_forward<double>(call, from, parameters, eps);
+    run_forward<double>(call, from, parameters, eps, gain);
   } else {
-    run_forward<float>(call, from, parameters, eps);
+    run_forward<float>(call, from, parameters, eps, gain);
   }
   return call.finish();
 }
@@ -120,7 +121,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& gn_weight,
     const Tensor& gn_bias,
     double eps,
-    bool shuffle) {
+    bool shuffle,
+    double gain) {
   const ParameterTensors parameters{cweight, cbias, sweight, sbias, gn_weight, gn_bias};
   Call call(x, parameters, shuffle);
   STD_TORCH_CHECK(grad.dim() == x.dim(), "the gradient must have the shape of x");
@@ -128,8 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     STD_TORCH_CHECK(grad.size(i) == x.size(i), "the gradient must have the shape of x");
   }
   const Tensor from = arranged(x, call.work), dy = arranged(grad, call.work);
-  const ParameterTensors p = call.is_double() ? run_backward<double>(call, dy, from, parameters, eps)
-                                              : run_backward<float>(call, dy, from, parameters, eps);
+  const ParameterTensors p = call.is_double() ? run_backward<double>(call, dy, from, parameters, eps, gain)
+                                              : run_backward<float>(call, dy, from, parameters, eps, gain);
   return {call.finish(), p[0], p[1], p[2], p[3], p[4], p[5]};
 }
 

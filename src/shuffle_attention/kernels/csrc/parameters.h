@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -26,7 +27,8 @@ constexpr ScalarType scalar_type = sizeof(A) == sizeof(double) ? ScalarType::Dou
 template <class A>
 class Parameters {
  public:
-  Parameters(const ParameterTensors& tensors, const Map& map, double eps) : n_(tensors[0].numel()) {
+  Parameters(const ParameterTensors& tensors, const Map& map, double eps, double gain) : n_(tensors[0].numel()) {
+    STD_TORCH_CHECK(gain > 0 && std::isfinite(gain), "gain must be positive and finite, got ", gain);
     for (int p = 0; p < 6; ++p) {
       const Tensor& t = tensors[p];
       const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
@@ -36,7 +38,8 @@ class Parameters {
     }
     spread(map);
     const A* const s = spread_.data();
-    gates_ = {s, s + map.channels, s + 2 * map.channels, s + 3 * map.channels, static_cast<A>(eps)};
+    gates_ = {s, s + map.channels, s + 2 * map.channels, s + 3 * map.channels, static_cast<A>(eps),
+              static_cast<A>(std::log2(gain)), static_cast<A>(1 / gain)};
   }
   Parameters(const Parameters&) = delete;
   Parameters& operator=(const Parameters&) = delete;

@@ -18,7 +18,7 @@ struct Arguments {
   const Tensor &weight, &bias;
   const Option &mean, &var;
   ParameterTensors attention;
-  double norm_eps, eps;
+  double norm_eps, eps, gain;
 
   bool by_batch() const { return !mean || !var; }
 };

@@ -126,13 +126,14 @@ SIMD_INLINE void forward_plane(const T* x, T* y, int64_t size, int64_t c, const 
   constexpr A to_exponent = kToExponent;
   if (gates.spatial[c] != 0) {
     const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
-    const A scale = to_exponent * gates.alpha[c] * s.rstd, shift = to_exponent * gates.beta[c] - scale * s.offset;
+    const A scale = to_exponent * gates.alpha[c] * s.rstd, shift = to_exponent * gates.beta[c] - gates.log_gain - scale * s.offset;
     store_plane<N>(y, size, [&](int64_t i, int) {
       const Vec<A> v = load(x + i);
-      return v * gate_of((v - s.pivot) * scale + shift);
+      return v * gate_of((v - s.pivot) * scale + shift, gates.inverse_gain);
     });
   } else {
-    const A gate = gate_of(to_exponent * (gates.slope[c] * mean_of<N>(x, size) + gates.beta[c]));
+    const A gate = gate_of(
+        to_exponent * (gates.slope[c] * mean_of<N>(x, size) + gates.beta[c]) - gates.log_gain, gates.inverse_gain);
     store_plane<N>(y, size, [&](int64_t i, int) { return load(x + i) * gate; });
   }
 }
@@ -147,12 +148,12 @@ SIMD_INLINE void backward_plane(
   if (gates.spatial[c] != 0) {
     const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
     const A scale = gates.alpha[c] * s.rstd, shift = gates.beta[c] - scale * s.offset;
-    const A exponent_scale = to_exponent * scale, exponent_shift = to_exponent * shift;
+    const A exponent_scale = to_exponent * scale, exponent_shift = to_exponent * shift - gates.log_gain;
     Vec<A> kept[N > 0 ? N : 1];
     sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int k) {
       const Vec<A> v = load(x + i), d = v - s.pivot;
-      const Vec<A> gate = gate_of(d * exponent_scale + exponent_shift), through = gate * load(dy + i);
-      t[0] = (1 - gate) * through * v;
+      const Vec<A> gate = gate_of(d * exponent_scale + exponent_shift, gates.inverse_gain), through = gate * load(dy + i);
+      t[0] = (1 - gate * gates.inverse_gain) * through * v;
       t[1] = t[0] * d;
       const Vec<A> own = through + scale * t[0];
       if (N > 0) kept[k] = own;
@@ -171,8 +172,8 @@ SIMD_INLINE void backward_plane(
       t[1] = t[0] * load(dy + i);
     });
     const A mean = sums[0] * each;
-    const A gate = gate_of(to_exponent * (gates.slope[c] * mean + gates.beta[c]));
-    sum = gate * (1 - gate) * sums[1];
+    const A gate = gate_of(to_exponent * (gates.slope[c] * mean + gates.beta[c]) - gates.log_gain, gates.inverse_gain);
+    sum = gate * (1 - gate * gates.inverse_gain) * sums[1];
     weighted = sum * mean;
     const A by_mean = gates.slope[c] * sum * each;
     store_plane<N>(dx, size, [&](int64_t i, int) { return load(dy + i) * gate + by_mean; });

@@ -114,6 +114,7 @@ struct Tile {
     V pivot[kColumns] = {}, offset[kColumns], rstd[kColumns];  // the mean is pivot + offset
     V scale[kColumns];                                         // of x - pivot in the logit of the gate
     V exponent_scale[kColumns], exponent_shift[kColumns];
+    A inverse_gain;
     V moments[2 * kColumns] = {};                // sums of x - pivot and its square, then of h and h (x - pivot)
     V by_mean[kColumns], by_distance[kColumns];  // what the statistics pass on to every pixel
   };
@@ -144,6 +145,7 @@ struct Tile {
 
   SIMD_INLINE void find_gates(const Gates<A>& gates, State& s) const {
     const A each = A(1) / pixels;
+    s.inverse_gain = gates.inverse_gain;
     for (int c = 0; c < kColumns; ++c) {
       s.offset[c] = s.moments[c] * each;
       const V variance = s.moments[kColumns + c] * each - s.offset[c] * s.offset[c];
@@ -152,7 +154,7 @@ struct Tile {
       const V mean = s.pivot[c] + s.offset[c];
       const V shift = of_channels(gates.beta, c) + of_channels(gates.slope, c) * mean - s.scale[c] * s.offset[c];
       s.exponent_scale[c] = s.scale[c] * A(kToExponent);
-      s.exponent_shift[c] = shift * A(kToExponent);
+      s.exponent_shift[c] = shift * A(kToExponent) - gates.log_gain;
       s.moments[c] = s.moments[kColumns + c] = V{};
     }
   }
@@ -165,7 +167,7 @@ struct Tile {
       V out[kColumns];
       for (int c = 0; c < kColumns; ++c) {
         const V v = source(x, i, c);
-        out[c] = v * gate_of((v - s.pivot[c]) * s.exponent_scale[c] + s.exponent_shift[c]);
+        out[c] = v * gate_of((v - s.pivot[c]) * s.exponent_scale[c] + s.exponent_shift[c], s.inverse_gain);
       }
       store_target(y, i, out);
     }
@@ -177,8 +179,8 @@ struct Tile {
   // What one pixel's own gradient is; h and d are what the sums over the plane are made of.
   static SIMD_INLINE V own_gradient(const State& s, V v, V grad, int c, V& h, V& d) {
     d = v - s.pivot[c];
-    const V gate = gate_of(d * s.exponent_scale[c] + s.exponent_shift[c]), through = gate * grad;
-    h = (1.0f - gate) * through * v;
+    const V gate = gate_of(d * s.exponent_scale[c] + s.exponent_shift[c], s.inverse_gain), through = gate * grad;
+    h = (1.0f - gate * s.inverse_gain) * through * v;
     return through + s.scale[c] * h;
   }
 

@@ -11,6 +11,7 @@ typedef int32_t FloatBits __attribute__((vector_size(SIMD_BYTES)));
 typedef uint32_t FloatWords __attribute__((vector_size(SIMD_BYTES)));
 typedef uint16_t HalfWords __attribute__((vector_size(SIMD_BYTES / 2)));
 typedef double DoubleLanes __attribute__((vector_size(SIMD_BYTES)));
+typedef uint64_t DoubleWords __attribute__((vector_size(SIMD_BYTES)));
 typedef int64_t DoubleBits __attribute__((vector_size(SIMD_BYTES)));
 
 template <class A>

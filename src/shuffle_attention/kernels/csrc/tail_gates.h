@@ -68,13 +68,14 @@ SIMD_INLINE void for_planes_of(const Tail& t, const Span& span, const Run& run) 
 
 template <class A>
 void find_gates(const Tail& t, const Span& span) {
+  const Gates<A>& gates = static_cast<const Channels<A>*>(t.channels)->gates;
   for_planes_of<A>(t, span, [&](const PlanesOf<A>& p) {
     const auto set = [&](Coefficient r, Vec<A> v) { store_first(coefficients_of<A>(t, r) + p.c, v, p.count); };
-    const Vec<A> offset = p.beta + p.cweight * p.mean - p.slope * p.rest, exponent = offset * A(kToExponent);
+    const Vec<A> offset = p.beta + p.cweight * p.mean - p.slope * p.rest, exponent = offset * A(kToExponent) - gates.log_gain;
     set(kShift, p.mean - p.scale * p.rest);
     set(kSlope, p.slope);
     set(kExponent, exponent);
-    set(kGate, gate_of(exponent));
+    set(kGate, gate_of(exponent, gates.inverse_gain));
   });
 }
 

@@ -79,7 +79,7 @@ void statistics_planes(const Tail& t, const Span& span) {
 // The numbers of one plane.
 template <class A>
 struct PlaneNumbers {
-  A pivot, scale, shift, slope, exponent_scale, exponent, gate, by_mean, by_distance;
+  A pivot, scale, shift, slope, exponent_scale, exponent, gate, inverse_gain, by_mean, by_distance;
   bool spatial;
 
   SIMD_INLINE PlaneNumbers(const Tail& t, int64_t image, int64_t c) {
@@ -92,6 +92,7 @@ struct PlaneNumbers {
     exponent_scale = slope * A(kToExponent);
     exponent = coefficient(kExponent);
     gate = coefficient(kGate);
+    inverse_gain = channels.gates.inverse_gain;
     by_mean = coefficient(kByMean);
     by_distance = coefficient(kByDistance);
     spatial = channels.gates.spatial[c] != 0;
@@ -117,7 +118,7 @@ void output_planes(const Tail& t, const Span& span) {
     if (p.spatial) {
       store_plane<N>(out.at, size, [&](int64_t i, int) {
         const V d = load(u.at + i) - p.pivot;
-        return finish((d * p.scale + p.shift) * gate_of(d * p.exponent_scale + p.exponent), i);
+        return finish((d * p.scale + p.shift) * gate_of(d * p.exponent_scale + p.exponent, p.inverse_gain), i);
       });
     } else {
       const A scale = p.scale * p.gate, shift = p.shift * p.gate;
@@ -144,9 +145,9 @@ constexpr bool kKeepsPart = sizeof(T) == sizeof(Accumulator<T>);
 // a q + S h at one place of the spatial branch.
 template <class A, class V = Vec<A>>
 SIMD_INLINE V own_gradient(const PlaneNumbers<A>& p, V g, V d, V& q, V& h) {
-  const V gate = gate_of(d * p.exponent_scale + p.exponent);
+  const V gate = gate_of(d * p.exponent_scale + p.exponent, p.inverse_gain);
   q = gate * g;
-  h = (1 - gate) * q * (d * p.scale + p.shift);
+  h = (1 - gate * p.inverse_gain) * q * (d * p.scale + p.shift);
   return p.scale * q + p.slope * h;
 }
 
@@ -186,7 +187,7 @@ void gradient_sums_planes(const Tail& t, const Span& span) {
       });
       sums[kQ] = p.gate * of_g[0];
       sums[kQd] = p.gate * of_g[1];
-      sums[kH] = (1 - p.gate) * (p.scale * sums[kQd] + p.shift * sums[kQ]);
+      sums[kH] = (1 - p.gate * p.inverse_gain) * (p.scale * sums[kQd] + p.shift * sums[kQ]);
     }
     for (int r = 0; r < kRawSums; ++r) row[r * t.map.channels + c] = sums[r];
   });

@@ -70,8 +70,10 @@ template <class Tile, class A>
 struct TileNumbers {
   using V = Vec<A>;
   V pivot[2], scale[2], shift[2], slope[2], exponent_scale[2], exponent[2];
+  A inverse_gain;
   SIMD_INLINE TileNumbers(const Tail& t, const Span& span, const Tile& tile) {
     const auto& channels = *static_cast<const Channels<A>*>(t.channels);
+    inverse_gain = channels.gates.inverse_gain;
     for (int c = 0; c < 2; ++c) {
       const auto row = [&](Coefficient r) { return tile.of_channels(coefficients_of<A>(t, r), c); };
       pivot[c] = tile.of_channels(row_of<A>(t.statistics, t, span.image, kStatistics, kPivot), c);
@@ -145,7 +147,7 @@ void output_rows(const Tail& t, const Span& span) {
         shortcut.ahead(tile, i, places.channel[c]);
         if (cold) out.ahead(tile, i, places.channel[c]);
         const V d = tile.source(u.at, i, c) - n.pivot[c];
-        placed[c] = y[c] = (d * n.scale[c] + n.shift[c]) * gate_of(d * n.exponent_scale[c] + n.exponent[c]);
+        placed[c] = y[c] = (d * n.scale[c] + n.shift[c]) * gate_of(d * n.exponent_scale[c] + n.exponent[c], n.inverse_gain);
       }
       if (places.shuffle) interleave<A>(y[0], y[1], placed[0], placed[1]);
       for (int k = 0; k < 2; ++k) {
@@ -175,9 +177,9 @@ SIMD_INLINE void load_passed(
 // a q + S h at one pixel of a column.
 template <class Numbers, class V>
 SIMD_INLINE V own_gradient(const Numbers& n, int c, V g, V d, V& q, V& h) {
-  const V gate = gate_of(d * n.exponent_scale[c] + n.exponent[c]);
+  const V gate = gate_of(d * n.exponent_scale[c] + n.exponent[c], n.inverse_gain);
   q = gate * g;
-  h = (1 - gate) * q * (d * n.scale[c] + n.shift[c]);
+  h = (1 - gate * n.inverse_gain) * q * (d * n.scale[c] + n.shift[c]);
   return n.scale[c] * q + n.slope[c] * h;
 }
 

@@ -141,10 +141,10 @@ def forward(
     *arguments,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what the op returns; arguments as those of the op."""
-    *attention, norm_eps, eps, shuffle, relu = arguments
+    attention, (norm_eps, eps, shuffle, relu, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     if u.dtype == torch.float64 or u.numel() == 0:
         y, statistics, moments = block_reference.block_tail(
-            u, shortcut, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle, relu
+            u, shortcut, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle, relu, gain
         )
         return torch.empty_like(u).copy_(y), statistics, moments
     plan = _Plan(u)
@@ -161,7 +161,7 @@ def forward(
     out = torch.empty_like(dense)
     added = dense if shortcut is None else plan.arrange(shortcut)
     plan.over_map(
-        planes.output_planes, rows.output_rows, dense, added, out, coefficients,
+        planes.output_planes, rows.output_rows, dense, added, out, coefficients, gain,
         shuffle=shuffle, add=shortcut is not None, relu=relu,
     )  # fmt: skip
     return _like(u, out), statistics, moments
@@ -179,11 +179,11 @@ def backward(
     *arguments,
 ) -> tuple[Tensor, ...]:
     """Returns what the backward op returns; arguments as those of the op."""
-    *attention, norm_eps, eps, shuffle, has_shortcut = arguments
+    attention, (norm_eps, eps, shuffle, has_shortcut, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     separate = out is not None and has_shortcut
     if u.dtype == torch.float64 or u.numel() == 0:
         du, dshortcut, *rest = block_reference.block_tail_backward(
-            grad, u, out, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle
+            grad, u, out, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle, gain
         )
         dshortcut = torch.empty_like(u).copy_(dshortcut) if separate else u.new_empty(0)
         return torch.empty_like(u).copy_(du), dshortcut, *rest
@@ -197,7 +197,7 @@ def backward(
     partial = plan.numbers(u, plan.batch, plan.chunks, 4, plan.channels)
     dshortcut = torch.empty_like(dense) if separate else u.new_empty(0)
     plan.over_map(
-        planes.sums_planes, rows.sums_rows, upstream, dense, activated, dshortcut, partial, coefficients,
+        planes.sums_planes, rows.sums_rows, upstream, dense, activated, dshortcut, partial, coefficients, gain,
         shuffle=shuffle, relu=out is not None, separate=separate,
     )  # fmt: skip
     sums = partial
@@ -214,7 +214,7 @@ def backward(
     du = torch.empty_like(dense)
     plan.over_map(
         planes.gradient_planes, rows.gradient_rows, dshortcut if separate else upstream, dense, activated, du,
-        coefficients, shuffle=shuffle, relu=out is not None and not separate,
+        coefficients, gain, shuffle=shuffle, relu=out is not None and not separate,
     )  # fmt: skip
     found = [plan.numbers(u, n) for _ in attention]
     _, _, sweight, _, gn_weight, gn_bias = attention

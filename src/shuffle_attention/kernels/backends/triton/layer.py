@@ -54,10 +54,10 @@ def _moments(total, square, first, pixels, eps):
 
 
 @triton.jit
-def _tangent(value, grad, d, slope, offset):
-    """The gate, and the gradient of its argument."""
+def _tangent(value, grad, d, slope, offset, gain):
+    """The gate with its gain, and the gradient of its argument."""
     gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
-    return gate, grad * value * gate * (1.0 - gate)
+    return gain * gate, gain * grad * value * gate * (1.0 - gate)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def _gradient(gate, t, grad, d, slope, cweight, rstd, by_channel, t0, t1):
 
 @triton.jit
 def _planes(
-    x, grad, out, sums, parameters, eps, rows, channels, n, pixels,
+    x, grad, out, sums, parameters, eps, gain, rows, channels, n, pixels,
     shuffle: tl.constexpr, backward: tl.constexpr, whole: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """NCHW, forward or backward: each program takes ROWS planes, in one tile or in tiles of BLOCK pixels."""
@@ -107,7 +107,7 @@ def _planes(
             v = value
             if not whole:
                 v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
-            gate = 1.0 / (1.0 + tl.exp(-(slope * (v - mean) + offset)))
+            gate = gain / (1.0 + tl.exp(-(slope * (v - mean) + offset)))
             tl.store(out + there + start + pixel, (v * gate).to(out.dtype.element_ty), part)
     else:
         t0 = tl.zeros((ROWS,), tl.float32)
@@ -119,7 +119,7 @@ def _planes(
             if not whole:
                 v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
                 g = tl.load(grad + there + start + pixel, part, 0.0).to(tl.float32)
-            _, t = _tangent(v, g, v - mean, slope, offset)
+            _, t = _tangent(v, g, v - mean, slope, offset, gain)
             t0 += tl.sum(t, 1)
             t1 += tl.sum(t * (v - mean), 1) * rstd
         tl.store(sums + row, tl.where(by_channel, t0 * tl.sum(mean, 1), t1), inside)
@@ -133,7 +133,7 @@ def _planes(
                 v = tl.load(x + here + start + pixel, part, 0.0).to(tl.float32)
                 g = tl.load(grad + there + start + pixel, part, 0.0).to(tl.float32)
             d = v - mean
-            gate, t = _tangent(v, g, d, slope, offset)
+            gate, t = _tangent(v, g, d, slope, offset, gain)
             dx = _gradient(gate, t, g, d, slope, cweight[:, None], rstd[:, None], by_channel[:, None], t0, t1)
             tl.store(out + here + start + pixel, dx.to(out.dtype.element_ty), part)
 
@@ -172,7 +172,7 @@ def _store_pair(target, lower, upper, pixel, inside, base, channels, shuffle: tl
 
 @triton.jit
 def _rows(
-    x, grad, out, sums, parameters, eps, batch, channels, n, pixels,
+    x, grad, out, sums, parameters, eps, gain, batch, channels, n, pixels,
     shuffle: tl.constexpr, backward: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """channels_last: each program takes CHANNELS of the lower half and those of the upper that they are shuffled with.
@@ -211,8 +211,8 @@ def _rows(
         for start in range(0, pixels, PIXELS):
             inside = start + pixel < pixels
             lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
-            lower = lower / (1.0 + tl.exp(-(slope_l[None, :] * (lower - mean_l[None, :]) + offset_l[None, :])))
-            upper = upper / (1.0 + tl.exp(-(slope_u[None, :] * (upper - mean_u[None, :]) + offset_u[None, :])))
+            lower = gain * lower / (1.0 + tl.exp(-(slope_l[None, :] * (lower - mean_l[None, :]) + offset_l[None, :])))
+            upper = gain * upper / (1.0 + tl.exp(-(slope_u[None, :] * (upper - mean_u[None, :]) + offset_u[None, :])))
             _store_pair(out, lower, upper, start + pixel, inside, base, channels, shuffle, CHANNELS)
     else:
         grad += sample * pixels * channels
@@ -226,8 +226,8 @@ def _rows(
             g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
             d_l = lower - mean_l[None, :]
             d_u = upper - mean_u[None, :]
-            _, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :])
-            _, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :])
+            _, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :], gain)
+            _, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :], gain)
             t0_l += tl.sum(t_l, 0)
             t0_u += tl.sum(t_u, 0)
             t1_l += tl.sum(t_l * d_l, 0) * rstd_l
@@ -245,8 +245,8 @@ def _rows(
             g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
             d_l = lower - mean_l[None, :]
             d_u = upper - mean_u[None, :]
-            gate_l, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :])
-            gate_u, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :])
+            gate_l, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :], gain)
+            gate_u, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :], gain)
             dx_l = _gradient(
                 gate_l, t_l, g_l, d_l, slope_l[None, :], cweight_l[None, :], rstd_l[None, :], by_channel_l[None, :],
                 t0_l[None, :], t1_l[None, :],
@@ -260,20 +260,20 @@ def _rows(
 
 def forward(x: Tensor, *arguments) -> Tensor:
     """Returns the attended map; arguments as those of the op."""
-    *parameters, eps, shuffle = arguments
+    parameters, settings = list(arguments[:6]), arguments[6:]
     if x.dtype == torch.float64 or x.numel() == 0:
         return torch.empty_like(x).copy_(reference.shuffle_attention(x, *arguments))
-    out, _ = _run(x, None, parameters, eps, shuffle)
+    out, _ = _run(x, None, parameters, *settings)
     return out
 
 
 def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
     """Returns the gradients of the map and of the six parameters; arguments as those of the op."""
-    *parameters, eps, shuffle = arguments
+    parameters, settings = list(arguments[:6]), arguments[6:]
     if x.dtype == torch.float64 or x.numel() == 0:
         dx, *rest = reference.shuffle_attention_backward(grad, x, *arguments)
         return torch.empty_like(x).copy_(dx), *rest
-    dx, sums = _run(x, grad, parameters, eps, shuffle)
+    dx, sums = _run(x, grad, parameters, *settings)
     _, _, sw, _, gw, gb = (p.float() for p in parameters)
     n = sw.numel()
     # (scale or shift, branch, n): the first branch's are those of the channel gate, the second's of the spatial one.
@@ -289,7 +289,9 @@ def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
     return dx, *(g.to(p.dtype).view_as(p) for g, p in zip(gradients, parameters, strict=True))
 
 
-def _run(x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, shuffle: bool) -> tuple[Tensor, Tensor]:
+def _run(
+    x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, shuffle: bool, gain: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The map, or its gradient where ``grad`` is given, in the layout of ``x``; and the sums of each plane."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
@@ -305,14 +307,14 @@ def _run(x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, s
         tile = min(triton.next_power_of_2(pixels), _TILE // _CHANNELS)
         grid = (triton.cdiv(channels // 2, _CHANNELS), batch)
         _rows[grid](
-            dense, upstream, out, sums, packed, eps, batch, channels, n, pixels,
+            dense, upstream, out, sums, packed, eps, gain, batch, channels, n, pixels,
             shuffle=shuffle, backward=backward, PIXELS=tile, CHANNELS=_CHANNELS,
         )  # fmt: skip
     else:
         block = min(triton.next_power_of_2(pixels), _TILE)
         rows = _TILE // block
         _planes[(triton.cdiv(batch * channels, rows),)](
-            dense, upstream, out, sums, packed, eps, batch * channels, channels, n, pixels,
+            dense, upstream, out, sums, packed, eps, gain, batch * channels, channels, n, pixels,
             shuffle=shuffle, backward=backward, whole=block >= pixels, ROWS=rows, BLOCK=block,
         )  # fmt: skip
     return (out if out.stride() == torch.empty_like(x).stride() else torch.empty_like(x).copy_(out)), sums

@@ -55,15 +55,15 @@ def _of_planes(statistics, sample, c, channels, part):
 
 
 @triton.jit
-def attended(d, scale, shift, slope, offset):
-    return (scale * d + shift) / (1.0 + tl.exp(-(slope * d + offset)))
+def attended(d, scale, shift, slope, offset, gain):
+    return gain * (scale * d + shift) / (1.0 + tl.exp(-(slope * d + offset)))
 
 
 @triton.jit
-def gate_gradient(g, d, scale, shift, slope, offset):
+def gate_gradient(g, d, scale, shift, slope, offset, gain):
     """``q`` and ``h``: the gradient behind the gate, and that of the gate's argument."""
     gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
-    q = gate * g
+    q = gain * gate * g
     return q, (1.0 - gate) * q * (scale * d + shift)
 
 

@@ -61,7 +61,7 @@ def statistics_planes(
 
 @triton.jit
 def output_planes(
-    u, shortcut, out, coefficients, rows, half, units, chunks, tiles,
+    u, shortcut, out, coefficients, gain, rows, half, units, chunks, tiles,
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr,
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def output_planes(
         at = pixel + tile * BLOCK
         mask = inside[:, None] & (at < pixels)
         d = tl.load(u + here + at, mask, 0.0).to(tl.float32) - pivot[:, None]
-        y = attended(d, scale[:, None], shift[:, None], slope[:, None], offset[:, None])
+        y = attended(d, scale[:, None], shift[:, None], slope[:, None], offset[:, None], gain)
         if add:
             y += tl.load(shortcut + there + at, mask, 0.0).to(tl.float32)
         if relu:
@@ -85,7 +85,7 @@ def output_planes(
 
 @triton.jit
 def sums_planes(
-    grad, u, out, dshortcut, raw, coefficients, rows, half, units, chunks, tiles,
+    grad, u, out, dshortcut, raw, coefficients, gain, rows, half, units, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, separate: tl.constexpr,
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +111,7 @@ def sums_planes(
         if separate:
             tl.store(dshortcut + there + at, g.to(dshortcut.dtype.element_ty), mask)
         # Both are 0 beyond the plane, as g is.
-        q, h = gate_gradient(g, d, scale[:, None], shift[:, None], slope[:, None], offset[:, None])
+        q, h = gate_gradient(g, d, scale[:, None], shift[:, None], slope[:, None], offset[:, None], gain)
         sum_q += tl.sum(q, 1)
         sum_qd += tl.sum(q * d, 1)
         sum_h += tl.sum(h, 1)
@@ -125,7 +125,7 @@ def sums_planes(
 
 @triton.jit
 def gradient_planes(
-    grad, u, out, du, coefficients, rows, half, units, chunks, tiles,
+    grad, u, out, du, coefficients, gain, rows, half, units, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, inside, sample, c, _, begin = _place(rows, half, chunks, tiles, ROWS, BLOCK)
@@ -142,6 +142,6 @@ def gradient_planes(
         g = tl.load(grad + there + at, mask, 0.0).to(tl.float32)
         if relu:
             g = tl.where(tl.load(out + there + at, mask, 0.0).to(tl.float32) <= 0.0, 0.0, g)
-        q, h = gate_gradient(g, d, scale[:, None], shift[:, None], slope[:, None], offset[:, None])
+        q, h = gate_gradient(g, d, scale[:, None], shift[:, None], slope[:, None], offset[:, None], gain)
         dx = scale[:, None] * q + slope[:, None] * h + by_mean[:, None] + by_distance[:, None] * d
         tl.store(du + here + at, dx.to(du.dtype.element_ty), mask)

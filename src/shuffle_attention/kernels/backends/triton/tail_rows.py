@@ -101,7 +101,7 @@ def statistics_rows(
 
 @triton.jit
 def output_rows(
-    u, shortcut, out, coefficients, half, pixels, chunks, tiles,
+    u, shortcut, out, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
@@ -111,7 +111,7 @@ def output_rows(
         left = pixels - begin
         first = (sample * pixels + begin) * (2 * half)
         d = _load(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
-        y = attended(d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :])
+        y = attended(d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         if add:
             y += _load(shortcut + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
         if relu:
@@ -122,7 +122,7 @@ def output_rows(
 
 @triton.jit
 def sums_rows(
-    grad, u, out, dshortcut, raw, coefficients, half, pixels, chunks, tiles,
+    grad, u, out, dshortcut, raw, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, separate: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The sums of q, q d, h and h d; and the gradient that ReLU let through, where it is asked for."""
@@ -145,7 +145,7 @@ def sums_rows(
             _store(dshortcut + first, g, left, base, half, shuffle, PIXELS, CHANNELS)
         d = _load(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
         # Both are 0 beyond the plane, as g is.
-        q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :])
+        q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         sum_q += q
         sum_qd += q * d
         sum_h += h
@@ -160,7 +160,7 @@ def sums_rows(
 
 @triton.jit
 def gradient_rows(
-    grad, u, out, du, coefficients, half, pixels, chunks, tiles,
+    grad, u, out, du, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
@@ -175,7 +175,7 @@ def gradient_rows(
         if relu:
             y = _load(out + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
             g = tl.where(y <= 0.0, 0.0, g)
-        q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :])
+        q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         dx = scale[None, :, :] * q + slope[None, :, :] * h + by_mean[None, :, :] + by_distance[None, :, :] * d
         _store(du + first, dx, left, base, half, False, PIXELS, CHANNELS)
         begin += PIXELS
