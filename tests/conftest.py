@@ -1,6 +1,7 @@
-"""What several tests share: real images in ImageNet's layout, and a small network trained on them."""
+"""Shared fixtures: real images in ImageNet's layout, and a small model trained on them."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,10 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+import shuffle_attention.models  # noqa: F401 - registers the models with timm
 from shuffle_attention.sanet.cli import main
 from shuffle_attention.sanet.data.datasets import load_digits
 from shuffle_attention.sanet.device import Process
 
+# The signals, the terminal and the proxies that the suite was started with would change what its commands do.
+for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), handler)
+for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "ALL_PROXY", "all_proxy"):
+    os.environ.pop(name, None)
 # One thread: results and times do not depend on the machine, and `make test` has a process for each core.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
