@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from shuffle_attention.sanet.environment import machine
+from shuffle_attention.sanet.environment import environment
 from shuffle_attention.sanet.timing import Times, interleaved
 
-__all__ = ["Times", "interleaved", "judged", "machine", "write"]
+__all__ = ["Times", "interleaved", "judged", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,8 +19,8 @@ def judged(value: float, target: float | None) -> str:
 
 
 def write(name: str, rows: list[dict[str, object]]) -> Path:
-    """Writes the rows with :func:`machine` to ``results/<name>.json`` and returns its path."""
+    """Writes the rows with :func:`environment` to ``results/<name>.json`` and returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": environment(), "rows": rows}, indent=1) + "\n")
     return path

@@ -1,16 +1,21 @@
-"""Files that are written whole, whatever interrupts it, and folders that one process has."""
+"""Files that are written completely or not at all, folders that one process reserves, and error messages."""
 
+import errno
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from shuffle_attention.errors import InputError
-from shuffle_attention.files import atomic_write, locked, write_json
+from shuffle_attention.errors import InputError, unknown
+from shuffle_attention.files import atomic_write, locked, write_csv, write_json
 
 
-def test_what_stops_the_writing_leaves_what_was_there(tmp_path):
+def test_an_interrupted_write_leaves_the_previous_content(tmp_path):
     path = tmp_path / "figures.csv"
     path.write_text("before")
     with pytest.raises(TypeError), atomic_write(path) as file:
@@ -19,7 +24,7 @@ def test_what_stops_the_writing_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["figures.csv"]
 
 
-def test_a_signal_right_after_the_replacement_is_not_lost(tmp_path, monkeypatch):
+def test_a_signal_right_after_the_replacement_is_raised(tmp_path, monkeypatch):
     replace = os.replace
 
     def interrupted(*arguments):
@@ -32,17 +37,57 @@ def test_a_signal_right_after_the_replacement_is_not_lost(tmp_path, monkeypatch)
     assert (tmp_path / "figures.csv").read_text() == "whole"
 
 
-def test_what_is_no_number_is_null_in_json(tmp_path):
+def test_nan_and_infinity_are_null_in_json(tmp_path):
     write_json(tmp_path / "figures.json", {"loss": math.nan, "of": [(1, -math.inf), "NaN", None, True]})
     read = json.loads((tmp_path / "figures.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert read == {"loss": None, "of": [[1, None], "NaN", None, True]}
 
 
-def test_a_folder_is_had_by_one_at_a_time(tmp_path):
+def test_a_folder_is_reserved_by_one_process_at_a_time(tmp_path):
     with locked(tmp_path):
         with pytest.raises(InputError, match="another process is working in"), locked(tmp_path):
             pass
-        with pytest.raises(InputError), locked(tmp_path):  # the refused one has not let it go
+        with pytest.raises(InputError), locked(tmp_path):  # the refusal has not released it
             pass
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_releases_its_folder_while_its_workers_live_on(tmp_path):
+    script = Path(__file__).parent / "programs" / "hold_folder.py"
+    process = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    with pytest.raises(InputError), locked(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    try:
+        with locked(tmp_path):
+            os.kill(worker, 0)  # it still runs
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*scores.json"):
+        write_json(tmp_path / "scores.json", {})
+
+
+def test_csv_has_ten_digits_and_empty_cells(tmp_path):
+    write_csv(tmp_path / "rows.csv", [{"name": "a, b", "loss": 1 / 3}, {"name": "c"}], ["name", "loss"])
+    assert (tmp_path / "rows.csv").read_text() == 'name,loss\n"a, b",0.3333333333\nc,\n'
+    write_csv(tmp_path / "rows.csv", [])
+    assert (tmp_path / "rows.csv").read_text() == ""
+
+
+def test_an_unknown_name_is_answered_with_close_ones_or_all():
+    assert str(unknown("attention", "shufle", ["se", "shuffle"])) == (
+        "no attention 'shufle'; did you mean shuffle? there are se, shuffle"
+    )
+    assert str(unknown("model", "xyz", [str(n) for n in range(22)])).endswith("18, 19 and 2 more")

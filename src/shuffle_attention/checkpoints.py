@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach.hooks import fold_plain_weights
-from .errors import InputError
+from .errors import InputError, listed
 from .files import atomic_write
 
 # Wrappers that put their name before every key: DataParallel and DDP, torch.compile.
@@ -142,11 +142,10 @@ def _kind(tensor: Tensor) -> str:
     return f"{numbers} without values" if tensor.is_meta else numbers
 
 
-def _fault(kind: str, entries: list[str], shown: int = 4) -> str:
+def _fault(kind: str, entries: list[str]) -> str:
     if not entries:
         return ""
-    more = f" and {len(entries) - shown} more" if len(entries) > shown else ""
-    return f"{len(entries)} {kind}: {', '.join(entries[:shown])}{more}"
+    return f"{len(entries)} {kind}: {listed(entries, 4)}"
 
 
 def find_state_dict(

@@ -1,37 +1,40 @@
-"""Files that are written whole or not at all, and folders that one process at a time writes to."""
+"""Files that are written completely or not at all, and folders that one process at a time writes to."""
 
-import contextlib
+import csv
+import io
 import json
 import math
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import InputError
 
+LOCK = ".lock"  # in a folder while a process has reserved it
 _UNFINISHED = ".unfinished-"
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left in a folder."""
+    """Remove the temporary files that a process killed while writing left in a folder."""
     for path in folder.glob(f".*{_UNFINISHED}*"):
         path.unlink()
 
 
 def require_folder_of(option: str, file: str | os.PathLike | None) -> None:
-    """Raises InputError unless the folder is there that an option wants a file written to; None wants none."""
+    """Raise ``InputError`` unless the folder of a file to be written exists; ``None`` passes."""
     if file is not None and not Path(file).resolve().parent.is_dir():
         raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of ``path`` when it is complete and on disk.
+    """Open a file for writing that replaces ``path`` when it is complete and on disk.
 
-    Whatever stops the writing, the path holds, at every moment, what it held before or all of what is new.
+    Whatever interrupts the writing, ``path`` holds either its previous content or all of the new content.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_UNFINISHED}")
@@ -44,20 +47,22 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
-        # A signal that came right after the replacement finds it gone.
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # no space left on device, but for which file?
+            error.filename = str(path)
+        # A signal may arrive right after the replacement, when the temporary file is gone.
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 1) -> None:
-    """Writes JSON whole or not at all. Infinities and what is no number are null: JSON has no word for them."""
+    """Write JSON completely or not at all. Infinities and NaN become null, since JSON cannot represent them."""
     write_text(path, json.dumps(_in_json(content), indent=indent, allow_nan=False) + "\n")
 
 
@@ -69,29 +74,45 @@ def _in_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write a CSV file completely or not at all, with 10 significant digits per float.
+
+    Args:
+        path: File to write.
+        rows: Values by column; a missing one leaves its cell empty.
+        columns: Columns of the header; by default those of the first row.
+    """
+    text = io.StringIO()
+    if columns or rows:
+        writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, text.getvalue())
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process, until the end of the block or of the process, however it ends.
+    """Reserve a folder for this process until the block ends or the process dies, however it dies.
 
     Raises:
-        InputError: If another process has it.
+        InputError: If another process has reserved it.
     """
+    from filelock import FileLock, Timeout
+
+    # Only filelock 4, for Python 3.11, releases the lock in forked loader processes. With an older one they hold it for
+    # the 5 seconds in which they notice that the main process was killed.
+    patience = 0 if sys.version_info >= (3, 11) else 6
     try:
-        import fcntl
-    except ImportError:  # Windows, where a folder cannot be locked
+        lock = FileLock(folder / LOCK).acquire(timeout=patience)
+    except Timeout as error:
+        raise InputError(f"another process is working in {folder}; wait for it, or name another folder") from error
+    except NotImplementedError:  # a file system without locks
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is working in {folder}; wait for it, or name another folder") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        # Loader processes have the descriptor too: closing it here alone would not let the folder go.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+            yield
+        finally:
+            with suppress(OSError):  # Windows does not remove an open file
+                (folder / LOCK).unlink()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from .trace import CONVOLUTIONS, Dataflow, Value, example_input, record
 
 PRESETS = {
@@ -172,11 +172,8 @@ class _Finder:
         found = {name: self.place(self.last_of(name)) for name in names}
         faults = {name: fault for name, fault in found.items() if isinstance(fault, str)}
         if faults:
-            shown = "; ".join(f"{name} {fault}" for name, fault in list(faults.items())[:4])
-            more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-            raise InputError(
-                f"attention cannot stand at {len(faults)} of the {len(names)} modules that match: {shown}{more}"
-            )
+            shown = listed([f"{name} {fault}" for name, fault in faults.items()], 4)
+            raise InputError(f"attention cannot stand at {len(faults)} of the {len(names)} modules that match: {shown}")
         return list({place.name: place for place in found.values() if isinstance(place, Place)}.values())
 
     def last_of(self, name: str) -> str:

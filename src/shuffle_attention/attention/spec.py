@@ -1,6 +1,5 @@
 """The registry of attention layers: everything that the package knows about a layer stands in its ``AttentionSpec``."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InputError, asked_for
+from ..errors import InputError, asked_for, unknown
 
 _FACTORY = ("device", "dtype")
 
@@ -116,9 +115,7 @@ def get_spec(attention: Attention) -> AttentionSpec:
         return next(by_class, None) or AttentionSpec(name=name, build=attention)
     if isinstance(attention, str) and attention in _SPECS:
         return _SPECS[attention]
-    close = difflib.get_close_matches(str(attention), _SPECS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"no attention {attention!r}; {hint}there are {', '.join(_SPECS)}")
+    raise unknown("attention", attention, _SPECS)
 
 
 def create_attention(

@@ -8,7 +8,6 @@ those of :mod:`.models`; :func:`resnet_with` tells the name of each. Not timm's:
 Sources: those of :func:`create_attention`; He et al., ResNet, arXiv:1512.03385.
 """
 
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, reg
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ..attention import attention_names, create_attention, gate_names, get_spec
-from ..errors import InputError
+from ..errors import unknown
 from .sa_resnet import DEFAULT_CFG, STAGES, require_weights
 
 __all__ = ["AttentionResNet", "resnet_with"]
@@ -37,11 +36,9 @@ def resnet_with(attention: str, depth: int) -> tuple[str, dict[str, Any]]:
         >>> model = timm.create_model(name, **options)
     """
     if attention not in attention_names():
-        close = difflib.get_close_matches(attention, attention_names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"no attention {attention!r}; {hint}there are {', '.join(attention_names())}")
+        raise unknown("attention", attention, attention_names())
     if depth not in STAGES:
-        raise InputError(f"no ResNet of depth {depth}; there are {', '.join(map(str, STAGES))}")
+        raise unknown("ResNet of depth", depth, map(str, STAGES))
     prefix = {"none": "", "shuffle": "sa_", "se": "se" if depth >= 50 else "se_"}.get(attention, f"{attention}_")
     return f"{prefix}resnet{depth}", {"zero_init_last": False}
 

@@ -7,7 +7,6 @@ Sources: Ren et al., Faster R-CNN, arXiv:1506.01497; He et al., Mask R-CNN, arXi
 arXiv:1708.02002; Tian et al., FCOS, arXiv:1904.01355; Lin et al., FPN, arXiv:1612.03144.
 """
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from ..errors import InputError, asked_for
+from ..errors import InputError, asked_for, unknown
 from .pyramid import PyramidBackbone, create_body, freeze_first_stages, load_backbone, normalisation
 
 __all__ = ["ARCHITECTURES", "create_detector"]
@@ -128,7 +127,7 @@ def create_detector(
         >>> detector = create_detector("mask_rcnn", "sa_resnet18", num_classes=2, min_size=256)
     """
     if arch not in ARCHITECTURES:
-        raise InputError(f"no detector {arch!r}; there are {', '.join(ARCHITECTURES)}")
+        raise unknown("detector", arch, ARCHITECTURES)
     if num_classes < 2:
         raise InputError(f"num_classes must be at least 2, background and one more, got {num_classes}")
     if weights is not None and pretrained:
@@ -184,6 +183,4 @@ def require_arguments(arch: str, kwargs: Mapping[str, Any]) -> None:
             known |= set(inspect.signature(part.__init__).parameters)
     for name in kwargs:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=2)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise InputError(f"{arch} takes no argument {name!r}{hint}")
+            raise unknown(f"argument of {arch}", name, sorted(known))

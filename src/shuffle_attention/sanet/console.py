@@ -1,13 +1,25 @@
-"""Where commands print, and how they say times."""
+"""The terminal: the console that commands print to, tables and durations."""
 
+from collections.abc import Collection
+
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.table import Table
 
-# Names of files are printed whole and as they are, whatever the width of the terminal.
+# File names are printed in full and literally, whatever the width of the terminal.
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
+def table(columns: Collection[str], *, text: Collection[str] = ("",), title: str | None = None) -> Table:
+    """Return an empty table; columns of ``text`` are left-aligned and wrap, and numbers do neither."""
+    empty = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    for column in columns:
+        empty.add_column(column, justify="left" if column in text else "right", no_wrap=column not in text)
+    return empty
+
+
 def duration(seconds: float) -> str:
-    """Returns a time as hours, minutes and seconds."""
+    """Return a time as hours, minutes and seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,57 +1,48 @@
-"""What figures were measured with: the machine, the software and the source."""
+"""The machine, the software and the commit that a result was measured with."""
 
 import os
 import platform
 import shutil
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def versions() -> dict[str, Any]:
-    """Returns the software and the machine that figures were measured with."""
-    import timm
+def environment(*packages: str) -> dict[str, Any]:
+    """Return the machine, its load, the versions of the software and the commit, for the files of results.
 
-    from .. import __version__
+    ``commit`` is empty unless the package runs from its own repository.
 
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    if torch.cuda.is_available():
-        machine += f", {torch.cuda.get_device_name()}"
-    return {
-        "shuffle_attention": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-        "machine": machine,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def machine() -> dict[str, object]:
-    """Returns what a reader needs to know of the machine, the versions and the source measured.
-
-    ``commit`` is empty where the package does not lie in its own repository.
+    Args:
+        packages: Further packages whose versions to add.
     """
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": cpu,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores" + (f", {accelerator}" if accelerator else ""),
+        "cpu": _cpu(),
+        "accelerator": accelerator,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
-        # Whether large maps are allocated anew, page by page, decides what a copy of one costs.
+        # They decide whether large tensors get new pages for each allocation, and so what a copy of one costs.
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+        "shuffle_attention": version("shuffle-attention"),
         "torch": torch.__version__,
+        **{package: version(package) for package in ("timm", *packages)},
         "python": platform.python_version(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
 def _commit() -> str:
@@ -62,7 +53,7 @@ def _commit() -> str:
     def git(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True)
 
-    # Installed into an environment inside another repository, the package has no commit of that one.
+    # The repository may be another project's, whose environment the package is installed in.
     if git("ls-files", "--error-unmatch", here.name).returncode:
         return ""
     changed = git("status", "--porcelain", "-uno", "--", ":/src", ":/benchmarks/*.py").stdout.strip()

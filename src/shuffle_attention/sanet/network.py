@@ -1,6 +1,5 @@
 """The network that a recipe or a checkpoint speaks of."""
 
-import difflib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attach import attach
 from ..checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
-from ..errors import InputError, asked_for
+from ..errors import InputError, asked_for, unknown
 from ..models import small_input_stem  # with it all networks are registered
 from .data.images import to_mode
 from .explain.view import View
@@ -34,9 +33,7 @@ def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) 
         InputError: If there is no such model, or it does not take these arguments.
     """
     if not timm.is_model(recipe.model):
-        close = difflib.get_close_matches(recipe.model, timm.list_models(), n=4)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them"
-        raise InputError(f"no model {recipe.model!r}; {hint}")
+        raise unknown("model", recipe.model, timm.list_models())
     optional = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
     args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
     args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}

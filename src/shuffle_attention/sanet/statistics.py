@@ -1,19 +1,19 @@
-"""Mean, deviation and paired differences of a figure measured with several seeds."""
+"""Mean, standard deviation and paired differences of scores measured with several seeds."""
 
-import math
 import statistics
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of the figures of one variant.
+    """Mean, standard deviation and count of one variant's scores.
 
     Attributes:
-        mean: Their mean.
-        deviation: Sample standard deviation, over n - 1; None for one figure.
-        count: How many there are.
+        mean: Arithmetic mean.
+        deviation: Sample standard deviation, over n - 1; None for a single score.
+        count: Number of scores.
     """
 
     mean: float
@@ -23,11 +23,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Of one variant to another, over the seeds that both have.
+    """Difference between two variants, paired by shared seeds.
 
     Attributes:
         mean: Mean difference.
-        low: Lower end of the confidence interval of the mean; None for one seed, where it is not defined.
+        low: Lower end of the confidence interval of the mean; None for a single seed, where it is undefined.
         high: Upper end.
         by_seed: The difference for each seed.
     """
@@ -38,30 +38,31 @@ class PairedDifference:
     by_seed: dict[int, float]
 
 
-def summary(figures: Mapping[int, float]) -> Summary | None:
-    """Returns the summary of the figures by seed, or None where there are none."""
-    values = list(figures.values())
+def summary(scores: Mapping[int, float]) -> Summary | None:
+    """Return the summary of scores by seed, or None without any."""
+    values = list(scores.values())
     if not values:
         return None
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired_difference(
-    figures: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+    scores: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> PairedDifference | None:
-    """Returns the difference of figures to those of a baseline with the same seeds, or None where none is shared.
+    """Return the difference of scores to a baseline's with the same seeds, or None if no seed is shared.
 
-    The interval is Student's, with one degree of freedom fewer than there are seeds. It covers what differs from
-    seed to seed, not what another data set or recipe would change.
+    The interval is Student's, with one degree of freedom fewer than there are seeds. It covers the variation between
+    seeds, not that of other data or another recipe.
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_rel
 
-    by_seed = {seed: figures[seed] - baseline[seed] for seed in sorted(figures.keys() & baseline.keys())}
+    by_seed = {seed: scores[seed] - baseline[seed] for seed in sorted(scores.keys() & baseline.keys())}
     if not by_seed:
         return None
-    values = list(by_seed.values())
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return PairedDifference(mean, None, None, by_seed)
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return PairedDifference(mean, mean - half, mean + half, by_seed)
+    mean, low, high = statistics.fmean(by_seed.values()), None, None
+    if len(by_seed) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # equal differences have an interval too, of length 0
+            test = ttest_rel([scores[seed] for seed in by_seed], [baseline[seed] for seed in by_seed])
+            low, high = map(float, test.confidence_interval(confidence))
+    return PairedDifference(mean, low, high, by_seed)

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds a call took in each repetition, in the order they were taken."""
+    """Seconds per call in each repetition, in the order of measurement."""
 
     seconds: list[float]
 
@@ -20,7 +20,10 @@ class Times:
         return statistics.median(self.seconds)
 
     def over(self, other: "Times") -> tuple[float, float, float]:
-        """Median and quartiles of the ratios to ``other``, each taken within one repetition; the ends of one or two."""
+        """Return median, lower and upper quartile of the ratios to ``other``, each taken within one repetition.
+
+        With fewer than three repetitions the quartiles are the smallest and the largest ratio.
+        """
         ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
         if len(ratios) < 3:  # quartiles of two would lie beyond them
             return statistics.median(ratios), min(ratios), max(ratios)
@@ -29,11 +32,15 @@ class Times:
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, least: float = 2e-3) -> dict[str, Times]:
-    """Returns the times of each function, one after the other in every repetition, in an order drawn for each.
+    """Return the times of each function, all called once in every repetition, in an order drawn for each.
 
-    What else the machine does then falls on all of them alike, and so does what one leaves to the next, in caches and
-    in the allocator: their ratios hold where the times themselves do not. A repetition calls a function as often as
-    fills ``least`` seconds.
+    Other load on the machine then slows all of them alike, and so does the state that one leaves to the next in caches
+    and the allocator: their ratios are reliable where the times themselves are not.
+
+    Args:
+        functions: What to time, by name.
+        repetitions: Number of repetitions.
+        least: Seconds that a function is called for, over and over, in one repetition.
     """
     calls = {}
     for name, function in functions.items():
@@ -54,6 +61,6 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until a device has done what it was given; the CPU has when a call returns."""
+    """Block until a device has finished its queued work; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -70,7 +70,7 @@ def test_variants_differ_in_their_attention_alone():
         ((*TWO, "--models", "resnet10t,resnet18"), "give what to compare"),
         (("--attention", "shuffle"), "two or more, the first as the baseline; got shuffle"),
         (("--attention", "none,none"), "each can be compared once"),
-        (("--attention", "none,shufle"), "no attention 'shufle'; did you mean 'shuffle'?"),
+        (("--attention", "none,shufle"), "no attention 'shufle'; did you mean shuffle?"),
         ((*TWO, "--depth", 20), "no ResNet of depth 20"),
         ((*TWO, "--model", "resnet18"), "sanet compare chooses the model"),
         ((*TWO, "--where", "stage", "--preserve", "no"), "--where and --preserve would have no effect without --from"),

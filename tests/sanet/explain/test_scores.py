@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shuffle_attention.errors import InputError
-from shuffle_attention.explain import scores as faithfulness
+from shuffle_attention.explain import faithfulness
 from shuffle_attention.sanet.data.coco_reading import read_coco
 from shuffle_attention.sanet.data.find import Picture
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits

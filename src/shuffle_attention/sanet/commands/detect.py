@@ -6,16 +6,15 @@ from typing import Any
 
 from PIL import Image
 from rich.progress import track
-from rich.table import Table
 
 from ...errors import DataError, InputError
 from ...files import atomic_write, require_folder_of, write_json
-from ..console import console
+from ..console import console, table
 from ..data.coco import CocoData
 from ..data.find import find_pictures, require_apart
 from ..data.images import read_image
 from ..device import open_process
-from ..environment import versions
+from ..environment import environment
 from ..tasks.detection.coco_scores import coco_results, write_results
 from ..tasks.detection.drawing import draw_detections
 from ..tasks.detection.evaluation import evaluate_detector
@@ -61,7 +60,7 @@ def evaluate_command(
         **scores.to_dict(),
         "batch_size": batch_size,
         "device": str(process.device),
-        **versions(),
+        **environment(),
     }
     print_scores(f"{recipe.title} from {checkpoint}", scores.to_dict())
     if json_file is not None:
@@ -73,15 +72,13 @@ def evaluate_command(
 
 def print_scores(title: str, figures: dict[str, float]) -> None:
     """Prints COCO's figures, a line for boxes and one for masks; what there is no object for is a dash."""
-    table = Table(title=title, title_justify="left")
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    for column in ("", *names):
-        table.add_column(column, justify="right" if column else "left")
+    scores = table(("", *names), title=title)
     for kind in ("box", "mask"):
         if f"{kind}_AP" in figures:
             values = [figures[f"{kind}_{name}"] for name in names]
-            table.add_row(kind, *(f"{value:.3f}" if value >= 0 else "-" for value in values))
-    console.print(table)
+            scores.add_row(kind, *(f"{value:.3f}" if value >= 0 else "-" for value in values))
+    console.print(scores)
     console.print(f"{figures['images']:,} images, {figures['images_per_second']:,.1f} images/s")
     if figures["unreadable"]:
         console.print(f"{figures['unreadable']} images could not be read and are not counted")

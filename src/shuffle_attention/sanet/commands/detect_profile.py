@@ -5,8 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -14,9 +12,9 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from ...errors import InputError
 from ...files import require_folder_of, write_json
 from ...models.detectors import ARCHITECTURES, create_detector
-from ..console import console
+from ..console import console, table
 from ..device import open_process
-from ..environment import machine
+from ..environment import environment
 from ..profile.detectors import Cost, detector_cost, keep_all
 from ..tasks.detection.batches import to_device
 from ..timing import Times, interleaved, wait_for
@@ -75,7 +73,7 @@ def profile_command(
             for name in backbones
         }
         content = {
-            "machine": {**machine(), "threads": torch.get_num_threads()},
+            "machine": environment(),
             "settings": {**settings, "frozen_norm": frozen_norm, "repetitions": repetitions},
             "detectors": rows,
         }
@@ -148,17 +146,13 @@ def training_step(
 
 def _print(costs: dict[str, Cost], times: dict[str, dict[str, Times]]) -> None:
     first = next(iter(costs))
-    table, ratios = (Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)) for _ in range(2))
-    ratios.title = f"over {first}, with quartiles"
-    for column in ("", "parameters", "GFLOPs", *times):
-        table.add_column(column, justify="right" if column else "left")
-    for column in ("", *times):
-        ratios.add_column(column, justify="right" if column else "left", no_wrap=True)
+    sizes = table(("", "parameters", "GFLOPs", *times))
+    ratios = table(("", *times), title=f"over {first}, with quartiles")
     for name, cost in costs.items():
         milliseconds = [f"{1e3 * each[name].median:,.0f} ms" for each in times.values()]
-        table.add_row(name, f"{cost.parameters:,}", f"{cost.macs / 1e9:.2f}", *milliseconds)
+        sizes.add_row(name, f"{cost.parameters:,}", f"{cost.macs / 1e9:.2f}", *milliseconds)
         over = ["{:.3f} [{:.3f}, {:.3f}]".format(*each[name].over(each[first])) for each in times.values()]
         ratios.add_row(name, *over)
-    console.print(table)
+    console.print(sizes)
     if len(costs) > 1:
         console.print(ratios)

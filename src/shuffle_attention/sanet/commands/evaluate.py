@@ -4,15 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from ...errors import DataError, InputError
 from ...files import require_folder_of, write_json
-from ..console import console
+from ..console import console, table
 from ..data.datasets import open_split
 from ..data.loading import evaluation_batches
 from ..device import open_process
-from ..environment import versions
+from ..environment import environment
 from ..network import restore_network
 from ..recipes.recipe import Recipe
 from ..tasks.classification.evaluation import evaluate
@@ -59,7 +57,7 @@ def evaluate_command(
         **scores.to_dict(),
         "batch_size": batch_size,
         "device": str(process.device),
-        **versions(),
+        **environment(),
     }
     _print_scores(figures)
     if json_file is not None:
@@ -79,10 +77,9 @@ def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
 
 
 def _print_scores(figures: dict[str, Any]) -> None:
-    table = Table(title=f"{figures['model']} from {figures['checkpoint']}", title_justify="left")
-    for column in ("top-1 %", "top-5 %", "loss", "images", "images/s", "size", "classes", "weights"):
-        table.add_column(column, justify="right")
-    table.add_row(
+    columns = ("top-1 %", "top-5 %", "loss", "images", "images/s", "size", "classes", "weights")
+    scores = table(columns, title=f"{figures['model']} from {figures['checkpoint']}")
+    scores.add_row(
         f"{figures['top1']:.3f}",
         f"{figures['top5']:.3f}",
         f"{figures['loss']:.4f}",
@@ -92,6 +89,6 @@ def _print_scores(figures: dict[str, Any]) -> None:
         str(figures["classes"]),
         figures["weights"] or "state dict",
     )
-    console.print(table)
+    console.print(scores)
     if figures["unreadable"]:
         console.print(f"{figures['unreadable']} images could not be read and are not counted")

@@ -8,8 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.box import SIMPLE
-from rich.table import Table
 from torch import nn
 
 from ...attention import attention_names
@@ -17,9 +15,9 @@ from ...errors import InputError, asked_for
 from ...files import require_folder_of, write_json
 from ...models.attention_resnet import resnet_with
 from ..charts import draw_bars
-from ..console import console
+from ..console import console, table
 from ..device import open_process
-from ..environment import machine, versions
+from ..environment import environment
 from ..network import create_network
 from ..profile.costs import Profile, Size, profile, size_of
 from ..profile.published import Published, notes, published, sources
@@ -82,7 +80,7 @@ def profile_command(
                 del networks
                 print_costs(tables[-1])
         console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image, and no others")
-        measured = machine() | versions()
+        measured = environment()
         on_cpu = process.device.type == "cpu"
     finally:
         torch.set_num_threads(threads_before)
@@ -119,20 +117,15 @@ def _network(which: str | tuple[str, int]) -> tuple[str, nn.Module]:
 def print_costs(profiles: Sequence[Profile]) -> None:
     """Prints what networks cost, and the ratios to the first of them."""
     first = profiles[0]
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "parameters", "GFLOPs", "forward", "training step", "kept"):
-        table.add_column(column, justify="right" if column else "left")
+    costs = table(("", "parameters", "GFLOPs", "forward", "training step", "kept"))
     for p in profiles:
         times = [f"{1e3 * t.median:,.1f} ms" for t in (p.forward, p.step)]
         gflops = f"{p.size.multiply_adds / 1e9:.3f}"
-        table.add_row(p.name, f"{p.size.parameters:,}", gflops, *times, f"{p.kept / 2**20:,.0f} MiB")
-    console.print(table)
+        costs.add_row(p.name, f"{p.size.parameters:,}", gflops, *times, f"{p.kept / 2**20:,.0f} MiB")
+    console.print(costs)
     if len(profiles) > 1:
-        ratios = Table(
-            box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=f"over {first.name}, times with quartiles"
-        )
-        for column in ("", "params", "GFLOPs", "forward", "training step", "kept"):
-            ratios.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+        columns = ("", "params", "GFLOPs", "forward", "training step", "kept")
+        ratios = table(columns, title=f"over {first.name}, times with quartiles")
         for p in profiles[1:]:
             over = p.to_dict(first)["over_first"]
             counts = [f"{over[name]:.4f}" for name in ("parameters", "multiply_adds")]
@@ -159,9 +152,11 @@ def _print_published(compared: _Compared) -> None:
     """Prints what is measured beside what is published, with every difference explained."""
     keys = {key: str(number) for number, key in enumerate(notes(), 1)}
     letters = {name: chr(ord("a") + number) for number, name in enumerate(sources())}
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title="table 1 of the paper: here | published")
-    for column in ("", "M", "publ.", "GFLOPs", "all", "publ.", "top-1", "top-5", "src", "notes"):
-        table.add_column(column, justify="right" if column not in ("", "notes") else "left")
+    paper = table(
+        ("", "M", "publ.", "GFLOPs", "all", "publ.", "top-1", "top-5", "src", "notes"),
+        text=("", "notes"),
+        title="table 1 of the paper: here | published",
+    )
     for name, size, found in compared:
         here = (
             f"{size.parameters / 1e6:.3f}",
@@ -169,9 +164,9 @@ def _print_published(compared: _Compared) -> None:
             f"{size.with_pointwise / 1e9:.3f}",
         )
         if found is None:
-            table.add_row(name, here[0], "-", *here[1:], "-", "-", "-", "-", "")
+            paper.add_row(name, here[0], "-", *here[1:], "-", "-", "-", "-", "")
             continue
-        table.add_row(
+        paper.add_row(
             name,
             here[0],
             _figure(found.millions, 2),
@@ -182,7 +177,7 @@ def _print_published(compared: _Compared) -> None:
             letters[found.source],
             ",".join(keys[note] for note in found.notes),
         )
-    console.print(table)
+    console.print(paper)
     console.print(
         "M: millions of parameters; all: GFLOPs with 2 for each value of a BatchNorm, 1 of a ReLU or max pooling"
     )
@@ -199,12 +194,12 @@ def _figure(value: float | None, digits: int) -> str:
 
 def _draw(tables: list[list[Profile]], title: str, path: Path) -> None:
     names, panels = [], {"parameters": [], "GFLOPs": [], "forward": [], "training step": [], "kept for backward": []}
-    for table in tables:
-        for p in table:
-            over = p.to_dict(table[0])["over_first"]
+    for profiles in tables:
+        for p in profiles:
+            over = p.to_dict(profiles[0])["over_first"]
             names.append(p.name)
             values = over["parameters"], over["multiply_adds"], over["forward"][0], over["step"][0], over["kept_bytes"]
             for panel, value in zip(panels.values(), values, strict=True):
                 panel.append(value)
-    baselines = [table[0].name for table in tables]
+    baselines = [profiles[0].name for profiles in tables]
     draw_bars(names, baselines, panels, f"over {' and '.join(baselines)}: {title}", path)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from ...errors import InputError
-from ...files import locked, remove_left_over, write_text
+from ...files import LOCK, locked, remove_left_over, write_text
 from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
@@ -127,7 +127,7 @@ class Comparison:
             if differences:
                 raise InputError(f"{self.folder} holds another comparison: {'; '.join(differences)}")
             said["variants"] = before["variants"] | said["variants"]
-        elif not path.exists() and any(self.folder.iterdir()):
+        elif not path.exists() and any(entry.name != LOCK for entry in self.folder.iterdir()):
             raise InputError(f"{self.folder} is not empty and holds no comparison; name another --output")
         write_text(path, yaml.safe_dump(said, sort_keys=False))
 

@@ -1,19 +1,14 @@
 """What a comparison found: a table, and the same as JSON, CSV and a picture."""
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from ...files import write_json, write_text
+from ...files import write_csv, write_json
 from ..charts import Circle, draw_accuracy, draw_steps
-from ..console import console
-from ..environment import machine, versions
+from ..console import console, table
+from ..environment import environment
 from ..profile.costs import Size
 from ..statistics import PairedDifference, Summary, paired_difference, summary
 from .comparison import Comparison
@@ -101,12 +96,10 @@ def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
 def print_findings(found: list[Finding], seeds: int) -> None:
     """Prints the table."""
     content = findings_table(found, seeds)
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in content.columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    shown = table(content.columns)
     for row in content.rows:
-        table.add_row(*row)
-    console.print(table)
+        shown.add_row(*row)
+    console.print(shown)
     console.print(content.note)
 
 
@@ -136,12 +129,12 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         "curves": _curves(comparison),
         "failed": dict(failed),
         "trained_on": trained_on(comparison),
-        "machine": machine() | versions(),
+        "machine": environment(),
     }
     folder = comparison.folder
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_json(written[0], content)
-    write_text(written[1], _table_of_runs(found))
+    write_csv(written[1], _rows(found), _COLUMNS)
     if curves := content["curves"]:
         written.append(folder / "curves.png")
         draw_steps(curves, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
@@ -186,15 +179,21 @@ def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def _table_of_runs(found: list[Finding]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "seed", "top1", "best_top1", "over_baseline", "parameters", "multiply_adds"])
-    for finding in found:
-        differences = finding.difference.by_seed if finding.difference else {}
-        for seed, accuracy in finding.top1.items():
-            over = f"{differences[seed]:.10g}" if seed in differences else ""
-            size = finding.size
-            row = [finding.name, seed, f"{accuracy:.10g}", f"{finding.best[seed]:.10g}", over]
-            writer.writerow([*row, size.parameters, size.multiply_adds])
-    return text.getvalue()
+_COLUMNS = ("variant", "seed", "top1", "best_top1", "over_baseline", "parameters", "multiply_adds")
+
+
+def _rows(found: list[Finding]) -> list[dict[str, Any]]:
+    """Rows of ``comparison.csv``: one per finished run."""
+    return [
+        {
+            "variant": finding.name,
+            "seed": seed,
+            "top1": accuracy,
+            "best_top1": finding.best[seed],
+            "over_baseline": finding.difference.by_seed.get(seed, "") if finding.difference else "",
+            "parameters": finding.size.parameters,
+            "multiply_adds": finding.size.multiply_adds,
+        }
+        for finding in found
+        for seed, accuracy in finding.top1.items()
+    ]

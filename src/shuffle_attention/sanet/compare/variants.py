@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...attention import attention_names
-from ...errors import InputError
+from ...errors import InputError, unknown
 from ...models.attention_resnet import resnet_with
 from ..recipes.recipe import Recipe
 
@@ -68,9 +68,9 @@ def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, pres
     """
     if plain.attach:
         raise InputError(f"the network has attention attached already ({plain.attach}); start from a plain one")
-    unknown = sorted(set(attentions) - set(attention_names()))
-    if unknown:
-        raise InputError(f"no attention {', '.join(unknown)}; there are {', '.join(attention_names())}")
+    for name in attentions:
+        if name not in attention_names():
+            raise unknown("attention", name, attention_names())
     found = []
     for name in attentions:
         if name == "none":

@@ -13,7 +13,7 @@ from ...explain.gates import Gates, attention_layers, destinations, gates
 from ...explain.groups import group_scores
 from ...files import atomic_write, write_json
 from ..data.find import Picture
-from ..environment import versions
+from ..environment import environment
 from ..network import Classifier
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
 from .models import folder_of
@@ -97,7 +97,7 @@ class GatePictures:
             }
             for subject in self.subjects
         }
-        content = {**settings, "images": self._images, "destinations": sent, **versions()}
+        content = {**settings, "images": self._images, "destinations": sent, **environment()}
         write_json(self.folder / "gates.json", content, indent=None)
         return [f"wrote the gates of {len(self._images)} images to {self.folder}, and gates.json"]
 

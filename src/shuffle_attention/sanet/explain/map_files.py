@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ...explain.maps import TITLES, Explanation
 from ...files import atomic_write, write_json
 from ..data.find import Picture
-from ..environment import versions
+from ..environment import environment
 from ..network import Classifier
 from .models import folder_of
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
@@ -71,8 +70,7 @@ class MapPictures:
             "method": self.method,
             **settings,
             "images": self._images,
-            **versions(),
-            "torchcam": version("torchcam"),
+            **environment("torchcam"),
         }
         write_json(path, content)
         maps = f"wrote {len(self._images) * len(self.subjects)} maps to {self.folder}, and {path.name}"

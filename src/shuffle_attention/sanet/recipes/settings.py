@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import typing
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
-from ...errors import InputError
+from ...errors import InputError, unknown
 
 S = TypeVar("S", bound="Settings")
 
@@ -47,9 +46,7 @@ class Settings:
         known = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-                hint = f"; did you mean {' or '.join(close)}?" if close else f"; the fields are {', '.join(known)}"
-                raise InputError(f"a recipe has no field {name!r}{hint}")
+                raise unknown("field", name, known)
         return dataclasses.replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:

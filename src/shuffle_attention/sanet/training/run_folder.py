@@ -1,7 +1,6 @@
 """The files of a run: figures as CSV, TensorBoard and a picture, settings and summary."""
 
 import csv
-import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,9 @@ from typing import Any
 import yaml
 
 from ...errors import InputError
-from ...files import remove_left_over, write_json, write_text
+from ...files import remove_left_over, write_csv, write_json, write_text
 from ..charts import save
-from ..environment import machine, versions
+from ..environment import environment
 from ..recipes.recipe import RunRecipe
 from ..tasks.task import Panel, Task
 
@@ -95,7 +94,7 @@ class RunFolder:
         recipe = task.recipe
         draw_curves(history, task.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
-        write_json(self.summary, summary | machine() | versions())
+        write_json(self.summary, summary | environment())
         if self._board is not None:
             self._board.close()
 
@@ -115,19 +114,10 @@ class RunFolder:
 
     def write_curve(self, rows: list[dict[str, float]]) -> None:
         """Writes the figures of the evaluations within the epochs."""
-        write_text(self.curve, _as_csv(rows))
+        write_csv(self.curve, rows)
 
     def _write_metrics(self, history: list[dict[str, float]]) -> None:
-        write_text(self.metrics, _as_csv(history))
-
-
-def _as_csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0].keys())
-        writer.writeheader()
-        writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in rows)
-    return text.getvalue()
+        write_csv(self.metrics, history)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,14 @@
+"""Reserve the folder named on the command line, print the process id of a forked worker, and sleep."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from shuffle_attention.files import locked
+
+with locked(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(60)
