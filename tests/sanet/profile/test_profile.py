@@ -11,7 +11,7 @@ from torch import nn
 import shuffle_attention.models  # noqa: F401 - registers the networks
 from conftest import sanet_here
 from shuffle_attention.sanet.charts import _spread
-from shuffle_attention.sanet.environment import machine
+from shuffle_attention.sanet.environment import environment
 from shuffle_attention.sanet.profile.costs import kept_for_backward, profile, size_of
 from shuffle_attention.sanet.profile.published import notes, published, sources
 from shuffle_attention.sanet.timing import Times, interleaved
@@ -163,7 +163,7 @@ def test_labels_are_spread_and_stay_in_order():
 
 
 def test_the_record_of_the_machine_names_the_commit_or_none():
-    assert set(machine()["commit"]) <= set("0123456789abcdef+changes")
+    assert set(environment()["commit"]) <= set("0123456789abcdef+changes")
 
 
 def test_two_repetitions_give_their_ends_and_not_what_lies_beyond():
