@@ -502,7 +502,7 @@ def kept_for_backward() -> nn.Module:
 
 RESNET: Callable[[], nn.Module] = lambda: network("torchvision-resnet")  # noqa: E731
 ERRORS = {
-    "unknown attention": (RESNET, lambda m: attach(m, "shufle"), "did you mean 'shuffle'"),
+    "unknown attention": (RESNET, lambda m: attach(m, "shufle"), "did you mean shuffle"),
     "unknown option": (RESNET, lambda m: attach(m, "se", group=8), "'se' has no option group"),
     "matches nothing": (RESNET, lambda m: attach(m, where="layer*.bn4"), "matches no module.*names like 'layer4'"),
     "like a preset": (RESNET, lambda m: attach(m, where="stages"), "'stage' \\(after.*names like 'stage'"),

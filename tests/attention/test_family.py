@@ -150,7 +150,7 @@ def test_groups_that_fit_are_found():
 @pytest.mark.parametrize(
     ("attention", "channels", "options", "message"),
     [
-        ("shufle", 64, {}, "no attention 'shufle'; did you mean 'shuffle'? there are none, se, "),
+        ("shufle", 64, {}, "no attention 'shufle'; did you mean shuffle? there are none, se, "),
         ("xyz", 64, {}, "no attention 'xyz'; there are none, se, "),
         ("se", 64, {"groups": 4}, "'se' has no option groups; it takes rd_ratio, rd_channels"),
         ("none", 64, {"groups": 4}, "'none' has no option groups; it takes none"),

@@ -171,7 +171,7 @@ def test_saved_for_the_hugging_face_hub_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("shufle", 50), "no attention 'shufle'; did you mean 'shuffle'. there are none, se"),
+        (("shufle", 50), "no attention 'shufle'; did you mean shuffle. there are none, se"),
         (("se", 20), "no ResNet of depth 20; there are 18, 34, 50, 101, 152"),
     ],
 )

@@ -12,7 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from ...checkpoints import CheckpointError
-from ...errors import asked_for
+from ...errors import asked_for, listed
 from ..device import Process
 from ..tasks.task import Task
 
@@ -156,9 +156,10 @@ class RunState:
             raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
         classes = self.task.classes
         if content["classes"] != classes:
+            unnamed = ["of unknown names"]
             raise CheckpointError(
-                f"{path} was trained on the classes {_listed(content['classes'])}, and the data now have "
-                f"{_listed(classes)}; the labels would mean something else"
+                f"{path} was trained on the classes {listed(content['classes'] or unnamed, 8)}, and the data now have "
+                f"{listed(classes or unnamed, 8)}; the labels would mean something else"
             )
         step = int(content["step"])
         if content["images"] != self.images:
@@ -195,10 +196,6 @@ class RunState:
             own = content["processes"][self.process.rank]
             self.position.sums = list(own["totals"])
             _set_randomness(own["random"], self.process.device)
-
-
-def _listed(classes: list[str] | None) -> str:
-    return ", ".join((classes or ["of unknown names"])[:8])
 
 
 def _randomness(device: torch.device) -> dict[str, Any]:
