@@ -29,7 +29,7 @@ def test_help_names_the_commands_and_the_fields(capsys):
 def test_help_comes_without_loading_timm():
     code = """
 import contextlib, sys
-from shuffle_attention.cli import main
+from shuffle_attention.sanet.cli import main
 for command in ("train", "explain"):
     with contextlib.suppress(SystemExit):
         main([command, "--help"])

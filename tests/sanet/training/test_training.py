@@ -173,8 +173,8 @@ def test_a_second_signal_ends_it_at_once(shared_tree, tmp_path):
     folder = tmp_path / "run"
     code = f"""
 import os, signal, sys
-from shuffle_attention.cli import main
-from shuffle_attention.training.interrupts import StopRequest
+from shuffle_attention.sanet.cli import main
+from shuffle_attention.sanet.training.signals import StopRequest
 
 def agreed(self):
     for _ in range(2):
@@ -225,8 +225,8 @@ def test_a_run_whose_terminal_is_closed_saves(shared_tree, tmp_path):
 def test_an_error_that_nobody_foresaw_ends_it_though_images_are_loaded(shared_tree, tmp_path):
     code = f"""
 import sys
-from shuffle_attention.cli import main
-from shuffle_attention.training.progress import Progress
+from shuffle_attention.sanet.cli import main
+from shuffle_attention.sanet.training.progress import Progress
 
 def step(self, *_):
     raise RuntimeError("out of memory")
