@@ -1,10 +1,9 @@
 """Errors caused by invalid input; the command prints their message without a traceback."""
 
 import difflib
-import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 BAD_INPUT = 2  # exit code of the command line
@@ -49,18 +48,9 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def require_extra(module: str, *, extra: str, note: str = "") -> ModuleType:
-    """Import a module that an optional extra of this package brings.
-
-    Raises:
-        InputError: If it is not installed; the message names the extra.
-    """
-    package = module.partition(".")[0]
-    try:
-        importlib.import_module(package)
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        message = f"{package} is not installed: pip install 'shuffle-attention[{extra}]'{note}"
-        raise InputError(message) from error
+def require_extra(*modules: str, extra: str, note: str = "") -> None:
+    """Raise InputError, which names the optional extra that brings them, if any of these modules is not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(f"{', '.join(missing)} {verb} not installed: pip install 'shuffle-attention[{extra}]'{note}")

@@ -3,9 +3,12 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 import pytest
 import safetensors.torch
@@ -14,31 +17,211 @@ import torch
 
 import shuffle_attention.models
 from conftest import QUICK, sanet, sanet_here, write_tree
+from shuffle_attention.explain.maps import METHODS
+from shuffle_attention.sanet import cli
+from shuffle_attention.sanet.commands import Command, flag_of
+from shuffle_attention.sanet.recipes.settings import option
 
 
-def test_help_names_the_commands_and_the_fields(capsys):
+def parse(*arguments):
+    """Return the command with the options in ``arguments``, which is not run."""
+    words = 2 if arguments[0] == "detect" else 1
+    return cli.parse(cli.collect()[" ".join(arguments[:words])], [str(word) for word in arguments[words:]])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("help",)])
+def test_the_overview_names_each_command_and_shows_examples(capsys, arguments):
+    assert sanet_here(*arguments) == 0
+    overview = capsys.readouterr().out
+    for name, command in cli.collect().items():
+        assert re.search(rf"^  {name} +{re.escape(command.summary)}$", overview, re.MULTILINE)
+    examples = [line.split()[1:] for line in overview.splitlines() if line.startswith("  sanet ")]
+    assert len(examples) == 3
+    for example in examples:
+        assert parse(*example)
+
+
+def test_a_group_has_an_overview(capsys):
+    assert sanet_here("detect") == 0
+    overview = capsys.readouterr().out
+    assert "detect train" in overview
+    assert "compare" not in overview
+
+
+@pytest.mark.parametrize("name", cli.collect())
+def test_help_has_groups_choices_and_defaults(capsys, name):
     with pytest.raises(SystemExit) as ended:
-        sanet_here("--help")
+        sanet_here(*name.split(), "--help")
     assert ended.value.code == 0
-    assert {"train", "eval"} <= set(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: sanet {name}")
+    for field, (declared, _) in cli.collect()[name].options().items():
+        assert (declared.metavar or field.upper() if declared.positional else flag_of(field)) in printed
+
+
+def test_help_of_train_starts_each_group_with_the_common_options(capsys):
     with pytest.raises(SystemExit):
         sanet_here("train", "--help")
-    assert "--weight-decay X" in capsys.readouterr().out
+    flags = re.findall(r"^(?:  (--[a-z-]+)|(\w+):$)", capsys.readouterr().out, re.MULTILINE)
+    names = [flag or group for flag, group in flags]
+    for group, first in (("run", "--recipe"), ("data", "--data"), ("model", "--model"), ("optimisation", "--epochs")):
+        assert names[names.index(group) + 1] == first
+    assert names.index("run") < names.index("data") < names.index("model") < names.index("machine")
 
 
-def test_help_comes_without_loading_timm():
-    code = """
+def test_help_has_the_choices_and_defaults_of_the_recipe(capsys):
+    with pytest.raises(SystemExit):
+        sanet_here("train", "--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--weight-decay X weight decay (0.0001)" in printed
+    assert "--precision {fp32,bf16,fp16} mixed precision, with loss scaling for fp16 (fp32)" in printed
+    assert "--recipe NAME cifar10, digits, imagenet, imagenet-modern, imagenette, or a YAML file" in printed
+    assert "--report, --no-report" in printed
+
+
+HELP = """
 import contextlib, sys
 from shuffle_attention.sanet.cli import main
+main([])
 for command in ("train", "explain"):
     with contextlib.suppress(SystemExit):
         main([command, "--help"])
-print([name for name in ("timm", "torchvision") if name in sys.modules])
+print([name for name in ("torch", "timm", "torchvision", "numpy", "rich", "matplotlib") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: sanet train")
+
+
+def test_help_loads_nothing_of_weight():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: sanet COMMAND")
+    assert "usage: sanet train" in done.stdout
     assert "usage: sanet explain" in done.stdout
     assert done.stdout.endswith("[]\n")
+
+
+BARE = """
+import sys
+for name in ("rich", "matplotlib", "jinja2", "sklearn", "scipy"):
+    sys.modules[name] = None
+from shuffle_attention.sanet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_extra_help_comes_and_train_names_the_extra(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-c", BARE, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert run("--help").returncode == 0
+    done = run("train")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: rich, matplotlib, jinja2, sklearn, scipy are not installed: pip install 'shuffle-attention[sanet]'\n"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("trian", "no command 'trian'; did you mean train?"),
+        ("detect evl", "no command 'detect evl'; did you mean detect eval"),
+        ("abacus", "no command 'abacus'; there are compare, demo"),
+    ],
+)
+def test_an_unknown_command_gets_the_closest(capsys, command, message):
+    assert sanet_here(*command.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "usage", "message"),
+    [
+        ("train --presision fp16", "usage: sanet train [OPTIONS]", "no option --presision; did you mean --precision?"),
+        ("train --learning-rate=1", "usage: sanet train", "no option --learning-rate; did you mean --lr"),
+        ("compare --outptu x", "usage: sanet compare --output DIR [OPTIONS]", "did you mean --output"),
+        ("detect train --epoch 3", "usage: sanet detect train", "did you mean --epochs"),
+        ("eval", "usage: sanet eval CHECKPOINT [OPTIONS]", "required: CHECKPOINT"),
+        ("eval a.pt b.pt", "usage: sanet eval", "unrecognized arguments: b.pt"),
+        ("export a.pt", "usage: sanet export CHECKPOINT --output FILE", "required: --output"),
+    ],
+)
+def test_an_unknown_option_gets_the_usage_and_the_closest(capsys, command, usage, message):
+    with pytest.raises(SystemExit) as ended:
+        sanet_here(*command.split())
+    assert ended.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(usage)
+    assert message in second
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval a.pt --batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("eval a.pt --batch-size many", "--batch-size must be of type int, got 'many'"),
+        ("explain a.png --method gradcan", "--method must be one of gradcam, gradcam++"),
+        ("explain a.png --tolerance -1", "--tolerance must be at least 0, got -1.0"),
+        ("explain a.png --gates --scores", "--gates and --scores cannot be given together"),
+        ("demo --port 70000", "--port must be between 1 and 65535, got 70000"),
+        (
+            "detect predict a.png --checkpoint a --output b --threshold 2",
+            "--threshold must be between 0 and 1, got 2.0",
+        ),
+        ("detect profile resnet18 --size 800 0", "--size must be at least 1, got [800, 0]"),
+        ("compare --output a --preserve maybe", "--preserve must be one of both, yes, no, got maybe"),
+    ],
+)
+def test_options_are_held_to_their_type_and_range(capsys, command, message):
+    assert sanet_here(*command.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_are_read_by_their_type():
+    compare = parse(
+        "compare", "--output", "a", "--attention", "none, se,", "--from", "b.pt", "--lr", "0.001", "--no-report"
+    )
+    assert (compare.attention, compare.from_, compare.seeds) == (["none", "se"], "b.pt", None)
+    assert compare.overrides == {"lr": 1e-3, "report": False}
+    train = parse("train", "--resume", "--mean", "0.5", "1", "--clip-grad", "none", "--model-args", "{groups: 8}")
+    assert train.resume == ""
+    assert train.overrides == {"mean": [0.5, 1], "clip_grad": None, "model_args": {"groups": 8}}
+    explain = parse("explain", "a.png", "b.png", "--target", "none", "--channels", "3,4")
+    assert (explain.images, explain.target, explain.channels) == (["a.png", "b.png"], "none", [3, 4])
+    evaluate = parse("eval", "a.pt", "--no-ema", "--data", "1234")
+    assert (evaluate.ema, evaluate.batch_size, evaluate.overrides) == (False, 128, {"data": "1234"})
+
+
+def test_an_old_flag_is_accepted_and_not_shown(capsys):
+    assert parse("profile", "resnet18", "--picture", "a.png").chart == "a.png"
+    with pytest.raises(SystemExit):
+        sanet_here("profile", "--help")
+    assert "--picture" not in capsys.readouterr().out
+
+
+def test_a_command_is_one_class(monkeypatch, capsys):
+    monkeypatch.setattr(Command, "known", dict(cli.collect()))
+
+    @dataclass(kw_only=True)
+    class Greet(Command):
+        """Greet someone."""
+
+        name = "greet"
+        summary = "greet someone"
+        whom: str = option("world", "who is greeted", positional=False, aliases=("--who",))
+
+        def run(self):
+            print(f"hello, {self.whom}")
+            return 0
+
+    assert sanet_here("greet", "--who", "you") == 0
+    assert capsys.readouterr().out == "hello, you\n"
+    assert sanet_here() == 0
+    assert "greet someone" in capsys.readouterr().out
+
+
+def test_the_methods_of_explain_are_those_of_the_library():
+    assert get_args(get_type_hints(cli.collect()["explain"])["method"]) == METHODS
 
 
 @pytest.mark.parametrize(

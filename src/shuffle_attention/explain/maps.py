@@ -213,4 +213,7 @@ def _unread(model: nn.Module, name: str) -> InputError:
 
 
 def _torchcam() -> Any:
-    return require_extra("torchcam.methods", extra="explain", note=" (Python 3.11 or later)")
+    require_extra("torchcam", extra="explain", note=" (Python 3.11 or later)")
+    from torchcam import methods
+
+    return methods

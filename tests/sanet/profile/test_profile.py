@@ -66,7 +66,7 @@ def test_the_first_network_is_one_beside_itself():
 
 
 def test_the_command_writes_figures_and_a_picture(tmp_path, capsys):
-    files = "--json", tmp_path / "costs.json", "--picture", tmp_path / "costs.png"
+    files = "--json", tmp_path / "costs.json", "--chart", tmp_path / "costs.png"
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 2, "--device", "cpu", "--threads", 1
     threads = torch.get_num_threads()
     assert sanet_here("profile", "resnet10t", "sa_resnet18", *small, *files, "--layout", "nhwc") == 0
@@ -141,7 +141,7 @@ def test_parameters_are_those_published(attention, depth):
 
 def test_the_papers_table_stands_beside_what_is_published(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shuffle_attention.sanet.commands.profile.PAPER_DEPTHS", (50,))
-    monkeypatch.setattr("shuffle_attention.sanet.commands.profile.attention_names", lambda: ["none", "se", "gc"])
+    monkeypatch.setattr("shuffle_attention.attention.attention_names", lambda: ["none", "se", "gc"])
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 1, "--device", "cpu"
     assert sanet_here("profile", "--paper", *small, "--json", tmp_path / "paper.json") == 0
     printed = capsys.readouterr().out

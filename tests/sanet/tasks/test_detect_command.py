@@ -15,9 +15,9 @@ from torchvision.models.detection import roi_heads
 from conftest import CPU, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
-from shuffle_attention.sanet.commands.detect_profile import training_step, work_alike
 from shuffle_attention.sanet.data.coco import find_split
 from shuffle_attention.sanet.data.coco_reading import read_coco
+from shuffle_attention.sanet.profile.detectors import training_step, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores, read_results
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco

@@ -1,125 +1,150 @@
-"""The command ``sanet compare``: the same recipe with several networks and seeds."""
+"""The command ``sanet compare``."""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from ...checkpoints import read_checkpoint
 from ...errors import InputError
-from ..compare.comparison import Comparison, Run, count_classes, read_comparison
-from ..compare.findings import findings, print_findings, write_findings
-from ..compare.variants import Variant, attached_variants, variants_of
-from ..console import console, duration
-from ..device import Process, open_process
-from ..network import recipe_of
-from ..report.comparison import write_comparison_report
-from ..report.html import log_failures
-from ..training.loop import Interrupted
-from ..training.signals import StopSignal, stop_signals_raised
+from ..recipes.recipe import Recipe
+from ..recipes.settings import option
+from . import Command
 from .train import named_recipe
 
+if TYPE_CHECKING:
+    from ..compare.comparison import Comparison, Run
+    from ..device import Process
+
 FAILED = 1
-# What a network was trained with and goes on with, unless said otherwise.
-_OF_THE_NETWORK = ("in_chans", "small_stem", "img_size", "mean", "std", "interpolation", "crop_pct")
+# Settings of the plain model that its attached variants keep, unless they are given.
+_OF_THE_MODEL = ("in_chans", "small_stem", "img_size", "mean", "std", "interpolation", "crop_pct")
 
 
-def compare_command(
-    name: str | None,
-    overrides: dict[str, Any],
-    output: str,
-    *,
-    attentions: Sequence[str],
-    depth: int | None,
-    models: Sequence[str],
-    seeds: int | None,
-    report_only: bool,
-    start: str | None = None,
-    where: str | None = None,
-    preserve: str | None = None,
-) -> int:
-    """Runs ``sanet compare`` and returns its exit code: 1 where a run failed and the others were trained."""
-    folder = Path(output)
-    if report_only:
-        given = {"recipe": name, "from": start, "where": where, "preserve": preserve, "depth": depth, "seeds": seeds}
-        unread = [
-            *(key for key, value in given.items() if value is not None),
-            *(overrides.keys() - {"report", "device"}),
-        ]
-        if unread:
-            options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
-            raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
-        comparison = read_comparison(folder)
-        comparison = replace(comparison, base=comparison.base.replaced(**overrides))
-        if attentions or models:
-            comparison = _only(comparison, [*attentions, *models])
-        return _report(comparison, {}, process=None)
-    if "model" in overrides:
-        raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
-    seeds = 3 if seeds is None else seeds
-    if seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {seeds}")
-    _refuse_what_is_not_read(start, models, depth=depth, where=where, preserve=preserve)
-    recipe = named_recipe(name, overrides)
-    if start is None:
-        variants = variants_of(attentions, depth or 18, models)
-    else:
-        if recipe.attach:
-            raise InputError("sanet compare --from chooses what is attached: --attention, and not --attach")
-        plain, _ = recipe_of(read_checkpoint(start), start)
-        variants = attached_variants(attentions, plain, where or "residual", preserve or "both")
-        as_trained = {key: getattr(plain, key) for key in _OF_THE_NETWORK if key not in overrides}
-        recipe = recipe.replaced(**as_trained, initial=start)
-    seen = [recipe.seed + n for n in range(seeds)]
-    comparison = Comparison(variants, recipe, seen, folder, count_classes(recipe))
-    with open_process(recipe.device) as process, stop_signals_raised():
-        try:
-            comparison.sizes()  # a network that cannot be made is known before another one trains
-            with comparison.begun() if process.rank == 0 else nullcontext():
-                failed = comparison.train(process, _Overview(comparison, process).announce)
-                return _report(comparison, failed, process=process)
-        except (Interrupted, StopSignal) as stopped:
-            if process.rank == 0:
-                said = stopped.where if isinstance(stopped, Interrupted) else str(stopped)
-                console.print(f"{said}. Go on with the same command; finished runs are kept")
-            return stopped.exit_code
+@dataclass(kw_only=True)
+class Compare(Command):
+    """Train the same recipe with several models and seeds, and compare them.
+
+    The same command continues where it was stopped. Every field of the recipe but the model is an option as well.
+    """
+
+    name = "compare"
+    summary = "train several models alike and compare them"
+    recipe_type = Recipe
+
+    attention: list[str] = option(
+        [], "attention layers; the first is the baseline", "comparison", metavar="A,B", separator=","
+    )
+    output: str = option(..., "folder of the comparison", "comparison", metavar="DIR")
+    recipe: str | None = option(None, "{recipes}, or a YAML file", "comparison")
+    seeds: int | None = option(None, "number of seeds, from --seed on (3)", "comparison", minimum=1)
+    depth: int | None = option(None, "layers of the ResNet (18)", "comparison")
+    models: list[str] = option([], "models instead of attention layers", "comparison", metavar="A,B", separator=",")
+    from_: str | None = option(
+        None, "checkpoint of a plain model to attach the attention to", "comparison", metavar="FILE"
+    )
+    where: str | None = option(None, "residual, stage, last or a glob (residual)", "comparison", metavar="WHERE")
+    preserve: Literal["both", "yes", "no"] | None = option(
+        None, "attach so that the model computes what it did before (both)", "comparison"
+    )
+    report_only: bool = option(False, "report the runs in the folder, and train nothing", "comparison")
+
+    def run(self) -> int:
+        """Train and compare; the exit code is 1 if a run failed and the others were trained."""
+        from ...checkpoints import read_checkpoint
+        from ..compare.comparison import Comparison, count_classes, read_comparison
+        from ..compare.variants import attached_variants, variants_of
+        from ..console import console
+        from ..device import open_process
+        from ..network import recipe_of
+        from ..training.loop import Interrupted
+        from ..training.signals import StopSignal, stop_signals_raised
+
+        overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
+        folder = Path(self.output)
+        if self.report_only:
+            given = {
+                "from": start,
+                **{key: getattr(self, key) for key in ("recipe", "where", "preserve", "depth", "seeds")},
+            }
+            unread = [
+                *(key for key, value in given.items() if value is not None),
+                *(overrides.keys() - {"report", "device"}),
+            ]
+            if unread:
+                options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
+                raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
+            comparison = read_comparison(folder)
+            comparison = replace(comparison, base=comparison.base.replaced(**overrides))
+            if names:
+                comparison = _only(comparison, names)
+            return _report(comparison, {}, process=None)
+        if "model" in overrides:
+            raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
+        self._refuse_unused()
+        recipe = named_recipe(self.recipe, overrides)
+        if start is None:
+            variants = variants_of(self.attention, self.depth or 18, self.models)
+        else:
+            if recipe.attach:
+                raise InputError("sanet compare --from chooses what is attached: --attention, and not --attach")
+            plain, _ = recipe_of(read_checkpoint(start), start)
+            variants = attached_variants(self.attention, plain, self.where or "residual", self.preserve or "both")
+            as_trained = {key: getattr(plain, key) for key in _OF_THE_MODEL if key not in overrides}
+            recipe = recipe.replaced(**as_trained, initial=start)
+        seen = [recipe.seed + n for n in range(self.seeds or 3)]
+        comparison = Comparison(variants, recipe, seen, folder, count_classes(recipe))
+        with open_process(recipe.device) as process, stop_signals_raised():
+            try:
+                comparison.sizes()  # a network that cannot be made is known before another one trains
+                with comparison.begun() if process.rank == 0 else nullcontext():
+                    failed = comparison.train(process, _Overview(comparison, process).announce)
+                    return _report(comparison, failed, process=process)
+            except (Interrupted, StopSignal) as stopped:
+                if process.rank == 0:
+                    said = stopped.where if isinstance(stopped, Interrupted) else str(stopped)
+                    console.print(f"{said}. Go on with the same command; finished runs are kept")
+                return stopped.exit_code
+
+    def _refuse_unused(self) -> None:
+        if self.from_ is not None and self.models:
+            raise InputError("--from names the model that attention is attached to; --models cannot be given with it")
+        unread = ["where", "preserve"] if self.from_ is None else ["depth"]
+        if self.models:
+            unread.append("depth")
+        given = [f"--{name}" for name in unread if getattr(self, name) is not None]
+        if given:
+            without = "without --from" if self.from_ is None and given != ["--depth"] else "with --from or --models"
+            raise InputError(f"{' and '.join(given)} would have no effect {without}")
 
 
-def _refuse_what_is_not_read(start: str | None, models: Sequence[str], **options: int | str | None) -> None:
-    if start is not None and models:
-        raise InputError("--from has the network that attention is attached to; --models cannot be given with it")
-    unread = ["where", "preserve"] if start is None else ["depth"]
-    if models:
-        unread.append("depth")
-    given = [f"--{name}" for name in unread if options[name] is not None]
-    if given:
-        without = "without --from" if start is None and given != ["--depth"] else "with --from or --models"
-        raise InputError(f"{' and '.join(given)} would have no effect {without}")
-
-
-def _only(comparison: Comparison, names: Sequence[str]) -> Comparison:
+def _only(comparison: Comparison, names: list[str]) -> Comparison:
     known = {variant.name: variant for variant in comparison.variants}
     missing = [name for name in names if name not in known]
     if missing:
         raise InputError(f"{comparison.folder} has no runs of {', '.join(missing)}; it has {', '.join(known)}")
-    chosen: list[Variant] = [known[name] for name in names]
-    return replace(comparison, variants=chosen)
+    return replace(comparison, variants=[known[name] for name in names])
 
 
 class _Overview:
-    """Says which run of how many starts, and how long the rest may take."""
+    """Prints which run starts, of how many, and how long the rest may take."""
 
     def __init__(self, comparison: Comparison, process: Process):
         self.runs = comparison.runs
         self.quiet = process.rank != 0
         self.before = sum(run.finished for run in self.runs)
+        from ..console import console
+
         self.began = time.perf_counter()
         if self.before and not self.quiet:
             console.print(f"{self.before} of {len(self.runs)} runs are finished already")
 
     def announce(self, run: Run, number: int) -> None:
+        """Print a line about the run that starts."""
+        from ..console import console, duration
+
         if self.quiet:
             return
         done = sum(other.finished for other in self.runs)
@@ -132,23 +157,26 @@ class _Overview:
 
 
 def _report(comparison: Comparison, failed: dict[str, str], *, process: Process | None) -> int:
+    from ..compare.findings import findings, print_findings, write_findings
+    from ..console import console
+    from ..report.comparison import write_comparison_report
+    from ..report.html import log_failures
+
     if process is not None and process.rank != 0:
         return 0
-    found = findings(comparison, comparison.sizes() if comparison.seeds else _no_runs(comparison))
-    print_findings(found, len(comparison.seeds))
-    for path in write_findings(comparison, found, failed):
+    if not comparison.seeds:
+        raise InputError(f"{comparison.folder} has no run yet")
+    result = findings(comparison, comparison.sizes())
+    print_findings(result, len(comparison.seeds))
+    for path in write_findings(comparison, result, failed):
         console.print(f"wrote {path}")
     if comparison.base.report:
         with log_failures(comparison.folder):
-            console.print(f"wrote {write_comparison_report(comparison, found, failed)}")
+            console.print(f"wrote {write_comparison_report(comparison, result, failed)}")
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:
         console.print(
-            f"runs that failed: {len(failed)}. The same command tries them again; delete a folder to begin anew"
+            f"runs that failed: {len(failed)}. The same command tries them again; delete a folder to start from scratch"
         )
     return FAILED if failed else 0
-
-
-def _no_runs(comparison: Comparison):
-    raise InputError(f"{comparison.folder} has no run yet")

@@ -1,77 +1,233 @@
-"""What ``sanet detect eval`` and ``sanet detect predict`` do around the jobs: files, folders and what they print."""
+"""The commands ``sanet detect``: train, evaluate, use and profile detectors."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from rich.progress import track
+from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, InputError
 from ...files import atomic_write, require_folder_of, write_json
-from ..console import console, table
-from ..data.coco import CocoData
-from ..data.find import find_pictures, require_apart
-from ..data.images import read_image
-from ..device import open_process
-from ..environment import environment
-from ..tasks.detection.coco_scores import coco_results, write_results
-from ..tasks.detection.drawing import draw_detections
-from ..tasks.detection.evaluation import evaluate_detector
-from ..tasks.detection.predictor import Detector, open_coco, restore_detector
-from ..tasks.detection.task import evaluation_samples, held_out_batches
+from ..recipes.settings import option
+from ..tasks.detection.recipe import DetectionRecipe
+from . import Command
+from .train import Train
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..tasks.detection.predictor import Detector
 
 
-def evaluate_command(
-    checkpoint: str,
-    overrides: dict[str, Any],
-    batch_size: int,
-    *,
-    ema: bool | None,
-    json_file: str | None,
-    results_file: str | None,
-) -> int:
-    """Runs ``sanet detect eval`` and returns its exit code."""
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
-    for option, file in (("--json", json_file), ("--results", results_file)):
-        require_folder_of(option, file)
-    restored = restore_detector(checkpoint, ema=ema, settings={"device": "auto", "workers": 2, **overrides})
-    recipe = restored.recipe
-    data = open_coco(recipe, "val", categories=restored.categories, check=recipe.check_images)
-    with open_process(recipe.device) as process:
-        scores = evaluate_detector(
-            process.to_device(restored.model, channels_last=recipe.channels_last),
-            held_out_batches(evaluation_samples(data), recipe.workers, process, batch_size),
-            data,
-            process,
-            precision=recipe.precision,
+@dataclass(kw_only=True)
+class TrainDetector(Train):
+    """Train a detector. Every field of the recipe is an option as well."""
+
+    name = "detect train"
+    summary = "train a detector, for boxes or for boxes and masks"
+    recipe_type = DetectionRecipe
+
+
+@dataclass(kw_only=True)
+class EvaluateDetector(Command):
+    """Evaluate a detector by COCO's metrics."""
+
+    name = "detect eval"
+    summary = "evaluate a detector"
+    recipe_type = DetectionRecipe
+    recipe_fields = (
+        "data val_annotations val_images workers check_images skip_bad_images min_size max_size device precision "
+        "channels_last"
+    )
+
+    checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)
+    batch_size: int = option(4, "images at a time", minimum=1)
+    ema: bool | None = option(None, "averaged weights; used by default if there are any")
+    json: str | None = option(None, "write the metrics to FILE", metavar="FILE")
+    results: str | None = option(None, "write the detections to FILE, as COCO's results", metavar="FILE")
+
+    def run(self) -> int:
+        """Evaluate the checkpoint, and print and write its metrics."""
+        from ..device import open_process
+        from ..environment import environment
+        from ..tasks.detection.coco_scores import write_results
+        from ..tasks.detection.evaluation import evaluate_detector
+        from ..tasks.detection.predictor import open_coco, restore_detector
+        from ..tasks.detection.task import evaluation_samples, held_out_batches
+
+        checkpoint, overrides, batch_size = self.checkpoint, self.overrides, self.batch_size
+        for flag, file in (("--json", self.json), ("--results", self.results)):
+            require_folder_of(flag, file)
+        restored = restore_detector(checkpoint, ema=self.ema, settings={"device": "auto", "workers": 2, **overrides})
+        recipe = restored.recipe
+        data = open_coco(recipe, "val", categories=restored.categories, check=recipe.check_images)
+        with open_process(recipe.device) as process:
+            scores = evaluate_detector(
+                process.to_device(restored.model, channels_last=recipe.channels_last),
+                held_out_batches(evaluation_samples(data), recipe.workers, process, batch_size),
+                data,
+                process,
+                precision=recipe.precision,
+            )
+            if process.rank != 0:
+                return 0
+        figures = {
+            "checkpoint": str(checkpoint),
+            "weights": restored.weights,
+            "model": recipe.title,
+            "data": data.source,
+            "classes": len(restored.categories),
+            "min_size": recipe.min_size[-1],
+            "max_size": recipe.max_size,
+            **scores.to_dict(),
+            "batch_size": batch_size,
+            "device": str(process.device),
+            **environment(),
+        }
+        _print_scores(f"{recipe.title} from {checkpoint}", scores.to_dict())
+        if self.json is not None:
+            write_json(self.json, figures)
+        if self.results is not None:
+            write_results(scores.results, self.results)
+        return 0
+
+
+@dataclass(kw_only=True)
+class PredictObjects(Command):
+    """Find objects in images, draw them on the images, and write them as JSON."""
+
+    name = "detect predict"
+    summary = "find objects in images and draw them"
+    recipe_type = DetectionRecipe
+    recipe_fields = "skip_bad_images min_size max_size device precision"
+
+    images: list[str] = option(..., "files, and folders with everything in them", positional=True, metavar="IMAGE")
+    checkpoint: str = option(..., "checkpoint of sanet detect train", metavar="FILE")
+    output: str = option(..., "folder for the drawn images and detections.json", metavar="DIR")
+    threshold: float = option(0.5, "lowest score of an object", minimum=0, maximum=1)
+    ema: bool | None = option(None, "averaged weights; used by default if there are any")
+
+    def run(self) -> int:
+        """Find the objects in all images, and write one image each and detections.json."""
+        from rich.progress import track
+
+        from ..console import console
+        from ..data.find import find_pictures, require_apart
+        from ..device import open_process
+        from ..tasks.detection.predictor import restore_detector
+
+        checkpoint, overrides, images, output = self.checkpoint, self.overrides, self.images, self.output
+        threshold = self.threshold
+        pictures = find_pictures(images, skip_bad=overrides.pop("skip_bad_images", False))
+        folder = Path(output)
+        require_apart(folder, images, [])
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output {output} is a file and not a folder")
+        detector = restore_detector(checkpoint, ema=self.ema, settings={"device": "auto", **overrides})
+        with open_process(detector.recipe.device) as process:
+            detector.to(process)
+            folder.mkdir(parents=True, exist_ok=True)
+            records = []
+            for picture in track(pictures, "predicting", console=console, transient=True):
+                name = f"{picture.name}.png"
+                with atomic_write(folder / name) as file:
+                    record, drawn = _predict(detector, picture.path, threshold)
+                    drawn.save(file, "PNG")
+                records.append({**record, "picture": name})
+        write_json(folder / "detections.json", records)
+        found = sum(len(record["detections"]) for record in records)
+        console.print(
+            f"{found} objects of score {threshold:g} and more in {len(records)} images; pictures and", end=" "
         )
-        if process.rank != 0:
-            return 0
-    figures = {
-        "checkpoint": str(checkpoint),
-        "weights": restored.weights,
-        "model": recipe.title,
-        "data": data.source,
-        "classes": len(restored.categories),
-        "min_size": recipe.min_size[-1],
-        "max_size": recipe.max_size,
-        **scores.to_dict(),
-        "batch_size": batch_size,
-        "device": str(process.device),
-        **environment(),
-    }
-    print_scores(f"{recipe.title} from {checkpoint}", scores.to_dict())
-    if json_file is not None:
-        write_json(json_file, figures)
-    if results_file is not None:
-        write_results(scores.results, results_file)
-    return 0
+        console.print(f"detections.json are in {folder}")
+        return 0
 
 
-def print_scores(title: str, figures: dict[str, float]) -> None:
-    """Prints COCO's figures, a line for boxes and one for masks; what there is no object for is a dash."""
+@dataclass(kw_only=True)
+class ProfileDetectors(Command):
+    """Measure parameters, multiply-adds and time of a detector on several backbones, compared with the first."""
+
+    name = "detect profile"
+    summary = "measure the cost of detectors"
+
+    backbones: list[str] = option(..., "models of timm or of this package", positional=True, metavar="BACKBONE")
+    arch: str = option("mask_rcnn", "detector")
+    backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML")
+    num_classes: int = option(81, "classes, background included")
+    size: list[int] = option([800, 1333], "sides of the images, pixels", minimum=1, nargs=2)
+    batch_size: int = option(1, "images at a time", minimum=1)
+    frozen_norm: bool = option(True, "frozen BatchNorm, as in fine-tuning")
+    device: str = option("auto", "cpu, cuda, mps, ...")
+    threads: int | None = option(None, "threads of the CPU; by default PyTorch's choice", minimum=1)
+    repetitions: int = option(7, "how often each is timed", minimum=1)
+    json: str | None = option(None, "write the measurements to FILE", metavar="FILE")
+
+    def run(self) -> int:
+        """Measure all backbones, and print and write the costs."""
+        import torch
+
+        from ...models.detectors import create_detector
+        from ..device import open_process
+        from ..environment import environment
+        from ..profile.detectors import detector_cost, inference, training_step, work_alike
+        from ..profile.tables import print_detector_costs
+        from ..timing import interleaved
+
+        backbones, arch, num_classes, batch_size = self.backbones, self.arch, self.num_classes, self.batch_size
+        size = (self.size[0], self.size[1])
+        if len(set(backbones)) < len(backbones):
+            raise InputError(f"each backbone can be named once, got {', '.join(backbones)}")
+        require_folder_of("--json", self.json)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        options: dict[str, Any] = {"min_size": min(size), "max_size": max(size), "frozen_norm": self.frozen_norm}
+        options["backbone_options"] = self.backbone_args
+        networks: dict[str, torch.nn.Module] = {}
+        for backbone in backbones:
+            torch.manual_seed(0)
+            networks[backbone] = create_detector(arch, backbone, num_classes, **options)
+        costs = {name: detector_cost(network, *size) for name, network in networks.items()}
+        for network in networks.values():
+            work_alike(network, size)
+        with open_process(self.device) as place:
+            networks = {name: network.to(place.device) for name, network in networks.items()}
+            times = {}
+            for job, make in {"inference": inference, "training step": training_step}.items():
+                calls = {name: make(net, arch, size, batch_size, place.device) for name, net in networks.items()}
+                times[job] = interleaved(calls, self.repetitions)
+        print_detector_costs(costs, times)
+        if self.json is not None:
+            settings: dict[str, Any] = {
+                "arch": arch,
+                "size": size,
+                "batch_size": batch_size,
+                "num_classes": num_classes,
+            }
+            settings["backbone_args"] = self.backbone_args
+            first = backbones[0]
+            rows = {
+                name: {
+                    **asdict(costs[name]),
+                    **{
+                        job: {"seconds": t[name].median, "over_first": t[name].over(t[first])}
+                        for job, t in times.items()
+                    },
+                }
+                for name in backbones
+            }
+            content = {
+                "machine": environment(),
+                "settings": {**settings, "frozen_norm": self.frozen_norm, "repetitions": self.repetitions},
+                "detectors": rows,
+            }
+            write_json(self.json, content)
+        return 0
+
+
+def _print_scores(title: str, figures: dict[str, float]) -> None:
+    """Print COCO's metrics, one line for boxes and one for masks; a dash where no object has the size."""
+    from ..console import console, table
+
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     scores = table(("", *names), title=title)
     for kind in ("box", "mask"):
@@ -84,43 +240,13 @@ def print_scores(title: str, figures: dict[str, float]) -> None:
         console.print(f"{figures['unreadable']} images could not be read and are not counted")
 
 
-def predict_command(
-    images: Sequence[str],
-    checkpoint: str,
-    output: str,
-    overrides: dict[str, Any],
-    *,
-    threshold: float,
-    ema: bool | None,
-) -> int:
-    """Runs ``sanet detect predict`` and returns its exit code."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"--threshold must be between 0 and 1, got {threshold}")
-    pictures = find_pictures(images, skip_bad=overrides.pop("skip_bad_images", False))
-    folder = Path(output)
-    require_apart(folder, images, [])
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {output} is a file and not a folder")
-    detector = restore_detector(checkpoint, ema=ema, settings={"device": "auto", **overrides})
-    with open_process(detector.recipe.device) as process:
-        detector.to(process)
-        folder.mkdir(parents=True, exist_ok=True)
-        records = []
-        for picture in track(pictures, "predicting", console=console, transient=True):
-            name = f"{picture.name}.png"
-            with atomic_write(folder / name) as file:
-                record, drawn = _predict(detector, picture.path, threshold)
-                drawn.save(file, "PNG")
-            records.append({**record, "picture": name})
-    write_json(folder / "detections.json", records)
-    found = sum(len(record["detections"]) for record in records)
-    console.print(f"{found} objects of score {threshold:g} and more in {len(records)} images; pictures and", end=" ")
-    console.print(f"detections.json are in {folder}")
-    return 0
-
-
 def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str, Any], Image.Image]:
     """Return the objects in an image with at least a score, as a record, and the image with them drawn on it."""
+    from ..data.coco import CocoData
+    from ..data.images import read_image
+    from ..tasks.detection.coco_scores import coco_results
+    from ..tasks.detection.drawing import draw_detections
+
     image = read_image(path, "RGB")
     try:
         output = detector.detect(image, threshold)

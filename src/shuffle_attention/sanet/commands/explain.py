@@ -1,224 +1,131 @@
-"""The command ``sanet explain``: maps, gates and figures of networks on images, as pictures, arrays and tables."""
+"""The command ``sanet explain``."""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import timm
-import torch
-from rich import progress
-from torch import Tensor
+from typing import Literal
 
 from ...errors import InputError
-from ...explain.eval_mode import eval_mode
-from ...explain.gates import attention_layers, gates
-from ...explain.maps import explain
-from ..console import console
-from ..data.coco import CocoData
-from ..data.coco_reading import read_coco
-from ..data.find import Picture, find_pictures, require_apart
-from ..device import Process, open_process
-from ..explain.gate_charts import chosen_channels, draw_shuffle
-from ..explain.gate_files import GatePictures
-from ..explain.map_files import MapPictures
-from ..explain.models import folder_of, open_models
-from ..explain.score_files import print_scores, write_scores
-from ..explain.scoring import score
-from ..network import Classifier
+from ..recipes.settings import option
+from . import Command
 
 
-def explain_command(
-    *,
-    images: Sequence[str],
-    skip_bad_images: bool,
-    checkpoint: str | None,
-    compare: Sequence[str] | None,
-    model: str | None,
-    pretrained: bool,
-    ema: bool | None,
-    labels: Sequence[str],
-    img_size: int | None,
-    device: str,
-    method: str,
-    target: str | None,
-    layer: str | None,
-    limit: int | None,
-    batch_size: int,
-    output: str,
-    gates: bool,
-    scores: bool,
-    channels: Sequence[int],
-    boxes: str | None,
-    tolerance: float,
-    steps: int,
-) -> int:
-    """Runs ``sanet explain`` and returns its exit code."""
-    folder = Path(output)
-    for name, value in (("batch-size", batch_size), ("limit", limit), ("steps", steps), ("img-size", img_size)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
-    if not tolerance >= 0:
-        raise InputError(f"--tolerance must not be below 0, got {tolerance}")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {output}: that is a file; name a folder")
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"--output {output}: {there} cannot be written to")
-    if boxes is not None and (not scores or len(images) != 1 or not Path(images[0]).is_dir()):
-        raise InputError("--boxes goes with --scores and one folder, in which the annotated files lie")
-    if channels and not (gates and layer):
-        raise InputError("--channels goes with --gates and --layer, whose channels they are")
-    sources = _sources(checkpoint, compare, model)
-    pictures = find_pictures(images, limit, skip_bad=skip_bad_images)
-    coco = None
-    if boxes is not None:
-        coco = read_coco(boxes, images[0], check_files=False, skip_bad=skip_bad_images)
-    of_weights = model if checkpoint is not None else None
-    subjects = open_models(
-        sources, labels=labels, pretrained=pretrained, ema=ema, img_size=img_size, of_weights=of_weights
+@dataclass(kw_only=True)
+class Explain(Command):
+    """Draw where in images the evidence for a class is, for one model or several side by side.
+
+    Instead of maps: the gates of shuffle attention (--gates), or metrics of how faithful the maps are (--scores).
+    """
+
+    name = "explain"
+    summary = "show what models attend to"
+
+    images: list[str] = option(..., "files, and folders with everything in them", positional=True, metavar="IMAGE")
+    skip_bad_images: bool = option(False, "leave out what cannot be read")
+
+    checkpoint: str | None = option(None, "of sanet train, a published one, or bare weights", "models", metavar="FILE")
+    compare: list[str] | None = option(None, "several checkpoints or models, side by side", "models", metavar="FILE")
+    model: str | None = option(
+        None, "a model of timm; with --checkpoint, the one whose bare weights the file has", "models"
     )
-    require_apart(folder, images, [folder_of(folder, subject, subjects) for subject in subjects])
-    if target is not None:
-        for subject in subjects:
-            subject.target(target)
-    with open_process(device) as process:
-        for subject in subjects:
-            process.to_device(subject.model, channels_last=False)
-            if img_size is not None:
-                _try(subject, img_size, process)
-        if scores:
-            settings = {"method": method, "target": target, "layer": layer, "steps": steps, "tolerance": tolerance}
-            written = _scores(subjects, pictures, process, batch_size, coco, settings, folder)
-        elif gates:
-            written = _gates(subjects, pictures, process, batch_size, target, layer, channels, folder)
-        else:
-            written = _maps(subjects, pictures, process, batch_size, method, target, layer, folder)
-    for line in written:
-        console.print(line)
-    return 0
+    pretrained: bool = option(False, "fetch timm's weights of models that are named", "models")
+    ema: bool | None = option(None, "averaged weights; used by default if there are any", "models")
+    labels: list[str] = option([], "names for the models", "models", metavar="A,B", separator=",")
+    img_size: int | None = option(None, "side of the input; by default as trained", "models", minimum=1)
+    device: str = option("auto", "cpu, cuda, mps, ...", "models")
 
+    output: str = option("explained", "folder to write to", "what to show", metavar="DIR")
+    method: Literal["gradcam", "gradcam++", "layercam", "scorecam", "group"] = option(
+        "gradcam", "kind of map", "what to show"
+    )
+    target: str | None = option(
+        None, "name or number of a class; by default the predicted one", "what to show", metavar="CLASS"
+    )
+    layer: str | None = option(None, "a module, or stage1, stage2, ...; by default the last stage", "what to show")
+    limit: int | None = option(None, "number of images, evenly spaced", "what to show", minimum=1)
+    batch_size: int = option(16, "images at a time", "what to show", minimum=1)
 
-def _sources(checkpoint: str | None, compare: Sequence[str] | None, model: str | None) -> list[str]:
-    """The files and models that are to be opened."""
-    if compare is not None:
-        if model is not None:
-            raise InputError("--compare takes models by their names too; --model cannot be given with it")
-        return list(compare)
-    if checkpoint is not None:
-        return [checkpoint]
-    if model is None:
-        raise InputError("name a network: --checkpoint FILE, --compare FILE FILE ... or --model NAME")
-    if not timm.is_model(model):
-        raise InputError(f"no model {model!r}; a checkpoint is given with --checkpoint")
-    return [model]
+    gates: bool = option(False, "the gates, groups and shuffles of shuffle attention", "instead of maps")
+    scores: bool = option(False, "deletion, insertion, drop and increase, as a table", "instead of maps")
+    channels: list[int] = option(
+        [], "channels of --layer, with --gates", "with --gates or --scores", metavar="N,M", separator=","
+    )
+    boxes: str | None = option(
+        None, "COCO annotations of the images, for the pointing game", "with --gates or --scores", metavar="FILE"
+    )
+    tolerance: float = option(0.0, "pixels that the pointing game allows", "with --gates or --scores", minimum=0)
+    steps: int = option(32, "steps of deletion and insertion", "with --gates or --scores", minimum=1)
 
+    def run(self) -> int:
+        """Open the models and the images, and write what was asked for."""
+        from ..console import console
+        from ..data.coco_reading import read_coco
+        from ..data.find import find_pictures, require_apart
+        from ..device import open_process
+        from ..explain.jobs import try_size, write_gates, write_maps, write_model_scores
+        from ..explain.models import folder_of, open_models
 
-def _try(subject: Classifier, img_size: int, process: Process) -> None:
-    """Refuses a size that a network does not take before it is in the middle of its first layer."""
-    channels = 3 if subject.view.mode == "RGB" else 1
-    try:
-        with eval_mode(subject.model), torch.no_grad():
-            subject.model(torch.zeros(1, channels, img_size, img_size, device=process.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(f"{subject.label} cannot be used with --img-size {img_size}: {error}") from error
-
-
-def _maps(
-    subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
-    process: Process,
-    batch_size: int,
-    method: str,
-    target: str | None,
-    layer: str | None,
-    folder: Path,
-) -> list[str]:
-    report = MapPictures(subjects, method, folder)
-    with _Bar(len(pictures), "explaining") as advance:
-        for batch in _batches(pictures, batch_size):
-            # All networks before the first file: what is wrong with one of them leaves nothing behind.
-            seen = [_tensors(subject, batch, process) for subject in subjects]
-            found = [
-                explain(subject.model, images, method, None if target is None else subject.target(target), layer)
-                for subject, images in zip(subjects, seen, strict=True)
-            ]
-            report.add(batch, seen, found, advance)
-    return report.finish(_of(subjects))
-
-
-def _scores(
-    subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
-    process: Process,
-    batch_size: int,
-    coco: CocoData | None,
-    settings: dict[str, Any],
-    folder: Path,
-) -> list[str]:
-    options: dict[str, Any] = {"coco": coco, "batch_size": batch_size, "device": process.device, **settings}
-    with _Bar(len(subjects) * len(pictures), "scoring") as advance:
-        found = [score(subject, pictures, watch=advance, **options) for subject in subjects]
-    print_scores(found)
-    boxes = None if coco is None else coco.source
-    return write_scores(found, {**settings, "boxes": boxes, **_of(subjects)}, folder)
-
-
-def _gates(
-    subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
-    process: Process,
-    batch_size: int,
-    target: str | None,
-    layer: str | None,
-    channels: Sequence[int],
-    folder: Path,
-) -> list[str]:
-    for subject in subjects:
-        layers = attention_layers(subject.model)
-        if not layers:
-            raise InputError(f"{subject.label} has no shuffle attention, whose gates could be shown")
-        if layer is not None and layer not in layers:
-            raise InputError(f"{subject.label} has no shuffle attention {layer!r}; there are {', '.join(layers)}")
-    if channels:  # of all networks before anything is written
-        for subject in subjects:
-            found = gates(subject.model, _tensors(subject, pictures[:1], process))
-            for each in (each for each in found if each.layer == layer):
-                chosen_channels(each, 0, len(channels), channels)
-    report = GatePictures(subjects, folder, target, layer, channels)
-    with _Bar(len(subjects) * len(pictures), "looking") as advance:
-        for batch in _batches(pictures, batch_size):
+        images, target, layer, batch_size = self.images, self.target, self.layer, self.batch_size
+        for one, other in (("checkpoint", "compare"), ("gates", "scores")):
+            if getattr(self, one) and getattr(self, other):
+                raise InputError(f"--{one} and --{other} cannot be given together")
+        folder = Path(self.output)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output {self.output}: that is a file; name a folder")
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"--output {self.output}: {there} cannot be written to")
+        if self.boxes is not None and (not self.scores or len(images) != 1 or not Path(images[0]).is_dir()):
+            raise InputError("--boxes goes with --scores and one folder, in which the annotated files lie")
+        if self.channels and not (self.gates and layer):
+            raise InputError("--channels goes with --gates and --layer, whose channels they are")
+        sources = self._sources()
+        pictures = find_pictures(images, self.limit, skip_bad=self.skip_bad_images)
+        coco = None
+        if self.boxes is not None:
+            coco = read_coco(self.boxes, images[0], check_files=False, skip_bad=self.skip_bad_images)
+        subjects = open_models(
+            sources,
+            labels=self.labels,
+            pretrained=self.pretrained,
+            ema=self.ema,
+            img_size=self.img_size,
+            of_weights=self.model if self.checkpoint is not None else None,
+        )
+        require_apart(folder, images, [folder_of(folder, subject, subjects) for subject in subjects])
+        if target is not None:
             for subject in subjects:
-                report.add(subject, batch, _tensors(subject, batch, process), advance)
-    for subject in subjects:
-        path = report.folder_of(subject) / "shuffle.png"
-        draw_shuffle(subject.model, f"where the shuffles of {subject.label} send the channels", path)
-    return report.finish(_of(subjects))
+                subject.target(target)
+        with open_process(self.device) as process:
+            for subject in subjects:
+                process.to_device(subject.model, channels_last=False)
+                if self.img_size is not None:
+                    try_size(subject, self.img_size, process)
+            if self.scores:
+                settings = {name: getattr(self, name) for name in ("method", "target", "layer", "steps", "tolerance")}
+                written = write_model_scores(subjects, pictures, process, batch_size, coco, settings, folder)
+            elif self.gates:
+                written = write_gates(subjects, pictures, process, batch_size, target, layer, self.channels, folder)
+            else:
+                written = write_maps(subjects, pictures, process, batch_size, self.method, target, layer, folder)
+        for line in written:
+            console.print(line)
+        return 0
 
+    def _sources(self) -> list[str]:
+        """Return the files and models to open."""
+        import timm
 
-def _batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
-    return [pictures[first : first + size] for first in range(0, len(pictures), size)]
-
-
-def _tensors(subject: Classifier, batch: Sequence[Picture], process: Process) -> Tensor:
-    return torch.stack([subject.view.tensor(picture) for picture in batch]).to(process.device)
-
-
-def _of(subjects: Sequence[Classifier]) -> dict[str, Any]:
-    return {"networks": [{"label": subject.label, "source": subject.source} for subject in subjects]}
-
-
-class _Bar:
-    """A bar of images with the time left."""
-
-    def __init__(self, total: int, doing: str):
-        columns = (progress.TextColumn(doing), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn())
-        self._bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=console, transient=True)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._bar.start()
-        return lambda images: self._bar.advance(self._task, images)
-
-    def __exit__(self, *_) -> None:
-        self._bar.stop()
+        if self.compare is not None:
+            if self.model is not None:
+                raise InputError("--compare takes models by their names too; --model cannot be given with it")
+            return list(self.compare)
+        if self.checkpoint is not None:
+            return [self.checkpoint]
+        if self.model is None:
+            raise InputError("name a model: --checkpoint FILE, --compare FILE FILE ... or --model NAME")
+        if not timm.is_model(self.model):
+            raise InputError(f"no model {self.model!r}; a checkpoint is given with --checkpoint")
+        return [self.model]

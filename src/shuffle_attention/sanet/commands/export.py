@@ -1,43 +1,46 @@
 """The command ``sanet export``."""
 
-import argparse
-from typing import Any
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..recipes.settings import option
+from . import Command
 
 
-def add_export(commands: Any) -> None:
-    """Add the command and its options."""
-    text = "write the model of a checkpoint as a file that runs without this package"
-    parser = commands.add_parser("export", help=text, description=text)
-    parser.add_argument("checkpoint", help="checkpoint of sanet train, or a published one")
-    parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
-    parser.add_argument("--format", metavar="NAME", help="onnx or torch; by default what the ending of FILE says")
-    parser.add_argument(
-        "--ema", action=argparse.BooleanOptionalAction, help="use the averaged weights (by default if there are any)"
-    )
-    parser.set_defaults(run=lambda options: run(options.checkpoint, options.output, options.format, options.ema))
+@dataclass(kw_only=True)
+class Export(Command):
+    """Write the model of a checkpoint as a file that runs without this package, and compare it with PyTorch."""
 
+    name = "export"
+    summary = "write a model as a file that runs without this package"
 
-def run(checkpoint: str, output: str, format: str | None = None, ema: bool | None = None) -> int:
-    """Export the model of a checkpoint, and print how far the file is from PyTorch."""
-    import os
-    from pathlib import Path
+    checkpoint: str = option(..., "checkpoint of sanet train, or a published one", positional=True)
+    output: str = option(..., "file to write", metavar="FILE")
+    format: str | None = option(None, "onnx or torch; by default by the ending of FILE")
+    ema: bool | None = option(None, "averaged weights; used by default if there are any")
 
-    import torch
+    def run(self) -> int:
+        """Export the model, and print the largest difference of its outputs from PyTorch's."""
+        import os
+        from pathlib import Path
 
-    from ...deploy import export, find_format
-    from ..console import console
-    from ..network import restore_network
+        import torch
 
-    chosen = find_format(format, Path(output))
-    restored = restore_network(checkpoint, ema=ema)
-    recipe = restored.recipe
-    images = torch.randn(
-        4, recipe.in_chans, recipe.img_size, recipe.img_size, generator=torch.Generator().manual_seed(0)
-    )
-    difference = export(restored.model, output, example=images, format=chosen.name)
-    console.print(
-        f"{output}: {recipe.model} for images (B, {', '.join(map(str, images.shape[1:]))}), format {chosen.name}, "
-        f"{os.path.getsize(output) / 2**20:.1f} MB; outputs differ from PyTorch's by at most {difference:.1e} "
-        f"of the largest"
-    )
-    return 0
+        from ...deploy import export, find_format
+        from ..console import console
+        from ..network import restore_network
+
+        chosen = find_format(self.format, Path(self.output))
+        restored = restore_network(self.checkpoint, ema=self.ema)
+        recipe = restored.recipe
+        images = torch.randn(
+            4, recipe.in_chans, recipe.img_size, recipe.img_size, generator=torch.Generator().manual_seed(0)
+        )
+        difference = export(restored.model, self.output, example=images, format=chosen.name)
+        console.print(
+            f"{self.output}: {recipe.model} for images (B, {', '.join(map(str, images.shape[1:]))}), "
+            f"format {chosen.name}, {os.path.getsize(self.output) / 2**20:.1f} MB; "
+            f"outputs differ from PyTorch's by at most {difference:.1e} of the largest"
+        )
+        return 0

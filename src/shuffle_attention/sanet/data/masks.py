@@ -23,7 +23,10 @@ def require_evaluator() -> Any:
     Raises:
         InputError: If it is not installed.
     """
-    return require_extra("faster_coco_eval", extra="detection")
+    require_extra("faster_coco_eval", extra="detection")
+    import faster_coco_eval
+
+    return faster_coco_eval
 
 
 def mask_fault(segmentation: object, height: int, width: int) -> str:

@@ -1,17 +1,24 @@
 """Parameters and multiply-adds of a detector at a given size of image."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from ...models.detectors import ARCHITECTURES
 from ...models.pyramid import PyramidBackbone
+from ..tasks.detection.batches import to_device
+from ..timing import wait_for
 
-__all__ = ["Cost", "detector_cost", "keep_all"]
+__all__ = ["Cost", "detector_cost", "inference", "keep_all", "training_step", "work_alike"]
+
+_OBJECTS = 8  # per image of a training step
 
 
 @dataclass(frozen=True)
@@ -79,3 +86,68 @@ def keep_all(model: nn.Module) -> None:
 
 def _by_module(counter: FlopCounterMode) -> Any:
     return counter.get_flop_counts().items()
+
+
+def work_alike(model: nn.Module, size: tuple[int, int]) -> None:
+    """Make untrained detectors comparable, in place, so that only their backbones differ.
+
+    Each keeps the same proposals, and its norms get the statistics of their input: with their initial statistics,
+    values would grow or vanish from block to block, at a rate that depends on the backbone.
+    """
+    keep_all(model)
+    parts: Any = model
+    if isinstance(model, GeneralizedRCNN):
+        head = parts.rpn.head
+        for layer in (head.cls_logits, head.bbox_pred):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    body = parts.backbone.body
+    norms = [module for module in body.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        body(torch.randn(2, 3, *size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train()
+
+
+def inference(
+    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
+) -> Callable[[], object]:
+    """Return a call that detects objects in random images and waits for the device."""
+    images = list(torch.rand(batch_size, 3, *size, device=device))
+
+    @torch.inference_mode()
+    def run() -> None:
+        model.eval()(images)
+        wait_for(device)
+
+    return run
+
+
+def training_step(
+    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
+) -> Callable[[], object]:
+    """Return a call that takes one training step on random images and waits for the device."""
+    torch.manual_seed(0)  # other objects would have more or fewer proposals to learn from
+    corners = torch.rand(batch_size, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7
+    boxes = torch.cat([corners, corners + 0.25 * min(size)], dim=2)
+    targets = [{"boxes": each, "labels": torch.ones(_OBJECTS, dtype=torch.int64)} for each in boxes]
+    if ARCHITECTURES[arch].masks:
+        for target in targets:
+            target["masks"] = torch.ones(_OBJECTS, *size, dtype=torch.uint8)
+    images, targets = to_device(torch.rand(batch_size, 3, *size).unbind(), targets, device)
+    # A step takes the same time at any learning rate; at 0 all detectors keep the same proposals.
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+
+    def run() -> None:
+        torch.manual_seed(0)  # proposals are sampled
+        torch.stack([*model.train()(images, targets).values()]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait_for(device)
+
+    return run

@@ -1,4 +1,4 @@
-"""Settings with types, ranges and help, as YAML files and command lines give them."""
+"""Settings: fields with types, ranges and help, each declared once for YAML files, Python and the command line."""
 
 import contextlib
 import dataclasses
@@ -8,17 +8,74 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
+import yaml
+
 from ...errors import InputError, unknown
 
 S = TypeVar("S", bound="Settings")
 
-# The order in which a command line shows the groups of its options.
+# Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
 
 
-def option(default: Any, help: str, group: str) -> Any:
-    """Returns a field of :class:`Settings` with its default, what it means, and the group it is shown in."""
-    metadata = {"help": help, "group": group}
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How a field is checked, and how the command line shows it.
+
+    Attributes:
+        default: Value of a field that is not given; ``...`` if it must be.
+        help: Meaning of the field. ``{recipes}`` stands for the names of the shipped recipes.
+        group: Group of the command's help.
+        first: Whether the help shows the field among the first of its group.
+        minimum: Smallest value, of a list's items if the field is a list.
+        maximum: Largest value.
+        above: Value that must be exceeded.
+        below: Value that must not be reached.
+        metavar: Name of the value in the help; by default its choices, or a name for its type.
+        positional: Whether the command line takes the value without a flag.
+        nargs: How many values a list takes, as argparse counts them.
+        separator: Character between the items of a list that is given as one word.
+        const: Value of the flag if nothing follows it.
+        aliases: Old flags, which are accepted and not shown.
+    """
+
+    default: Any
+    help: str
+    group: str = "options"
+    first: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    metavar: str | None = None
+    positional: bool = False
+    nargs: int | str = "*"
+    separator: str | None = None
+    const: Any = None
+    aliases: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise InputError if a number, or one of a list of numbers, is out of range."""
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float):
+                right = self.minimum is None or number >= self.minimum
+                right &= self.maximum is None or number <= self.maximum
+                right &= self.above is None or number > self.above
+                right &= self.below is None or number < self.below
+                require(right, name, self._range(), value)
+
+    def _range(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {self.minimum} and {self.maximum}"
+        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
+def option(default: Any, help: str, group: str = "options", **settings: Any) -> Any:
+    """Return a field of :class:`Settings`; the arguments are those of :class:`Option`."""
+    metadata = {"option": Option(default=default, help=help, group=group, **settings)}
+    if default is ...:
+        return field(metadata=metadata)
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -26,46 +83,82 @@ def option(default: Any, help: str, group: str) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
-    """Named values, each converted to the type that its field declares; a subclass says what range it has.
+    """Named values, each converted to the type that its field declares and held to its range.
 
     Raises:
-        InputError: If a value is of the wrong type.
+        InputError: If a value has the wrong type or is out of range.
     """
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for each in dataclasses.fields(self):
-            setattr(self, each.name, _converted(each.name, getattr(self, each.name), hints[each.name]))
+        for name, (option, hint) in self.options().items():
+            label = self.label(name)
+            value = _converted(label, getattr(self, name), hint)
+            option.check(label, value)
+            setattr(self, name, value)
+
+    @classmethod
+    def options(cls) -> dict[str, tuple[Option, Any]]:
+        """Return the option and the type of each field that has an option."""
+        hints = typing.get_type_hints(cls)
+        declared = {each.name: each.metadata.get("option") for each in dataclasses.fields(cls)}
+        return {name: (option, hints[name]) for name, option in declared.items() if option is not None}
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Return the name by which errors call a field."""
+        return name
 
     def replaced(self: S, **overrides: Any) -> S:
-        """Returns these settings with some fields changed.
+        """Return these settings with some fields changed.
 
         Raises:
             InputError: If a name is not a field, or a value cannot be one.
         """
-        known = [field.name for field in dataclasses.fields(self)]
+        known = [each.name for each in dataclasses.fields(self)]
         for name in overrides:
             if name not in known:
                 raise unknown("field", name, known)
         return dataclasses.replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for YAML and JSON."""
         return dataclasses.asdict(self)
 
 
 def require(holds: bool, name: str, contract: str, received: Any) -> None:
-    """Raises InputError, which says what a setting must be and what was received, unless it holds."""
+    """Raise InputError, which states what a setting must be and what was received, unless it holds."""
     if not holds:
         raise InputError(f"{name} must be {contract}, got {received}")
 
 
+def without_none(hint: Any) -> Any:
+    """Return the type of a field that may be None, or the type itself."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def parsed(text: str, hint: Any) -> Any:
+    """Return the value that a word of the command line stands for, which :class:`Settings` then checks."""
+    if typing.get_origin(hint) is Literal:
+        return next((choice for choice in typing.get_args(hint) if str(choice) == text), text)
+    if hint is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _converted(name: str, value: Any, hint: Any) -> Any:
-    """The value as the type that its field declares; YAML reads 1e-4 as text and 30 as an integer."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is UnionType:
-        return None if value is None else _converted(name, value, next(a for a in args if a is not type(None)))
+    """Return the value as the type that its field declares; YAML reads 1e-4 as text and 30 as an integer."""
+    kind = without_none(hint)
+    if kind is not hint:
+        return None if value is None else _converted(name, value, kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        require(value in args, name, f"one of {', '.join(args)}", value)
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            raise InputError(f"{name} must be one of {', '.join(map(str, args))}, got {value}")
         return value
     if origin is list:
         require(isinstance(value, list | tuple), name, "a list", value)
@@ -73,10 +166,10 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     if origin is dict:
         require(isinstance(value, dict), name, "a mapping", value)
         return dict(value)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             value = float(value)
         require(isinstance(value, float) and math.isfinite(value), name, "a finite number", value)
-    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    require(right, name, f"of type {hint.__name__}", repr(value))
+    right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    require(right, name, f"of type {kind.__name__}", repr(value))
     return value
