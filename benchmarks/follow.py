@@ -14,9 +14,9 @@ from sklearn.datasets import load_digits
 from timing import judged, write
 from torch import Tensor, nn
 
-from shuffle_attention.models import fused_block as fusing
-from shuffle_attention.models import sa_resnet as models
+from shuffle_attention.models import fused_block
 
+can_fuse = fused_block.can_fuse
 TARGET = 1e-9  # in float64
 RATES = (0.01, 0.05)
 TYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -24,7 +24,7 @@ TYPES = {"float64": torch.float64, "float32": torch.float32}
 
 def losses(dtype: torch.dtype, lr: float, steps: int, *, fused: bool, nudge: float = 0.0) -> Tensor:
     """The loss of every step, with the input scaled by ``1 + nudge``."""
-    models.can_fuse = fusing.can_fuse if fused else lambda *_: False
+    fused_block.can_fuse = can_fuse if fused else lambda *_: False
     torch.manual_seed(0)
     network = timm.create_model("sa_resnet18", num_classes=10).to(dtype).train()
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9)
@@ -40,7 +40,7 @@ def losses(dtype: torch.dtype, lr: float, steps: int, *, fused: bool, nudge: flo
         loss.backward()
         optimizer.step()
         found.append(loss.item())
-    models.can_fuse = fusing.can_fuse
+    fused_block.can_fuse = can_fuse
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -246,8 +246,8 @@ def test_the_fused_block_steps_aside_for_what_is_looked_at(images, monkeypatch, 
     model = copy.deepcopy(lively("sa_resnet18")).float()
     images = images.float()
     fused = []
-    tail = shuffle_attention.models.sa_resnet.block_tail
-    monkeypatch.setattr(shuffle_attention.models.sa_resnet, "block_tail", lambda *a: fused.append(1) or tail(*a))
+    tail = shuffle_attention.models.fused_block.block_tail
+    monkeypatch.setattr(shuffle_attention.models.fused_block, "block_tail", lambda *a: fused.append(1) or tail(*a))
     with torch.no_grad():
         model(images)
     as_ever = len(fused)
@@ -260,7 +260,7 @@ def test_the_fused_block_steps_aside_for_what_is_looked_at(images, monkeypatch, 
     with torch.no_grad():
         model(images)
     assert len(fused) == as_ever
-    monkeypatch.setattr(shuffle_attention.models.sa_resnet, "can_fuse", lambda *_: False)
+    monkeypatch.setattr(shuffle_attention.models.fused_block, "can_fuse", lambda *_: False)
     torch.testing.assert_close(explain(model, images, layer=layer).raw, found.raw, atol=1e-5, rtol=1e-4)
 
 

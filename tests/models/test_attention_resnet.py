@@ -1,5 +1,7 @@
 """Networks with every attention of the family, and ShuffleNet v2: names, counts, and what timm gives a network."""
 
+import functools
+
 import pytest
 import timm
 import timm.optim
@@ -8,8 +10,10 @@ import torchvision
 from torch import nn
 
 from conftest import QUICK, sanet_here
-from shuffle_attention import ShuffleAttention, SpatialGroupEnhance, attention_names
+from shuffle_attention import AttentionSpec, ShuffleAttention, SpatialGroupEnhance, attention_names, register_attention
+from shuffle_attention.attention import spec
 from shuffle_attention.attention.shuffle_ablation import ShuffleAttentionAblation
+from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.sanet.network import restore_network
@@ -144,7 +148,7 @@ def test_gates_of_spatial_group_enhancement_are_not_decayed_where_norms_are_not(
 
 
 def test_the_ablation_as_a_network_steps_aside_from_the_fused_tail(monkeypatch):
-    monkeypatch.setattr(models, "block_tail", lambda *_: pytest.fail("the fused tail computes the published layer"))
+    monkeypatch.setattr(fused_block, "block_tail", lambda *_: pytest.fail("the fused op ran"))
     model = build("shuffle", num_classes=3, groups=16, attention_options={"gate": "conv1x1", "norm": False}).eval()
     assert all(isinstance(block.sa, ShuffleAttentionAblation) for block in blocks(model))
     assert [block.sa.groups for block in blocks(model)] == [16] * 8
@@ -222,3 +226,43 @@ def test_narrow_stages_have_as_many_groups_as_fit():
     assert groups == [16, 16, 32, 32, 64, 64, 64, 64]
     with pytest.raises(ValueError, match="nearest groups that fit: 16"):
         timm.create_model("sge_resnet18", channels=(16, 32, 64, 128), attention_options={"groups": 64})
+
+
+class Mix(nn.Module):
+    """A toy attention, which starts as the identity: x + conv(mean(x))."""
+
+    def __init__(self, channels: int, *, bias: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=bias)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.constant_(self.conv.bias, 0) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x.mean((2, 3), keepdim=True))
+
+
+def test_a_layer_from_outside_is_used_by_name(monkeypatch):
+    monkeypatch.setattr(spec, "_SPECS", dict(spec._SPECS))
+    with pytest.raises(ValueError, match="no attention 'mix'"):
+        resnet_with("mix", 18)
+    register_attention(AttentionSpec(name="mix", build=Mix, decays=False))
+    name, options = resnet_with("mix", 18)
+    assert (name, options) == ("attention_resnet18", {"attention": "mix", "zero_init_last": False})
+    model, plain = build("mix", num_classes=3).eval(), build("none", num_classes=3).eval()
+    assert all(isinstance(block.se, Mix) for block in blocks(model))
+    assert len(model.no_weight_decay()) == 16
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), plain(x))  # the start of the layer, which timm would initialise as a convolution
+
+
+def test_a_callable_stands_where_a_name_does():
+    assert resnet_with("se", 18)[0] == "se_resnet18"
+    for attention in (Mix, functools.partial(Mix, bias=False), AttentionSpec(name="m", build=Mix)):
+        assert all(isinstance(block.se, Mix) for block in blocks(build(attention)))
+    model = timm.create_model("attention_resnet50", attention=Mix, attention_options={"bias": False})
+    assert all(block.se.conv.bias is None for block in blocks(model))
+    narrow = timm.create_model("attention_resnet18", attention=SpatialGroupEnhance, channels=(16, 32, 64, 128))
+    assert [block.se.groups for block in blocks(narrow)] == [16, 16, 32, 32, 64, 64, 64, 64]
+    with pytest.raises(TypeError, match="attention"):
+        timm.create_model("attention_resnet18")

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from shuffle_attention import ShuffleAttention
 from shuffle_attention import kernels as ops
 from shuffle_attention.kernels import kernels_loaded
+from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.fused_block import can_fuse
 
@@ -32,13 +33,13 @@ def network() -> nn.Module:
 @pytest.fixture
 def fused(monkeypatch) -> list[bool]:
     """An entry for each end of a block that was computed as one op."""
-    calls, op = [], models.block_tail
+    calls, op = [], fused_block.block_tail
 
     def counted(*arguments, **options):
         calls.append(True)
         return op(*arguments, **options)
 
-    monkeypatch.setattr(models, "block_tail", counted)
+    monkeypatch.setattr(fused_block, "block_tail", counted)
     return calls
 
 

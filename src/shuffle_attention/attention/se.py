@@ -1,6 +1,6 @@
 """Squeeze-and-excitation, timm's layer."""
 
-from .spec import AttentionSpec, from_timm
+from .spec import AttentionSpec, from_timm, start_of_model
 
 
 def resnet_name(depth: int) -> str:
@@ -22,6 +22,7 @@ SPEC = AttentionSpec(
         "gate_layer",
     ),
     defaults={"rd_divisor": 1},
+    published_start=start_of_model,
     resnet=resnet_name,
     parameters="2 C h + h + C, h = C/16",
     notes="C/16 hidden channels, where timm rounds up to a multiple of 8; biases, as in the published models",

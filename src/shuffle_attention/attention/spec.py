@@ -23,8 +23,8 @@ class AttentionSpec:
         options: Names of the options of ``build``. None takes them from its signature; if it is still None, ``build``
             takes any.
         defaults: Values of options where the paper's differ from those of ``build``.
-        published_start: Initialise a layer as its authors do, in place. Models call it after they have initialised
-            all their convolutions.
+        published_start: Initialise a layer as its authors do, in place; a model calls it after it has initialised all
+            its convolutions. None keeps the initialisation of ``build``.
         identity: Make the layer such that it computes the identity at its start, with the arguments of ``build``;
             None if these options do not allow it.
         group_parts: Parts that each group of channels is split into; None for a layer without groups. ``groups="auto"``
@@ -43,7 +43,7 @@ class AttentionSpec:
     build: Callable[..., nn.Module]
     options: tuple[str, ...] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    published_start: Callable[[Any], None] = lambda module: None
+    published_start: Callable[[Any], None] | None = None
     identity: Callable[..., nn.Module | None] = lambda channels, **options: None
     group_parts: int | None = None
     decays: bool = True
@@ -145,7 +145,8 @@ def create_attention(
     module = _make(spec, spec.build, channels, options, device, dtype)
     if not isinstance(module, nn.Module):
         raise InputError(f"attention {spec.name!r} must be a torch.nn.Module, got {type(module).__name__}")
-    spec.published_start(module)
+    if spec.published_start is not None:
+        spec.published_start(module)
     return module
 
 
@@ -181,6 +182,10 @@ def from_timm(name: str) -> Callable[..., nn.Module]:
         return layer(channels, **options)
 
     return build
+
+
+def start_of_model(module: nn.Module) -> None:
+    """Keep the initialisation that a model gives to all its convolutions, as a ``published_start``."""
 
 
 def fitting_groups(channels: int, parts: int = 2) -> list[int]:

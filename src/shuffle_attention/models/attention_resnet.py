@@ -1,32 +1,39 @@
-"""ResNets with every attention of the family, registered with timm: ``timm.create_model("sge_resnet50")``.
+"""ResNets with any attention, registered with timm: ``timm.create_model("sge_resnet50")``.
 
 timm's ResNet with a layer of :func:`create_attention` where timm puts its own, after the last norm of the residual
-branch and before the addition. The plain ResNets and SE-ResNet-50, 101 and 152 are timm's own, the SA-ResNets are
-those of :mod:`.models`; :func:`resnet_with` tells the name of each. Not timm's: its ``ecaresnet50d``, ``50t`` and
-``gcresnet50t`` have other stems and shortcuts, its ``seresnet18`` and ``34`` a wider bottleneck in their first stage.
+branch and before the addition. ``attention_resnet50`` takes any attention: ``attention="se"``, a registered name or a
+callable. :func:`resnet_with` returns the name of the ResNet for an attention. Some of these are timm's own models, but
+not its ``ecaresnet50d``, ``ecaresnet50t`` and ``gcresnet50t``, which have other stems and shortcuts, nor its
+``seresnet18`` and ``seresnet34``, which have a wider bottleneck in their first stage.
 
-Sources: those of :func:`create_attention`; He et al., ResNet, arXiv:1512.03385.
+Sources: He et al., ResNet, arXiv:1512.03385; of the layers, see docs/networks.md.
 """
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import ResNet, is_model
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from ..attention import attention_names, create_attention, gate_names, get_spec
+from ..attention.spec import Attention
 from ..errors import unknown
-from .sa_resnet import DEFAULT_CFG, STAGES, require_weights
+from .sa_resnet import STAGES, build_resnet, register
 
 __all__ = ["AttentionResNet", "resnet_with"]
 
 
-def resnet_with(attention: str, depth: int) -> tuple[str, dict[str, Any]]:
-    """Returns the name under which timm has a ResNet with an attention, and what to create it with.
+def resnet_with(attention: Attention, depth: int) -> tuple[str, dict[str, Any]]:
+    """Return timm's name of the ResNet with an attention, and the arguments to create it with.
 
-    Networks created so differ in their attention alone: the same stem, blocks and initialisation, with the last
-    norm of every branch at 1, where ``timm.create_model("resnet50")`` alone would have it at 0.
+    Models created so differ in their attention alone: the same stem, blocks and initialisation, with the last norm of
+    every branch at 1, whereas ``timm.create_model("resnet50")`` alone starts it at 0.
+
+    Args:
+        attention: What :func:`create_attention` accepts.
+        depth: 18, 34, 50, 101 or 152.
 
     Raises:
         InputError: If there is no such attention, or no ResNet of that depth.
@@ -35,20 +42,21 @@ def resnet_with(attention: str, depth: int) -> tuple[str, dict[str, Any]]:
         >>> name, options = resnet_with("none", 50)
         >>> model = timm.create_model(name, **options)
     """
-    if attention not in attention_names():
-        raise unknown("attention", attention, attention_names())
+    spec = get_spec(attention)
     if depth not in STAGES:
         raise unknown("ResNet of depth", depth, map(str, STAGES))
-    prefix = {"none": "", "shuffle": "sa_", "se": "se" if depth >= 50 else "se_"}.get(attention, f"{attention}_")
-    return f"{prefix}resnet{depth}", {"zero_init_last": False}
+    if spec.resnet is not None:
+        return spec.resnet(depth), {"zero_init_last": False}
+    known = spec.name in attention_names() and get_spec(spec.name) is spec
+    return f"attention_resnet{depth}", {"attention": spec.name if known else spec, "zero_init_last": False}
 
 
 class AttentionResNet(ResNet):
-    """timm's ResNet whose blocks have an attention of the family.
+    """timm's ResNet with an attention in every block.
 
     Args:
-        attention: One of :func:`attention_names`.
-        attention_options: Options of that attention.
+        attention: What :func:`create_attention` accepts.
+        attention_options: Options of the attention.
         block: timm's block.
         layers: Number of blocks in each stage.
         block_args: Further arguments of the block.
@@ -57,67 +65,53 @@ class AttentionResNet(ResNet):
 
     def __init__(
         self,
-        attention: str,
+        attention: Attention,
         attention_options: Mapping[str, Any] | None,
         block: Any,
         layers: tuple[int, ...],
         block_args: Mapping[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.attention = attention
         layer = functools.partial(create_attention, attention, **(attention_options or {}))
         super().__init__(block, layers, block_args={**(block_args or {}), "attn_layer": layer}, **kwargs)
 
     def init_weights(self, zero_init_last: bool = True) -> None:
+        """Initialise as timm does, which includes all convolutions, and give the attention its published start."""
+        start = get_spec(self.attention).published_start
+        layers: list[Any] = [module.se for module in self.modules() if isinstance(module, BasicBlock | Bottleneck)]
+        before = [copy.deepcopy(layer.state_dict()) for layer in layers]
         super().init_weights(zero_init_last)
-        for module in self.modules():
-            if isinstance(module, BasicBlock | Bottleneck):
-                get_spec(self.attention).published_start(module.se)
+        for layer, state in zip(layers, before, strict=True):
+            if start is None:
+                layer.load_state_dict(state)
+            else:
+                start(layer)
 
     def no_weight_decay(self) -> set[str]:
         return gate_names(self)
 
 
 def _create(
-    attention: str,
+    name: str,
     depth: int,
-    pretrained: bool = False,
+    pretrained: bool,
     *,
+    attention: Attention,
     attention_options: Mapping[str, Any] | None = None,
-    zero_init_last: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> AttentionResNet:
-    variant = f"{attention}_resnet{depth}"
-    if attention == "sge":  # as for shuffle attention: in a narrow stage as many groups as fit
+    if get_spec(attention).group_parts is not None:  # a narrow stage has as many groups as fit
         attention_options = {"groups": "auto", **(attention_options or {})}
-    if pretrained:
-        require_weights(variant, kwargs)
-    return build_model_with_cfg(
-        AttentionResNet,
-        variant,
-        pretrained,
-        attention=attention,
-        attention_options=attention_options,
-        block=BasicBlock if depth < 50 else Bottleneck,
-        layers=STAGES[depth],
-        zero_init_last=zero_init_last,
-        **kwargs,
-    )
+    own = {"attention": attention, "attention_options": attention_options}
+    return build_resnet(AttentionResNet, name, depth, pretrained, (BasicBlock, Bottleneck), **own, **kwargs)
 
 
-_NETWORKS = [(attention, depth) for attention in ("cbam", "sge", "eca", "gc") for depth in STAGES]
-_NETWORKS += [("se", 18), ("se", 34)]
-default_cfgs = generate_default_cfgs({f"{attention}_resnet{depth}": DEFAULT_CFG for attention, depth in _NETWORKS})
-
-
-def _register(attention: str, depth: int) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs) -> AttentionResNet:
-        return _create(attention, depth, pretrained, **kwargs)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = f"{attention}_resnet{depth}"
-    entrypoint.__doc__ = f"ResNet-{depth} with the attention {attention!r} in every block."
-    globals()[entrypoint.__name__] = register_model(entrypoint)
-
-
-for _attention, _depth in _NETWORKS:
-    _register(_attention, _depth)
+for _depth in STAGES:
+    _name = f"attention_resnet{_depth}"
+    register(_name, functools.partial(_create, _name, _depth), f"ResNet-{_depth} with any attention in every block.")
+    for _spec in map(get_spec, attention_names()):
+        _name = "" if _spec.resnet is None else _spec.resnet(_depth)
+        if _name and not is_model(_name):
+            _make = functools.partial(_create, _name, _depth, attention=_spec.name)
+            register(_name, _make, f"ResNet-{_depth} with the attention {_spec.name!r} in every block.")

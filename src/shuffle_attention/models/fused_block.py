@@ -1,5 +1,7 @@
 """The end of a residual block as one op instead of its modules one after the other, and when that may be."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -45,6 +47,21 @@ def can_fuse(
 
 def _global_hooks() -> bool:
     return bool(torch.nn.modules.module._has_any_global_hook())
+
+
+def block_end(
+    u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module, act: nn.Module, drop_path: nn.Module | None
+) -> Tensor:
+    """Return ``act(drop_path(attention(norm(u))) + shortcut)``, as one op where :func:`can_fuse` allows it.
+
+    Arguments are those of :func:`can_fuse`.
+    """
+    if can_fuse(u, shortcut, norm, attention, act, drop_path):
+        return block_tail(u, shortcut, cast(nn.BatchNorm2d, norm), cast(ShuffleAttention, attention))
+    y = attention(norm(u))
+    if drop_path is not None:
+        y = drop_path(y)
+    return act(y + shortcut)  # not in place: a backward hook on the attention forbids it
 
 
 def block_tail(

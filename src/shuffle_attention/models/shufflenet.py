@@ -6,16 +6,17 @@ State-dict keys are torchvision's, and ``pretrained=True`` loads torchvision's w
 Source: Ma et al., ShuffleNet V2, arXiv:1807.11164.
 """
 
+import functools
 from typing import Any
 
 from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model_weights
 from torchvision.models import shufflenetv2 as torchvisions
 
-from .sa_resnet import DEFAULT_CFG
+from .sa_resnet import DEFAULT_CFG, register
 
 __all__ = ["ShuffleNetV2"]
 
@@ -118,10 +119,7 @@ def _cfg(name: str) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg(name) for name in _CHANNELS})
-
-
-def _create(name: str, pretrained: bool = False, **kwargs) -> ShuffleNetV2:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> ShuffleNetV2:
     return build_model_with_cfg(
         ShuffleNetV2,
         name,
@@ -133,25 +131,6 @@ def _create(name: str, pretrained: bool = False, **kwargs) -> ShuffleNetV2:
     )
 
 
-@register_model
-def shufflenet_v2_x0_5(pretrained: bool = False, **kwargs) -> ShuffleNetV2:
-    """ShuffleNet v2 of half the width, 1.37 M parameters."""
-    return _create("shufflenet_v2_x0_5", pretrained, **kwargs)
-
-
-@register_model
-def shufflenet_v2_x1_0(pretrained: bool = False, **kwargs) -> ShuffleNetV2:
-    """ShuffleNet v2, 2.28 M parameters."""
-    return _create("shufflenet_v2_x1_0", pretrained, **kwargs)
-
-
-@register_model
-def shufflenet_v2_x1_5(pretrained: bool = False, **kwargs) -> ShuffleNetV2:
-    """ShuffleNet v2 of one and a half times the width, 3.50 M parameters."""
-    return _create("shufflenet_v2_x1_5", pretrained, **kwargs)
-
-
-@register_model
-def shufflenet_v2_x2_0(pretrained: bool = False, **kwargs) -> ShuffleNetV2:
-    """ShuffleNet v2 of twice the width, 7.39 M parameters."""
-    return _create("shufflenet_v2_x2_0", pretrained, **kwargs)
+for _name in _CHANNELS:
+    _width = _name[-3:].replace("_", ".")
+    register(_name, functools.partial(_create, _name), f"ShuffleNet v2 of width {_width}.", _cfg(_name))

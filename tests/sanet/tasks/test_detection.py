@@ -13,6 +13,7 @@ from shuffle_attention import ShuffleAttention, attention_names, load_checkpoint
 from shuffle_attention.checkpoints import CheckpointError
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.kernels import kernels_loaded
+from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.models.pyramid import create_body
@@ -215,13 +216,13 @@ def test_weights_of_another_network_are_refused(classifier):
 
 @pytest.mark.skipif(not kernels_loaded, reason="the CPU kernels were not built")
 def test_frozen_norms_are_served_by_the_fused_end_of_a_block(classifier, monkeypatch):
-    calls, op = [], models.block_tail
+    calls, op = [], fused_block.block_tail
 
     def counted(*arguments):
         calls.append(True)
         return op(*arguments)
 
-    monkeypatch.setattr(models, "block_tail", counted)
+    monkeypatch.setattr(fused_block, "block_tail", counted)
     model = create_detector("retinanet", "sa_resnet18", 3, weights=classifier[1], trainable_layers=5).double().train()
     plain = copy.deepcopy(model)
     for module in plain.modules():

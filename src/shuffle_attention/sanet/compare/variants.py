@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...attention import attention_names
-from ...errors import InputError, unknown
+from ...attention import get_spec
+from ...errors import InputError
 from ...models.attention_resnet import resnet_with
 from ..recipes.recipe import Recipe
 
@@ -68,17 +68,15 @@ def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, pres
     """
     if plain.attach:
         raise InputError(f"the network has attention attached already ({plain.attach}); start from a plain one")
-    for name in attentions:
-        if name not in attention_names():
-            raise unknown("attention", name, attention_names())
+    specs = [get_spec(attention) for attention in attentions]
     found = []
-    for name in attentions:
+    for name, spec in zip(attentions, specs, strict=True):
         if name == "none":
             found.append(Variant(name, plain.model, plain.model_args))
             continue
         for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
             options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
-            if name in ("shuffle", "sge"):
+            if spec.group_parts is not None:
                 options["groups"] = "auto"
             label = f"{name}-{'preserved' if keep else 'unpreserved'}"
             found.append(Variant(label, plain.model, plain.model_args, options))
