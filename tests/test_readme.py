@@ -137,7 +137,7 @@ def test_every_command_runs(desk, monkeypatch):
     for number, command in enumerate(all_commands):
         run(command, desk)
         remove_runs(desk, but=all_commands[number + 1 :])
-    assert (desk / "figures.json").exists()
+    assert (desk / "metrics.json").exists()
 
 
 def test_the_code_of_each_page_runs(desk, monkeypatch):
