@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 
+import shuffle_attention.models  # noqa: F401 - registers the models
 from conftest import sanet_here, write_tree
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 

@@ -287,7 +287,7 @@ def test_what_cannot_be_read_is_left_out_if_that_is_asked_for(run, val, tmp_path
     assert explained(images, *arguments) == 2
     assert "1 of 2 images cannot be read" in capsys.readouterr().err
     assert explained(images, *arguments, "--skip-bad-images") == 0
-    assert "bad.png (not an image); left out" in capsys.readouterr().err
+    assert f"and are left out: {images}/bad.png (not an image)" in capsys.readouterr().err
     written = json.loads((tmp_path / "out/explanations.json").read_text())
     assert [image["name"] for image in written["images"]] == ["good"]
     assert explained(images / "bad.png", *arguments, "--skip-bad-images") == 2

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from ...errors import DataError, listed
 from ..recipes.recipe import Recipe
-from .folders import check_images, scan_tree
-from .images import read_image, to_mode
+from .folders import scan_tree
+from .images import check_images, read_image, to_mode
 
 NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 

@@ -1,19 +1,15 @@
 """Find and check the images that are named on the command line."""
 
-import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ...errors import DataError, InputError, listed
-from .images import in_threads, inspect_image
+from ...errors import InputError
+from .images import check_images
 
-logger = logging.getLogger(__name__)
 _LONGEST = 160  # bytes of a name; file systems allow 255, and endings are added
 
 
@@ -58,7 +54,8 @@ def find_images(
         if limit < 1:
             raise InputError(f"limit must be at least 1, got {limit}")
         candidates = [candidates[index * len(candidates) // limit] for index in range(limit)]
-    return _named(_readable(candidates, skip_bad))
+    kept = check_images([path for path, _ in candidates], None, skip_bad=skip_bad, whole=True)
+    return _named([candidates[index] for index in kept])
 
 
 def require_apart(output: Path, images: Sequence[str | os.PathLike], folders: Sequence[Path]) -> None:
@@ -89,22 +86,6 @@ def _images_in(folder: Path) -> list[Path]:
         paths = (Path(here, name) for name in files if not name.startswith("."))
         images += [path for path in paths if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
     return sorted(images)
-
-
-def _readable(candidates: list[tuple[Path, str]], skip_bad: bool) -> list[tuple[Path, str]]:
-    """Return the candidates that can be decoded."""
-    # The filter is set here: catch_warnings is not thread-safe.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        findings = in_threads(lambda each: inspect_image(each[0], "RGB", whole=True), candidates)
-    pairs = list(zip(candidates, findings, strict=True))
-    bad = [f"{path} ({finding.fault})" for (path, _), finding in pairs if finding.fault]
-    if bad:
-        message = f"{len(bad)} of {len(candidates)} images cannot be read: {listed(bad)}"
-        if not skip_bad or len(bad) == len(candidates):
-            raise DataError(message if skip_bad else f"{message}; leave them out with --skip-bad-images")
-        logger.warning("%s; left out", message)
-    return [candidate for candidate, finding in pairs if not finding.fault]
 
 
 def _named(candidates: list[tuple[Path, str]]) -> list[ImageFile]:

@@ -2,14 +2,12 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ...errors import DataError, listed
-from .images import in_threads, inspect_image
 
 logger = logging.getLogger(__name__)
 
@@ -72,36 +70,6 @@ def scan_tree(data: str | os.PathLike, split: str, classes: list[str] | None = N
     if empty:
         logger.warning("%d of the %d classes have no images in %s: %s", len(empty), len(names), folder, listed(empty))
     return Tree(images, names)
-
-
-def check_images(paths: Sequence[str], mode: str, *, skip_bad: bool = False) -> list[int]:
-    """Return the indices of the readable image files, and log the others and those that are converted.
-
-    Each file is decoded only if its header or its end is unusual. This finds files that are empty, cut off or not
-    images, but not a flipped bit in the middle of a file.
-
-    Raises:
-        DataError: If some files cannot be read and ``skip_bad`` is not set, or none can.
-    """
-    findings = in_threads(lambda path: inspect_image(path, mode), paths)
-    converted: dict[str, list[str]] = {}
-    for path, finding in zip(paths, findings, strict=True):
-        if finding.converted:
-            converted.setdefault(finding.converted, []).append(path)
-    for kind, files in sorted(converted.items()):
-        verb, first = ("is", "it") if len(files) == 1 else ("are", "the first")
-        counts = f"{len(files)} of {len(paths)}"
-        logger.warning("%s images %s %s, read as %s; %s is %s", counts, verb, kind, mode, first, files[0])
-    bad = [f"{path} ({finding.fault})" for path, finding in zip(paths, findings, strict=True) if finding.fault]
-    kept = [index for index, finding in enumerate(findings) if not finding.fault]
-    if bad and not (skip_bad and kept):
-        raise DataError(
-            f"{len(bad)} of {len(paths)} images cannot be read: {listed(bad)}; "
-            f"repair or remove them, or leave them out with --skip-bad-images"
-        )
-    if bad:
-        logger.warning("%d of %d images cannot be read and are left out: %s", len(bad), len(paths), listed(bad))
-    return kept
 
 
 def _split_folder(root: Path, split: str) -> Path:

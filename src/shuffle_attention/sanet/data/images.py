@@ -1,7 +1,9 @@
-"""Open one image file, check it without decoding it, and convert it to the mode that a model takes."""
+"""Open image files, check them without decoding them, and convert them to the mode that a model takes."""
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from typing import IO, TypeVar
@@ -9,6 +11,9 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import EpsImagePlugin, Image
 
+from ...errors import DataError, listed
+
+logger = logging.getLogger(__name__)
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -76,12 +81,12 @@ class Finding:
     size: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
-def inspect_image(path: str | os.PathLike, mode: str, *, whole: bool = False) -> Finding:
+def inspect_image(path: str | os.PathLike, mode: str | None, *, whole: bool = False) -> Finding:
     """Check an image file by its header and its end, and decode it only if these are unusual.
 
     Args:
         path: Image file.
-        mode: "RGB" or "L", the mode it will be converted to.
+        mode: "RGB" or "L", the mode it will be converted to, or None.
         whole: Whether to decode every file, and refuse those with more pixels than Pillow's limit.
     """
     try:
@@ -91,16 +96,53 @@ def inspect_image(path: str | os.PathLike, mode: str, *, whole: bool = False) ->
                 raise ValueError(
                     f"{image.width} x {image.height} pixels are more than {limit:,}; make it smaller first"
                 )
-            converted = _DESCRIPTIONS.get(image.mode, "") if image.mode != mode else ""
-            if image.mode.startswith("I"):
+            converted = _DESCRIPTIONS.get(image.mode, "") if mode not in (None, image.mode) else ""
+            if image.mode.startswith("I") and mode is not None:
                 converted = "16-bit"
             if whole or image.mode in ("F", "I") or not _ends_well(path, image.format):
                 image.load()
-                to_mode(image, mode)
+                to_mode(image, mode or "RGB")
         return Finding(converted=converted, size=image.size)
     # Decoders raise all kinds of errors: OSError, ValueError, SyntaxError, struct.error ...
     except Exception as error:
         return Finding(fault=_reason(path, error))
+
+
+def check_images(
+    paths: Sequence[str | os.PathLike], mode: str | None, *, skip_bad: bool = False, whole: bool = False
+) -> list[int]:
+    """Return the indices of the readable image files; log those that are left out and those that are converted.
+
+    Args:
+        paths: Image files.
+        mode: "RGB" or "L", the mode they will be converted to; None if it is not known, and no conversion is logged.
+        skip_bad: Whether to leave out unreadable files.
+        whole: Whether to decode every file. Otherwise a flipped bit in the middle of a file is not found.
+
+    Raises:
+        DataError: If some cannot be read and ``skip_bad`` is not set, or none can.
+    """
+    # The filter is set here: catch_warnings is not thread-safe.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        findings = in_threads(lambda path: inspect_image(path, mode, whole=whole), paths)
+    converted: dict[str, list[str]] = {}
+    for path, finding in zip(paths, findings, strict=True):
+        if finding.converted:
+            converted.setdefault(finding.converted, []).append(str(path))
+    for kind, files in sorted(converted.items()):
+        verb, first = ("is", "it") if len(files) == 1 else ("are", "the first")
+        counts = f"{len(files)} of {len(paths)}"
+        logger.warning("%s images %s %s, read as %s; %s is %s", counts, verb, kind, mode, first, files[0])
+    bad = [f"{path} ({finding.fault})" for path, finding in zip(paths, findings, strict=True) if finding.fault]
+    kept = [index for index, finding in enumerate(findings) if not finding.fault]
+    message = f"{len(bad)} of {len(paths)} images cannot be read"
+    if bad and not (skip_bad and kept):
+        hint = "" if skip_bad else "; repair or remove them, or leave them out with --skip-bad-images"
+        raise DataError(f"{message}: {listed(bad)}{hint}")
+    if bad:
+        logger.warning("%s and are left out: %s", message, listed(bad))
+    return kept
 
 
 def in_threads(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
