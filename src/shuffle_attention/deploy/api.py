@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, asked_for
+from ..errors import InputError, asked_for, require_extra, unknown
 from ..kernels import use_reference
 from .format import Format
 
@@ -44,15 +44,17 @@ def find_format(name: str | None, path: Path) -> Format:
     Raises:
         InputError: If there is no such format, or its files have another suffix.
     """
-    known = [_formats[each] for each in format_names()]
-    listed = ", ".join(f"{each.name} ({each.suffix})" for each in known)
-    matches = [each for each in known if name == each.name or (name is None and path.suffix == each.suffix)]
-    if not matches:
-        wanted = f"no format {name!r}" if name is not None else f"no format has files like {path.name}"
-        raise InputError(f"{wanted}; there are {listed}")
-    if path.suffix != matches[0].suffix:
-        raise InputError(f"files of the format {name} end in {matches[0].suffix}, got {path.name}")
-    return matches[0]
+    names = format_names()
+    if name is None:
+        by_suffix = {each.suffix: each for each in _formats.values()}
+        if path.suffix not in by_suffix:
+            raise InputError(f"no format has files like {path.name}; their endings are {', '.join(by_suffix)}")
+        return by_suffix[path.suffix]
+    if name not in names:
+        raise unknown("format", name, names)
+    if path.suffix != _formats[name].suffix:
+        raise InputError(f"files of the format {name} end in {_formats[name].suffix}, got {path.name}")
+    return _formats[name]
 
 
 def export(
@@ -84,7 +86,7 @@ def export(
     """
     path = Path(path)
     chosen = find_format(format, path)
-    chosen.require()
+    require_extra(*chosen.modules, extra=chosen.extra)
     if not path.resolve().parent.is_dir() or path.is_dir():
         raise InputError(f"cannot write {path}: it must be a file in a folder that exists")
     model, example = copy.deepcopy(model).cpu().eval(), example.detach().cpu()

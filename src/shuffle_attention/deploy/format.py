@@ -6,8 +6,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..errors import require_extra
-
 
 @dataclass(frozen=True)
 class Format:
@@ -29,11 +27,6 @@ class Format:
     load: Callable[[Path], Callable[[Tensor], Tensor]]
     modules: tuple[str, ...] = ()
     extra: str = ""
-
-    def require(self) -> None:
-        """Raise InputError, naming the extra, if a module that the format needs is not installed."""
-        for module in self.modules:
-            require_extra(module, extra=self.extra)
 
     def check(self, path: Path, model: nn.Module, images: Tensor) -> float:
         """Return the largest difference between the outputs of a file and of its model.
