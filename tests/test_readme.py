@@ -22,13 +22,15 @@ from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What makes a run of hours one of seconds. What the commands themselves say stands before it.
-SMALL = (
-    "--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split()
-)
+NARROW = ["--model-args", "{channels: [8, 8, 16, 16]}"]
+SMALL = [
+    *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split(),
+    *NARROW,
+]
 DETECT = "--workers 0 --device cpu".split()
 DETECT_SMALL = [*DETECT, *"--data coco-small --min-size 64 --max-size 64".split()]
 SMALL_FOR = {
-    "detect train": [*DETECT_SMALL, *"--epochs 1 --batch-size 2 --warmup-epochs 0".split()],
+    "detect train": [*DETECT_SMALL, *"--epochs 1 --batch-size 2 --warmup-epochs 0 --pyramid-channels 32".split()],
     "detect eval": DETECT_SMALL,
     "detect predict": ["--device", "cpu"],
     "detect profile": "--arch fcos --size 64 64 --repetitions 1 --device cpu".split(),
@@ -38,11 +40,15 @@ SMALL_FOR = {
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
         *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
-        *("--attention", "none,shuffle", "--model-args", "{channels: [8, 8, 16, 16]}"),
+        *("--attention", "none,shuffle", *NARROW),
     ],
 }
 # Fourteen networks of up to 50 million parameters, of which tests/test_profiling.py runs three, and two detectors.
-LARGE = {"--paper": "resnet18 sa_resnet18", "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18"}
+LARGE = {
+    "--paper": "resnet18 sa_resnet18",
+    "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18",
+    "profile resnet50 seresnet50 sa_resnet50": "profile resnet18 sa_resnet18",
+}
 # One machine and two processes in place of four and eight.
 CLUSTER = {"--nnodes 4": "--nnodes 1", "--nproc-per-node 8": "--nproc-per-node 2", "head-node:29500": "localhost:0"}
 
@@ -91,7 +97,7 @@ def run(command: str, desk: Path) -> None:
         return
     goes_on = "--resume" in words or "--report-only" in words
     small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
-    if "--from" in words:  # the network is that of the checkpoint
+    if {"--from", "--initial", "--model-args"} & set(words) and "--model-args" in small:  # the model is given
         small = small[: small.index("--model-args")]
     if "--model" in words and "--model" in small:
         small = [*small[: small.index("--model")], *small[small.index("--model") + 2 :]]
