@@ -22,9 +22,9 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 	$(BIN)/sanet eval runs/demo/best.pt --json runs/demo/evaluation.json
 	@echo "results: runs/demo (evaluation.json, curves.png, metrics.csv, best.pt)"
 
-# A process a core, at most four, each with one thread and whole files, since what is set up is set up once a file.
+# One process per core, at most four, each with one thread. A process that has finished takes tests of another.
 test: .venv/installed ## run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: .venv/installed ## time the kernels and whole networks beside their baselines, targets beside them
 	$(BIN)/python benchmarks/layer.py --name layer

@@ -33,6 +33,11 @@ os.environ["YOLO_AUTOINSTALL"] = "false"
 OPEN = Image.open
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest test, so that it does not run alone at the end; the others keep their order."""
+    items.sort(key=lambda item: item.name != "test_every_command_runs")
+
+
 def pytest_unconfigure() -> None:
     YOLO_SETTINGS.cleanup()
 
