@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import nn
 
-from shuffle_attention import load_checkpoint
+from shuffle_attention import attach, load_checkpoint
 from shuffle_attention.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from shuffle_attention.sanet.network import identify, restore_network
 
@@ -212,3 +213,42 @@ def test_the_network_is_known_from_its_weights(tmp_path):
     assert restored.classes[0] == "n01440764"
     with pytest.raises(CheckpointError, match="none of sa_resnet18.*--model"):
         identify(timm.create_model("resnet18").state_dict())
+
+
+VERSION_0_1 = Path(__file__).parent / "data/version_0_1"
+
+
+@pytest.mark.parametrize("name", ["preserved", "published", "se"])
+def test_runs_of_version_0_1_with_attached_attention_compute_what_they_did(name):
+    """best.pt of `sanet train --attach` with its gates and last norms drawn at random, and the logits there."""
+    path = VERSION_0_1 / f"{name}.pt"
+    model = restore_network(path).model.eval()
+    images = torch.linspace(-40, 40, 4 * 3 * 32 * 32).sin().reshape(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), read_checkpoint(path)["expected"])
+    assert "layer1.0.sa.gain" not in model.state_dict()
+
+
+def test_every_kind_of_layer_that_version_0_1_attached_loads(tmp_path):
+    """With its weights folded, without shuffle, and without shuffle and with its output multiplied by a constant."""
+    images = torch.linspace(-40, 40, 4 * 3 * 32 * 32).sin().reshape(4, 3, 32, 32)[:1]
+    path = VERSION_0_1 / "layers.pt"
+    expected = read_checkpoint(path)["expected"]
+    for _ in range(2):
+        modules = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8)]
+        model = nn.Sequential(*modules).eval()
+        attach(model, where="[124]", groups=2)
+        assert load_checkpoint(model, path).started == ()
+        with torch.no_grad():
+            torch.testing.assert_close(model(images)[:, :, ::7, ::7], expected)
+        # Saved under the names of today it loads again.
+        path = tmp_path / "today.pt"
+        torch.save(model.state_dict(), path)
+
+
+def test_an_output_that_only_version_0_1_multiplied_is_refused(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    attach(model, "se", where="1", start="published")
+    torch.save({**model.state_dict(), "1.attention.start_scale": torch.tensor(2.0)}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match="1.attention multiplies its output by 2.000, as only version 0.1"):
+        load_checkpoint(model, tmp_path / "old.pt")

@@ -1,6 +1,8 @@
-"""Reading and writing weights: nothing in a file is executed, nothing is loaded in part without a word."""
+"""Reading, recognising and writing weights. Nothing in a file is executed, and a file loads whole or not at all."""
 
+import copy
 import fnmatch
+import math
 import os
 import pickle
 import re
@@ -16,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attach.hooks import fold_plain_weights
+from .attach.insert import CHILD, Attached, Blend, attached, block_of
+from .attention import ShuffleAttention
 from .errors import InputError, listed
 from .files import atomic_write
 
@@ -43,32 +46,39 @@ class LoadReport:
 
     Attributes:
         loaded: Number of entries copied into the model.
-        weights: Name under which the file holds them: ``"state_dict_ema"``, say, or ``""`` for a bare state dict.
+        weights: Name under which the file has them, such as ``"state_dict_ema"``; ``""`` for a bare state dict.
         kept: Entries of the model that stay as they were because the caller allowed it.
-        unused: Entries of the file that went nowhere because the caller allowed it.
+        unused: Entries of the file that were not used because the caller allowed it.
+        started: Attached layers that were set to their start, since the file is of the plain model.
+        switched: Attached layers whose start was another than in the file, and is now that of the file.
     """
 
     loaded: int
     weights: str
     kept: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    started: tuple[str, ...] = ()
+    switched: tuple[str, ...] = ()
 
 
 def load_checkpoint(
     model: nn.Module, path: str | os.PathLike, *, may_differ: Iterable[str] = (), ema: bool | None = None
 ) -> LoadReport:
-    """Loads the whole of a checkpoint into a model, or nothing of it.
+    """Load the whole of a checkpoint into a model, or nothing of it.
 
     Reads the published ``.pth.tar`` files (``state_dict`` under ``module.``), bare state dicts, the
-    checkpoints of ``sanet train`` and ``.safetensors``. A model that attention was attached to takes the
-    weights of the plain network as well, folded as :func:`attach` folds them.
+    checkpoints of ``sanet train`` and ``.safetensors``.
+
+    A model with attached attention also loads the weights of the plain model, with its attention at its start as the
+    identity, and weights whose attention has another start (published, or written by version 0.1): its layers
+    take that start. The report names these layers.
 
     Args:
-        model: Network that takes the weights.
+        model: Model.
         path: File to read.
         may_differ: Patterns of entries that may be missing, unexpected or of another shape, such as
-            ``["fc.*"]`` for a new head. Those that fit are loaded all the same.
-        ema: Whether to take the averaged weights; None takes them where the file has them.
+            ``["fc.*"]`` for a new head. Those that fit are loaded nevertheless.
+        ema: Whether to load the averaged weights; None loads them if the file has them.
 
     Returns:
         What was loaded, and what was left out by permission.
@@ -76,20 +86,41 @@ def load_checkpoint(
     Raises:
         CheckpointError: If the file cannot be read safely, or if any entry is missing, unexpected or of
             another shape and is not in ``may_differ``. The model is then as it was.
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
 
     Example:
-        >>> load_checkpoint(model, "sa_resnet50.pth.tar")  # doctest: +SKIP
-        LoadReport(loaded=416, weights='state_dict', kept=(), unused=())
+        >>> load_checkpoint(model, "sa_resnet50.pth.tar").loaded  # doctest: +SKIP
+        416
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
+    layers = list(attached(model, every_name=True))
+    weights = _from_version_0_1(layers, unwrapped(weights, model.state_dict()))
+    weights, completed = _completed(layers, weights)
+    switched = {layer: new for layer in layers if (new := _as_in_file(layer, weights)) is not None}
+    old = {layer: layer.layer for layer in switched}
+    for layer, module in switched.items():
+        setattr(layer.owner, CHILD[layer.insertion.how], module)
+    try:
+        kept, unused = _compare(model, weights, tuple(may_differ), path)
+    except CheckpointError:
+        for layer, module in old.items():
+            setattr(layer.owner, CHILD[layer.insertion.how], module)
+        raise
     own = model.state_dict()
-    unfolded = unwrapped(weights, own)
-    weights = fold_plain_weights(model, unfolded, remember=False)
-    patterns = tuple(may_differ)
+    model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
+    started = tuple(layer.name for layer in layers if any(key.startswith(f"{layer.name}.") for key in completed))
+    loaded = len(own) - len(kept) - len(completed)
+    return LoadReport(loaded, name, kept, unused, started, tuple(layer.name for layer in switched))
+
+
+def _compare(
+    model: nn.Module, weights: dict[str, Tensor], may_differ: tuple[str, ...], path: str | os.PathLike
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the entries of the model that stay, and those of the file that are not used; both must be allowed."""
+    own = model.state_dict()
 
     def allowed(key: str) -> bool:
-        return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+        return any(fnmatch.fnmatchcase(key, pattern) for pattern in may_differ)
 
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
@@ -111,10 +142,70 @@ def load_checkpoint(
             + "; ".join(filter(None, faults))
             + ". Nothing was loaded. Name what may differ in may_differ, such as ['fc.*'] for a new head."
         )
-    kept = {*missing, *reshaped}
-    weights = fold_plain_weights(model, unfolded, remember=True)
-    model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
-    return LoadReport(len(own) - len(kept), name, tuple(sorted(kept)), tuple(unexpected + reshaped))
+    return tuple(sorted({*missing, *reshaped})), tuple(unexpected + reshaped)
+
+
+def _from_version_0_1(layers: list[Attached], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the names of today.
+
+    In version 0.1 the layer of a block was a child of the block's last norm. A layer without shuffle had an entry
+    ``unshuffled``, and one whose output was multiplied by a constant had that as ``start_scale``; what is now its gain.
+    Layers with shuffle had neither: they computed what the published layer does, behind weights that were permuted.
+    """
+    weights = dict(weights)
+    for layer in layers:
+        block = block_of(layer.owner) if layer.insertion.how == "block" else None
+        for end in () if block is None else block.ends:
+            old = f"{layer.name.removesuffix(CHILD['block'])}{end}.{CHILD['after']}."
+            for key in [key for key in weights if key.startswith(old)]:
+                weights[f"{layer.name}.{key.removeprefix(old)}"] = weights.pop(key)
+        scale = weights.pop(f"{layer.name}.start_scale", None)
+        if weights.pop(f"{layer.name}.unshuffled", None) is not None:
+            weights[f"{layer.name}.gain"] = torch.ones(()) if scale is None else scale
+        elif scale is not None:
+            raise CheckpointError(
+                f"{layer.name} multiplies its output by {scale.item():.3f}, as only version 0.1 can; nothing was loaded"
+            )
+    return weights
+
+
+def _completed(layers: list[Attached], weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return weights of the plain model with the start of all attached layers, and the names of what was added."""
+    if any(key.startswith(f"{layer.name}.") for layer in layers for key in weights):
+        return weights, []
+    start = {
+        f"{layer.name}.{key}": value
+        for layer in layers
+        if layer.insertion.start is not None
+        for key, value in {**layer.layer.state_dict(), **layer.insertion.start}.items()
+    }
+    return {**weights, **start}, list(start)
+
+
+def _as_in_file(attached: Attached, weights: dict[str, Tensor]) -> nn.Module | None:
+    """Return an attached layer with the start that weights have, and its own parameters; None if it has that."""
+    layer, name = attached.layer, attached.name
+    if not any(key.startswith(f"{name}.") for key in weights):
+        return None
+    if isinstance(layer, Blend):
+        return None if f"{name}.alpha" in weights else layer.layer
+    if not isinstance(layer, ShuffleAttention):
+        return None
+    gain = weights.get(f"{name}.gain")
+    has_gain = "gain" in layer.state_dict()
+    if not has_gain if gain is None else gain.is_meta or gain.numel() != 1:
+        return None
+    value = 1.0 if gain is None else gain.item()
+    # Half precision changes the entry, not the number that the layer computes with.
+    if gain is not None and has_gain and math.isclose(value, layer.gain_value, rel_tol=0.01):
+        return None
+    twin = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+    twin.shuffle, twin.gain_value = gain is None, value
+    if has_gain:
+        del twin.gain
+    if gain is not None:
+        twin.register_buffer("gain", layer.cweight.detach().new_tensor(value))
+    return twin
 
 
 def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from shuffle_attention import ShuffleAttention, attach, detach
 def model() -> nn.Module:
     model = network("plain").float()
     attach(model, groups=2, where="residual")
-    attach(model, groups=4, where="norm3", preserve=False)
+    attach(model, groups=4, where="norm3", start="published")
     torch.manual_seed(3)
     for module in model.modules():
         if isinstance(module, ShuffleAttention):

@@ -1,4 +1,4 @@
-"""Attention put into any network and taken out again, with what the network computes preserved."""
+"""Attention inserted into any model and removed again, without touching the model's weights."""
 
 from .api import AttachReport, attach, detach
 

@@ -1,212 +1,282 @@
-"""Attention put into any network, and taken out again.
+"""The functions ``attach`` and ``detach``, and the report of what was inserted.
 
-The layer becomes a child ``attention`` of the module it follows, and a hook of that module calls it. No module
-changes its place, its class or its name, so that weights from before load after and the other way round, and
-whatever looks for a module by name or class (feature extraction, weight decay by name, timm's
-``feature_info``) finds it. Hooks survive ``copy.deepcopy``, pickling, DDP, ``torch.compile`` and ``torch.export``.
-What does not survive is a tool that puts another module in the hooked one's place, as
-``SyncBatchNorm.convert_sync_batchnorm`` and the fusion of convolution and norm do: use it first, then attach.
+The model's own weights, names and classes stay as they are seen from outside, so weights load before and after, and
+code that loses the attention at its start leaves the plain model.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ..attention import create_attention
+from ..attention import create_attention, create_identity, get_spec
+from ..attention.spec import Attention
 from ..errors import InputError
+from . import insert
 from .find import Example, Place, Where, find_places, run
-from .fold import Fold, plan_fold
-from .hooks import CHILD, attached, is_attached, put_in, take_out
+from .insert import Blend
+from .trace import Dataflow
+
+Start = Literal["identity", "published"]
 
 
 @dataclass(frozen=True)
 class AttachedLayer:
-    """One layer that was put in: a row of the report.
+    """One attached layer: a row of the report.
 
     Attributes:
-        place: Name of the module that it belongs to.
+        name: Name of the layer in the model; its entries in the state dict begin with it.
+        place: Name of the module that it follows.
         module: Class of that module.
-        channels: Channels of the map.
-        groups: Its groups; None if the layer has none.
-        parameters: Parameters that it adds.
-        preserved: How the network's function was preserved, or "no".
+        channels: Number of channels of the map.
+        groups: Groups of the layer; None if it has none.
+        parameters: Number of parameters that it adds.
+        start: ``"identity by gain"``, ``"identity by alpha"``, ``"identity"`` or ``"published"``.
+        fused: Whether norm, attention, addition and ReLU run as one op, on devices that have a kernel for it.
     """
 
+    name: str
     place: str
     module: str
     channels: int
     groups: int | None
     parameters: int
-    preserved: str
+    start: str
+    fused: bool
 
 
 @dataclass(frozen=True)
 class AttachReport:
-    """What :func:`attach` did; printed, it is a table."""
+    """What :func:`attach` inserted; printed, it is a table."""
 
     attention: str
     layers: tuple[AttachedLayer, ...]
 
     @property
     def parameters(self) -> int:
-        """Parameters added in all."""
+        """Number of parameters added in total."""
         return sum(layer.parameters for layer in self.layers)
 
     def __str__(self) -> str:
-        head = ("place", "module", "channels", "groups", "parameters", "function preserved")
+        head = ("name", "after", "channels", "groups", "parameters", "start", "fused")
         rows = [
             (
-                x.place,
-                x.module,
+                x.name,
+                f"{x.module} {x.place}",
                 f"{x.channels}",
                 "" if x.groups is None else f"{x.groups}",
                 f"{x.parameters:,}",
-                x.preserved,
+                x.start,
+                "yes" if x.fused else "no",
             )
             for x in self.layers
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        numbers = (2, 3, 4)
         lines = [
             "  ".join(
-                cell.rjust(w) if i in numbers else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
+                cell.rjust(width) if title in ("channels", "groups", "parameters") else cell.ljust(width)
+                for cell, width, title in zip(row, widths, head, strict=True)
+            ).rstrip()
             for row in (head, *rows)
         ]
-        summary = f"{self.attention}: {len(rows)} layers, {self.parameters:,} parameters"
-        return "\n".join(line.rstrip() for line in [*lines, summary])
+        return "\n".join([*lines, f"{self.attention}: {len(rows)} layers, {self.parameters:,} parameters"])
 
 
 def attach(
     model: nn.Module,
-    attention: str = "shuffle",
+    attention: Attention = "shuffle",
     *,
     where: Where = "residual",
-    preserve: bool = True,
+    start: Start = "identity",
     example: Example | None = None,
     **options: Any,
 ) -> AttachReport:
-    """Puts attention layers into a network, in place, and returns what was put where.
+    """Insert attention layers into a model, in place, and return what was inserted where.
 
-    All is looked at before anything is changed: after an error the network is as it was. Attach before the
-    optimiser is made, and before the network is compiled or wrapped for several devices.
+    After an error the model is as it was. Attach before the optimiser is created, and before the model is compiled or
+    wrapped for several devices.
 
-    With ``preserve`` the network computes after the call what it computed before, to rounding, in training mode
-    too: the layers get the start at which they multiply the map with a constant, and that is folded into
-    the norm or convolution before each, permuted against the shuffle. Where nothing can be folded, the layer
-    goes without its shuffle and its output is divided by the constant, which the report calls an identity
-    start. Weights of the network without attention still load (``load_state_dict``, also strictly, and
-    :func:`load_checkpoint`): they are folded on the way, and the attention goes back to its start. Without
-    ``preserve`` the layers start as their authors publish them, and weights load as they are.
+    With ``start="identity"`` the model computes what it computed before, in training mode too, and none of its weights
+    is changed. Shuffle attention starts so by a factor of its gates, and without its shuffle; any other attention A
+    is inserted as x + alpha * (A(x) - x) with a learnt alpha that starts at 0. With ``start="published"`` the layers
+    start as their authors publish them, with the shuffle, which changes what the model computes.
+
+    Residual blocks of timm's, torchvision's and Hugging Face's ResNets get the layer as a child ``sa``, and run the end
+    of the block as one op. At all other places the layer is a child ``attention`` of the module that it follows,
+    called by a hook of that module.
 
     Args:
-        model: Network.
-        attention: Name of the layer, as :func:`create_attention` takes it.
+        model: Model.
+        attention: What :func:`create_attention` accepts: a name, a spec, or a callable from channels to a module.
         where: ``"residual"`` (before each residual addition), ``"stage"`` (after each stage), ``"last"`` (before
             the last addition of each stage); a glob over module names such as ``"layer*.bn2"``, in which ``*``
             matches dots as well; or a predicate of name and module. The layer follows the module.
-        preserve: Whether the network's function is to stay what it is.
-        example: Input to find the places with, if the network does not run on one image of 64 pixels: a tensor,
+        start: ``"identity"`` or ``"published"``.
+        example: Input for finding the places, if the model does not run on one image of 64 pixels: a tensor,
             a tuple of positional inputs or a dict of inputs by name.
-        **options: Of the layer, as :func:`create_attention` takes them; ``groups="auto"`` chooses for each place.
+        **options: Options of the layer, as :func:`create_attention` takes them. ``groups`` is ``"auto"`` by default.
 
     Raises:
-        InputError: If a name, an option or the groups do not fit, if nothing is found, if a module found cannot be
-            attended to or is already, or if the network cannot be run.
+        InputError: If a name, an option or the groups do not fit, nothing matches, a match is not a place for
+            attention or has some already, or the model does not run.
 
     Example:
         >>> report = attach(torchvision.models.resnet50(), "shuffle", where="last")  # doctest: +SKIP
     """
+    if "preserve" in options:  # the argument of version 0.1; goes with version 0.3
+        start = "identity" if options.pop("preserve") else "published"
+    if start not in ("identity", "published"):
+        raise InputError(f"start must be 'identity' or 'published', got {start!r}")
     _refuse_wrapped(model)
-    # Name and options, before the network runs; what depends on the channels is looked at for each place.
-    known = {**options, "groups": "auto"} if "groups" in options else options
-    create_attention(attention, 4096, device="meta", **known)
-    present = [f"{name}.{CHILD}" for name, _ in attached(model)]
-    places, flow = find_places(model, where, example, present)
-    layers = _build(model, attention, places, options)
-    folds: list[Fold | None] = [None] * len(places)
-    if preserve:
-        if any(tensor.is_meta for tensor in model.parameters()):
-            raise InputError("preserve=True changes weights, and those of this network are on the meta device")
-        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-            raise InputError(
-                "preserve=True changes weights, and those of this network were made under torch.inference_mode(), "
-                "which forbids it; make the network outside of it, or copy it with copy.deepcopy()"
-            )
-        names = {place.name for place in places}
-        folds = [plan_fold(model, flow, p, layer, names - {p.name}) for p, layer in zip(places, layers, strict=True)]
-    rows, first = [], 1 + max((record.order for _, record in attached(model)), default=0)
-    for order, (place, layer, fold) in enumerate(zip(places, layers, folds, strict=True), start=first):
-        count = sum(p.numel() for p in layer.parameters())
-        preserved = put_in(model, place, layer, fold, order)
-        module = type(model.get_submodule(place.name)).__name__
-        groups = getattr(layer, "groups", None)
-        rows.append(AttachedLayer(place.name, module, place.channels, groups, count, preserved))
-    _verify(model, example, [place.name for place in places], first)
-    return AttachReport(attention, tuple(rows))
+    spec = get_spec(attention)
+    if spec.group_parts is not None:
+        options = {"groups": "auto", **options}
+    places, flow = find_places(model, where, example, [layer.name for layer in insert.attached(model)])
+    plans = _plan(model, spec, places, start, options)
+    before = {id(layer.insertion) for layer in insert.attached(model)}
+    for plan in plans:
+        insert.insert(plan.owner, plan.how, plan.layer, plan.start)
+    inserted = [layer for layer in insert.attached(model) if id(layer.insertion) not in before]
+    _verify(model, example, flow, inserted)
+    names = {id(layer.layer): layer.name for layer in inserted}
+    return AttachReport(spec.name, tuple(plan.row(names[id(plan.layer)]) for plan in plans))
 
 
 def detach(model: nn.Module) -> None:
-    """Takes out what :func:`attach` put in, in place: modules, names and hooks are those from before.
+    """Remove everything that :func:`attach` inserted, in place: classes, names and hooks are those from before.
 
-    Weights that were folded are restored to the bit, if they are as ``attach`` left them. Those that were trained
-    or loaded since are unfolded to rounding: the network then computes what it computed with attention at its
-    start, and what attention has learnt is gone.
+    The model then computes with its own weights what it would compute without attention; what attention has learnt
+    is lost.
 
     Raises:
         InputError: If nothing is attached.
     """
-    if not any(True for _ in attached(model)):
-        raise InputError(f"nothing is attached to {type(model).__name__}; give the network that attach was given")
-    take_out(model)
+    layers = list(insert.attached(model))
+    if not layers:
+        raise InputError(f"nothing is attached to {type(model).__name__}; give the model that attach was given")
+    for layer in layers:
+        insert.check_removable(layer.owner)
+    for layer in layers:
+        insert.remove(layer.owner, layer.insertion)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A layer and how it is to be inserted."""
+
+    place: Place
+    module: str
+    owner: nn.Module
+    how: str
+    layer: nn.Module
+    start: dict[str, torch.Tensor] | None
+
+    def row(self, name: str) -> AttachedLayer:
+        inner = self.layer.layer if isinstance(self.layer, Blend) else self.layer
+        start = "published" if self.start is None else "identity"
+        if self.start is not None and self.start.keys() & {"alpha", "gain"}:
+            start = f"identity by {'alpha' if isinstance(self.layer, Blend) else 'gain'}"
+        return AttachedLayer(
+            name,
+            self.place.name,
+            self.module,
+            self.place.channels,
+            getattr(inner, "groups", None),
+            sum(p.numel() for p in self.layer.parameters()),
+            start,
+            self.how == "block" and insert.runs_fused(self.owner, self.layer),
+        )
+
+
+def _plan(
+    model: nn.Module, attention: Attention, places: Iterable[Place], start: Start, options: dict[str, Any]
+) -> list[_Plan]:
+    """Return the layers for all places, or raise an error that names every place that does not accept one."""
+    plans: list[_Plan] = []
+    faults: dict[str, list[str]] = {}
+    for place in places:
+        module = model.get_submodule(place.name)
+        owner, how = _owner(model, place)
+        child = insert.CHILD[how]
+        if hasattr(owner, child):
+            there = vars(owner).get("_insertions") is not None
+            why = "attention is attached already" if there else f"there is an attribute {child!r} already"
+            faults.setdefault(why, []).append(place.name)
+            continue
+        like = next((p for p in (*module.parameters(), *model.parameters()) if p.is_floating_point()), torch.empty(0))
+        factory = {"device": like.device, "dtype": like.dtype}
+        layer = state = None
+        try:
+            if start == "identity":
+                layer = create_identity(attention, place.channels, **factory, **options)
+                entries = {} if layer is None else layer.state_dict()
+                state = {key: value.to("meta" if value.is_meta else "cpu", copy=True) for key, value in entries.items()}
+            if layer is None:
+                layer = create_attention(attention, place.channels, **factory, **options)
+                if start == "identity":
+                    layer = Blend(layer, **factory)
+                    state = {"alpha": torch.zeros(1)}
+        except InputError as error:
+            faults.setdefault(str(error), []).append(place.name)
+            continue
+        plans.append(_Plan(place, type(module).__name__, owner, how, layer.train(module.training), state))
+    if faults:
+        lines = [f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {why}" for why, names in faults.items()]
+        auto = "; groups='auto' fits every place" if any("groups" in why for why in faults) else ""
+        raise InputError("attention cannot be attached at " + "; ".join(lines) + auto)
+    return plans
+
+
+def _owner(model: nn.Module, place: Place) -> tuple[nn.Module, str]:
+    """Return the module that gets the layer as a child, and how: the block whose branch ends here, or the module."""
+    names = place.name.split(".")
+    for length in range(len(names) - 1, -1, -1):
+        module = model.get_submodule(".".join(names[:length]))
+        block = insert.block_of(module)
+        if block is not None and not place.before and ".".join(names[length:]) in block.ends:
+            return module, "block"
+    return model.get_submodule(place.name), "before" if place.before else "after"
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("attention cannot be put into a scripted or traced module; attach it before")
+        raise InputError("attention cannot be attached to a scripted or traced module; attach it before")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        raise InputError(f"attach before wrapping: {type(model).__name__} holds the network, which has to be given")
+        raise InputError(f"attach before wrapping: {type(model).__name__} contains the model to give to attach")
     compiled = next((name for name, module in model.named_modules() if hasattr(module, "_orig_mod")), None)
     if compiled is not None:
         raise InputError(f"attach before compiling: {compiled} is compiled already")
 
 
-def _build(model: nn.Module, attention: str, places: Iterable[Place], options: dict[str, Any]) -> list[nn.Module]:
-    """The layers for all places, or an error that names every place that does not take one."""
-    layers: list[nn.Module] = []
-    faults: dict[str, list[str]] = {}
-    for place in places:
-        module = model.get_submodule(place.name)
-        if hasattr(module, CHILD):
-            why = "attention is attached" if is_attached(module) else f"there is an attribute {CHILD!r}"
-            faults.setdefault(f"{why} already", []).append(place.name)
-            continue
-        like = next((p for p in (*module.parameters(), *model.parameters()) if p.is_floating_point()), torch.empty(0))
-        try:
-            layer = create_attention(attention, place.channels, device=like.device, dtype=like.dtype, **options)
-        except InputError as error:
-            faults.setdefault(str(error), []).append(place.name)
-            continue
-        layers.append(layer.train(module.training))
-    if faults:
-        lines = [f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {why}" for why, names in faults.items()]
-        auto = "; groups='auto' chooses for each place" if any("groups" in why for why in faults) else ""
-        raise InputError(f"attention {attention!r} cannot be attached at " + "; ".join(lines) + auto)
-    return layers
-
-
-def _verify(model: nn.Module, example: Example | None, names: list[str], first: int) -> None:
-    """Runs the example again: modules that run all their children, whoever they are, would run attention as well."""
+def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserted: list[insert.Attached]) -> None:
+    """Run the example again, and remove what was inserted if a layer does not run as it should."""
     try:
-        calls = run(model, example).by_name()
-        wrong = [name for name in names if len(calls.get(f"{name}.{CHILD}", [])) != 1]
-        why = "a module there runs its children by itself"
+        after = run(model, example)
+        fault = next((fault for layer in inserted if (fault := _fault(layer, before, after))), None)
     except InputError as error:
-        wrong, why = names, str(error)
-    if wrong:
-        take_out(model, first)
-        raise InputError(f"attention cannot be attached at {', '.join(wrong[:4])}: {why}. The network is as it was")
+        fault = str(error)
+    if fault:
+        for layer in inserted:
+            insert.remove(layer.owner, layer.insertion)
+        raise InputError(f"attention cannot be attached: {fault}. The model is as it was")
+
+
+def _fault(layer: insert.Attached, before: Dataflow, after: Dataflow) -> str | None:
+    """Return what is wrong with an inserted layer, from the data flow before and after."""
+    calls, name = after.by_name(), layer.name
+    if (count := len(calls.get(name, []))) != 1:
+        return f"{name} runs {count} times, since a module there runs its children itself"
+    call = calls[f"{name}.layer" if isinstance(layer.layer, Blend) else name][0]
+    given = after.values[call.inputs[0]].shape
+    returned = None if call.output is None else after.values[call.output].shape
+    if returned != given:
+        return f"{name} returns {returned} for a map of {given}"
+    inside = f"{layer.owner_name}." if layer.owner_name else ""
+    of_block = {k: len(v) for k, v in before.by_name().items() if k.startswith(inside)}
+    if layer.insertion.how == "block" and any(len(calls.get(k, [])) != n for k, n in of_block.items()):
+        return (
+            f"{layer.owner_name or type(layer.owner).__name__} does not compute what its class did when it was listed"
+        )
+    return None

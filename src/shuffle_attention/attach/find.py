@@ -1,4 +1,4 @@
-"""Where in a network attention can stand: names and presets turned into modules, each with its channels."""
+"""Places for attention in a model: presets, globs and predicates resolved to modules and their channels."""
 
 import difflib
 import fnmatch
@@ -20,20 +20,20 @@ Where = str | Callable[[str, nn.Module], bool]
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
-# What may stand between the last module of a branch and the addition: layer scale, a change of type or layout.
+# Operations allowed between the last module of a branch and the addition: layer scale, change of type or layout.
 _ELEMENTWISE = ("mul", "__mul__", "__rmul__", "mul_", "__imul__", "to", "type", "float", "contiguous", "clone")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one attention layer goes.
+    """Where one attention layer is inserted.
 
     Attributes:
-        name: The module.
-        value: Index of the map in the dataflow.
-        channels: Channels of the map.
-        before: Whether the map is what the module takes and not what it gives. So it is for identities,
-            dropout and stochastic depth: what they drop in training is to be dropped after attention.
+        name: Name of the module that the layer follows.
+        value: Index of the map in the data flow.
+        channels: Number of channels of the map.
+        before: Whether the layer precedes the module instead. This is so for identities, dropout and stochastic depth:
+            what they drop in training must be dropped after attention.
     """
 
     name: str
@@ -43,33 +43,33 @@ class Place:
 
 
 def find_places(
-    model: nn.Module, where: Where, example: Example | None = None, leave_out: Collection[str] = ()
+    model: nn.Module, where: Where, example: Example | None = None, attached: Collection[str] = ()
 ) -> tuple[list[Place], Dataflow]:
-    """Returns the places that are asked for, in the order in which they compute, and what flows in the network.
+    """Return the places that ``where`` names, in the order of computation, and the data flow of the model.
 
-    The network runs once on an example, and the presets are read from what it does, not from the names or
-    classes of its modules, so that they hold for networks that nobody listed here:
+    The model runs once on an example. The presets follow from the data flow and not from names or classes, so they
+    work for models that are not listed anywhere:
 
-    - A *residual addition* adds two maps of one shape that come from one map, one of them (the shortcut) through
-      at most one convolution, the other (the branch) through more. Attention goes to the last module of
-      the branch, which is a norm in most networks. Layer scale may stand between.
-    - A *block* is a module of the class of one that does a residual addition, with an addition or without (as
-      where a stride or a change of width forbids one). A *stage* is all blocks that give maps of one
-      height and width. In a network without residual additions it is all that is computed at one height and
-      width of more than one pixel, with two convolutions at least, and ends with the last of its outermost modules.
+    - A *residual addition* adds two maps of one shape that come from one map: the shortcut through at most one
+      convolution, the branch through more. Attention follows the last module of the branch, in most models a
+      norm. Layer scale may come after it.
+    - A *block* is a module of the same class as one that contains a residual addition; it may have none itself, as
+      where a stride forbids it. A *stage* is all blocks whose outputs have one height and width. In a model without
+      residual additions it is everything at one height and width of more than one pixel with at least two
+      convolutions, and ends with the last of its outermost modules.
 
     Args:
-        model: Network.
+        model: Model.
         where: A preset, a glob over module names in which ``*`` matches dots as well, or a predicate of name
-            and module. A name of an ``nn.Sequential`` stands for its last module.
-        example: Input, positional inputs (tuple) or inputs by name (dict) that the network runs on. By default
-            one image of zeros, 64 pixels wide, with the channels that the first convolution takes.
-        leave_out: Names of modules that are no places, with all that is inside them.
+            and module. The name of an ``nn.Sequential`` stands for its last module.
+        example: Input, positional inputs (tuple) or inputs by name (dict) for the model. By default one image of
+            zeros, 64 pixels wide, with the channels of the first convolution.
+        attached: Names of attention layers that are attached already; they and their children are not places.
 
     Raises:
-        InputError: If the network does not run, if nothing is found, or if what is found is no place.
+        InputError: If the model does not run, nothing matches, or a match is not a place.
     """
-    finder = _Finder(model, example, leave_out)
+    finder = _Finder(model, example, attached)
     places = finder.preset(where) if isinstance(where, str) and where in PRESETS else finder.matching(where)
     doubled = [p for i, p in enumerate(places) if any(q.value == p.value for q in places[:i])]
     if doubled:
@@ -78,12 +78,13 @@ def find_places(
 
 
 class _Finder:
-    def __init__(self, model: nn.Module, example: Example | None, leave_out: Collection[str]):
+    def __init__(self, model: nn.Module, example: Example | None, attached: Collection[str]):
         self.model = model
+        self.attached = attached
         self.modules = {
             name: module
             for name, module in model.named_modules()
-            if name and not any(name == out or name.startswith(f"{out}.") for out in leave_out)
+            if name and not any(name == layer or name.startswith(f"{layer}.") for layer in attached)
         }
         self.flow = run(model, example)
         self.calls = self.flow.by_name()
@@ -95,18 +96,18 @@ class _Finder:
             return self.stages(additions)
         if name == "last":
             additions = list({addition.shape[2:]: (addition, branch) for addition, branch in additions}.values())
-        found = [place for _, branch in additions if (place := self.end_of(branch))]
-        if not found:
+        places = [place for _, branch in additions if (place := self.end_of(branch))]
+        if not places:
             raise InputError(
                 f"where={name!r} stands {PRESETS[name]}, and {type(self.model).__name__} has "
-                + ("residual additions of what no module of its own gives" if additions else "no residual addition")
-                + "; where='stage', a glob over module names or a predicate would do"
+                + ("residual additions of maps that no module returns" if additions else "no residual addition")
+                + "; where='stage', a glob over module names or a predicate would work"
             )
-        return list({place.value: place for place in found}.values())
+        return list({place.value: place for place in places}.values())
 
     def additions(self) -> list[tuple[Value, Value]]:
-        """Each residual addition with the end of its branch."""
-        values, found = self.flow.values, []
+        """Return each residual addition with the end of its branch."""
+        values, additions = self.flow.values, []
         for addition in values:
             if addition.operation not in _ADDITIONS or len(addition.parents) != 2:
                 continue
@@ -116,18 +117,20 @@ class _Finder:
                 continue
             fork = values[common.bit_length() - 1]
             if shortcut.depth - fork.depth <= 1 and branch.depth > shortcut.depth:
-                found.append((addition, branch))
-        return found
+                additions.append((addition, branch))
+        return additions
 
     def end_of(self, branch: Value) -> Place | None:
-        """The last module of a branch that can be attended to.
+        """Return the last module of a branch that can be attended to.
 
-        Where several give the same map, a convolution with its norm, say, and the norm in it, it is the outermost:
-        what is inside may be replaced, as when norms are synchronised or fused.
+        If several return the same map, such as a norm and the container of convolution and norm, it is the outermost:
+        the inner ones may be replaced, as when norms are synchronised or fused.
         """
         while True:
             calls = reversed(self.flow.outputs(branch.index))
             for call in sorted(calls, key=lambda call: call.passes_through):
+                if call.name in self.attached:
+                    raise InputError(f"attention is attached already: {call.name}; detach(model) removes it")
                 place = self.place(call.name) if call.name in self.modules else None
                 if isinstance(place, Place):
                     return place
@@ -150,7 +153,7 @@ class _Finder:
                 continue
             size = self.flow.values[place.value].shape[2:]
             inner = size in ends and call.name.count(".") > ends[size].name.count(".")
-            pooled = max(size) == 1  # as what squeeze-and-excitation and heads compute on
+            pooled = max(size) == 1  # squeeze-and-excitation and heads compute on such maps
             if blocks or (convolutions.count(size) > 1 and not inner and not pooled):
                 ends[size] = place
         if not ends:
@@ -169,41 +172,43 @@ class _Finder:
             )
         if not names:
             raise InputError(f"where={where!r} matches no module of {type(self.model).__name__}; {self._hint(where)}")
-        found = {name: self.place(self.last_of(name)) for name in names}
-        faults = {name: fault for name, fault in found.items() if isinstance(fault, str)}
+        places = {name: self.place(self.last_of(name)) for name in names}
+        faults = {name: fault for name, fault in places.items() if isinstance(fault, str)}
         if faults:
             shown = listed([f"{name} {fault}" for name, fault in faults.items()], 4)
-            raise InputError(f"attention cannot stand at {len(faults)} of the {len(names)} modules that match: {shown}")
-        return list({place.name: place for place in found.values() if isinstance(place, Place)}.values())
+            raise InputError(
+                f"attention cannot be attached at {len(faults)} of the {len(names)} modules that match: {shown}"
+            )
+        return list({place.name: place for place in places.values() if isinstance(place, Place)}.values())
 
     def last_of(self, name: str) -> str:
-        """The module itself, or the last one of an ``nn.Sequential``, which would run a child of another kind."""
+        """Return the module itself, or the last child of an ``nn.Sequential``, which would run attention itself."""
         while type(self.modules[name]).forward is nn.Sequential.forward and len(self.modules[name]._modules):
             name = f"{name}.{list(self.modules[name]._modules)[-1]}"
         return name
 
     def place(self, name: str) -> Place | str:
-        """The place at a module, or what is against it."""
+        """Return the place at a module, or the reason why there is none."""
         if isinstance(self.modules[name], nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            return "is a container, which would run attention as one of its own"
+            return "is a container, which would run attention as one of its children"
         calls = self.calls.get(name, [])
         if not calls:
-            return "is not called when the network runs"
+            return "is not called when the model runs"
         if len(calls) > 1:
             return f"is called {len(calls)} times in one pass, for maps that may have different channels"
         call = calls[0]
         if call.output is None:
-            return "does not give one tensor"
+            return "does not return one tensor"
         value = self.flow.values[call.output]
         shape = value.shape
         if len(shape) != self.dimensions or len(shape) < 3:
-            return f"gives {shape}, which is no map (B, C, *spatial)"
+            return f"returns {shape}, which is not a map (B, C, *spatial)"
         if value.channels_last:
-            return f"gives {shape}, which has its channels in the last dimension and not in the second"
+            return f"returns {shape}, which has its channels in the last dimension and not in the second"
         return Place(name, call.output, shape[1], call.passes_through)
 
     def _hint(self, where: Where) -> str:
-        presets = ", ".join(f"{name!r} ({what})" for name, what in PRESETS.items())
+        presets = ", ".join(f"{name!r} ({meaning})" for name, meaning in PRESETS.items())
         near = (
             difflib.get_close_matches(where, [*PRESETS, *self.modules], n=3, cutoff=0.5)
             if isinstance(where, str)
@@ -217,18 +222,18 @@ class _Finder:
 
 
 def run(model: nn.Module, example: Example | None) -> Dataflow:
-    """Returns what flows in the network when it runs on the example.
+    """Return the data flow of the model on the example.
 
     Raises:
-        InputError: If it does not run.
+        InputError: If the model does not run.
     """
     if example is None:
         try:
             example = example_input(model)
         except LookupError:
             raise InputError(
-                f"{type(model).__name__} has no convolution, so that there is no map for attention to stand on; for a "
-                f"network with convolutions of a kind of its own give an input: example=torch.zeros(...)"
+                f"{type(model).__name__} has no convolution, so there is no map for attention; if it has convolutions "
+                f"of another kind, give an input: example=torch.zeros(...)"
             ) from None
     args = example if isinstance(example, tuple) else () if isinstance(example, dict) else (example,)
     kwargs = example if isinstance(example, dict) else {}
@@ -236,9 +241,9 @@ def run(model: nn.Module, example: Example | None) -> Dataflow:
         return record(model, args, kwargs)
     except InputError:
         raise
-    except Exception as error:  # whatever a network may raise
+    except Exception as error:  # a model may raise anything
         shapes = ", ".join(str(tuple(t.shape)) for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
         raise InputError(
             f"{type(model).__name__} did not run on zeros of shape {shapes} ({type(error).__name__}: {error}); "
-            f"give an input that it takes: example=torch.zeros(...), a tuple or a dict of them"
+            f"give an input that it accepts: example=torch.zeros(...), a tuple or a dict of them"
         ) from error

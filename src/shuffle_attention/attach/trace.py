@@ -1,4 +1,4 @@
-"""What flows where in a network: its modules' outputs and the operations between them, seen in one run."""
+"""Data flow of a model: the outputs of its modules and the operations between them, recorded in one run."""
 
 import copy
 from collections import defaultdict
@@ -21,25 +21,23 @@ _WEIGHTED = (*CONVOLUTIONS, "conv_transpose1d", "conv_transpose2d", "conv_transp
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that was computed from the network's input.
+    """A tensor that was computed from the model's input.
 
     Attributes:
-        index: Place in the order of computation.
-        shape: Its shape.
-        operation: Name of the PyTorch function that made it.
-        parents: What it was made from, without parameters and constants.
-        parameters: The ids of the parameters it was made with.
+        index: Position in the order of computation.
+        shape: Shape of the tensor.
+        operation: Name of the PyTorch function that computed it.
+        parents: Indices of the values it was computed from, without parameters and constants.
         owner: Name of the innermost module that was running.
-        depth: Convolutions and linear layers on the longest way from the input.
-        channels_last: Whether its channels are in the last dimension, as linear layers leave them.
-        ancestors: A bit for the index of each value that it depends on.
+        depth: Number of convolutions and linear layers on the longest path from the input.
+        channels_last: Whether the channels are the last dimension, as linear layers leave them.
+        ancestors: Bit set of the indices of all values that it depends on.
     """
 
     index: int
     shape: tuple[int, ...]
     operation: str
     parents: tuple[int, ...]
-    parameters: frozenset[int]
     owner: str
     depth: int
     channels_last: bool
@@ -48,7 +46,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Call:
-    """A module that ran: its tensor inputs, and its output where that is one tensor (else None)."""
+    """One call of a module: its tensor inputs, and its output if that is one tensor (otherwise None)."""
 
     name: str
     inputs: tuple[int, ...]
@@ -56,53 +54,48 @@ class Call:
 
     @property
     def passes_through(self) -> bool:
-        """Whether it gave back what it was given, as identities and dropout do in evaluation mode."""
+        """Whether the output is an input, as for identities, and for dropout in evaluation mode."""
         return self.output is not None and self.output in self.inputs
 
 
 @dataclass
 class Dataflow:
-    """One run of a network: values in the order they were computed, calls in the order they ended, and its results."""
+    """One run of a model: values in the order of computation, and calls in the order in which they ended."""
 
     values: list[Value] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    results: tuple[int, ...] = ()
 
     def by_name(self) -> dict[str, list[Call]]:
-        found: dict[str, list[Call]] = defaultdict(list)
+        """Return the calls of each module that was called."""
+        calls: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls:
-            found[call.name].append(call)
-        return dict(found)
+            calls[call.name].append(call)
+        return dict(calls)
 
     def outputs(self, value: int) -> list[Call]:
-        """The calls that gave this value, innermost first."""
+        """Return the calls that returned this value, innermost first."""
         return [call for call in self.calls if call.output == value]
 
     def children(self, value: int) -> list[Value]:
-        """What was computed directly from this value."""
+        """Return the values that were computed directly from this one."""
         return [v for v in self.values if value in v.parents]
-
-    def uses(self, parameter: Tensor) -> int:
-        """How many values were computed directly with this parameter."""
-        return sum(id(parameter) in v.parameters for v in self.values)
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dataflow:
-    """Returns what happens when the network runs on an example, in evaluation mode and without gradients.
+    """Return the data flow of a model on an example, in evaluation mode and without gradients.
 
-    A copy runs, which shares the parameters and has its own modules, buffers and hooks: whatever
-    happens, the network itself stays as it is.
+    A copy runs. It shares the parameters, and has modules, buffers and hooks of its own, so the model is not changed.
 
     Raises:
-        InputError: If it cannot be copied.
+        InputError: If the model cannot be copied.
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     try:
         twin = copy.deepcopy(model, shared).eval()
-    except Exception as error:  # whatever a module may raise
+    except Exception as error:  # a module may raise anything
         raise InputError(
-            f"{type(model).__name__} cannot be looked at, for it cannot be copied ({type(error).__name__}: {error}); "
-            f"tensors of a backward pass that its modules keep are gone after a forward pass under torch.no_grad()"
+            f"{type(model).__name__} must be copied to be analysed, which failed ({type(error).__name__}: {error}); "
+            f"if its modules keep tensors of a backward pass, run it once under torch.no_grad()"
         ) from error
     recorder = _Recorder()
     for name, module in twin.named_modules():
@@ -115,10 +108,10 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> D
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees every PyTorch function that is called. Tensors are told apart by identity and version.
+    """Record every PyTorch function that is called. Tensors are distinguished by identity and version.
 
-    The version tells ``relu_(x)`` from ``x``. All tensors are kept until the end, so that none takes
-    the identity of one that is gone.
+    The version distinguishes ``relu_(x)`` from ``x``. All tensors are kept until the end, so that no identity is used
+    twice.
     """
 
     def __init__(self):
@@ -128,50 +121,46 @@ class _Recorder(TorchFunctionMode):
         self._running: list[tuple[str, tuple[int, ...]]] = []
 
     def watch(self, name: str, module: nn.Module) -> None:
-        def entered(module, args, kwargs):
+        def enter(module, args, kwargs):
             self._running.append((name, self._indices(args, kwargs)))
 
-        def left(module, args, kwargs, output):
+        def leave(module, args, kwargs, output):
             _, inputs = self._running.pop()
             if isinstance(output, Tensor) and self._index(output) is None and inputs:
-                # Made by something that is no PyTorch function, such as an extension of its own.
-                self._add(output, "unknown", inputs, frozenset())
-            found = self._index(output) if isinstance(output, Tensor) else None
-            self.flow.calls.append(Call(name, inputs, found))
-            if not name:
-                self.flow.results = self._indices(output)
+                # Computed by something other than a PyTorch function, such as an extension.
+                self._add(output, "unknown", inputs)
+            index = self._index(output) if isinstance(output, Tensor) else None
+            self.flow.calls.append(Call(name, inputs, index))
 
-        module.register_forward_pre_hook(entered, with_kwargs=True)
-        module.register_forward_hook(left, with_kwargs=True)
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+        module.register_forward_hook(leave, with_kwargs=True)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for tensor in _tensors(args, kwargs):
-            self._add(tensor, "input", (), frozenset())
+            self._add(tensor, "input", ())
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         inputs = self._indices(args, kwargs)
-        made = func(*args, **kwargs)
-        if inputs:
-            parameters = frozenset(id(t) for t in _tensors(args, kwargs) if isinstance(t, nn.Parameter))
-            for tensor in _tensors(made):
-                if self._index(tensor, exactly=True) is None:
-                    self._add(tensor, getattr(func, "__name__", "unknown"), inputs, parameters)
-        return made
+        result = func(*args, **kwargs)
+        for tensor in _tensors(result) if inputs else ():
+            if self._index(tensor, exactly=True) is None:
+                self._add(tensor, getattr(func, "__name__", "unknown"), inputs)
+        return result
 
     def _indices(self, *tree: Any) -> tuple[int, ...]:
-        found = (self._index(tensor) for tensor in _tensors(*tree))
-        return tuple(dict.fromkeys(index for index in found if index is not None))
+        indices = (self._index(tensor) for tensor in _tensors(*tree))
+        return tuple(dict.fromkeys(index for index in indices if index is not None))
 
     def _index(self, tensor: Tensor, *, exactly: bool = False) -> int | None:
-        """The value that a tensor holds; one that was written to through a view is taken for what it was before."""
+        """Return the index of a tensor's value; after a write through a view, that of the value before it."""
         if id(tensor) not in self._known:
             return None
         versions = self._known[id(tensor)][1]
         index = versions.get(tensor._version)
         return index if exactly or index is not None else versions[max(versions)]
 
-    def _add(self, tensor: Tensor, operation: str, parents: tuple[int, ...], parameters: frozenset[int]) -> None:
+    def _add(self, tensor: Tensor, operation: str, parents: tuple[int, ...]) -> None:
         values = self.flow.values
         index, depth, ancestors = len(values), 0, 0
         for parent in parents:
@@ -181,8 +170,8 @@ class _Recorder(TorchFunctionMode):
         depth += operation in _WEIGHTED
         shape = tuple(tensor.shape)
         last = self._channels_last(operation, shape, parents)
-        values.append(Value(index, shape, operation, parents, parameters, owner, depth, last, ancestors))
-        version = tensor._version
+        values.append(Value(index, shape, operation, parents, owner, depth, last, ancestors))
+        version = tensor._version  # read first: this mode sees the reading
         self._known.setdefault(id(tensor), (tensor, {}))[1][version] = index
 
     def _channels_last(self, operation: str, shape: tuple[int, ...], parents: tuple[int, ...]) -> bool:
@@ -200,10 +189,10 @@ def _tensors(*tree: Any) -> Iterator[Tensor]:
 
 
 def example_input(model: nn.Module, size: int = 64) -> Tensor:
-    """Returns one input of zeros with as many channels and dimensions as the network's first convolution takes.
+    """Return one input of zeros with the channels and dimensions that the first convolution of the model takes.
 
     Raises:
-        LookupError: If the network has no convolution.
+        LookupError: If the model has no convolution.
     """
     dimensions = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
     for module in model.modules():

@@ -40,13 +40,13 @@ def can_fuse(
         and has_kernels(u)
         and u.dtype == shortcut.dtype
         and u.shape == shortcut.shape
-        and not any(getattr(module, hooks) for module in (norm, attention, act) for hooks in _HOOKS)
-        and not _global_hooks()
+        and not any(is_hooked(module) for module in (norm, attention, act))
     )
 
 
-def _global_hooks() -> bool:
-    return bool(torch.nn.modules.module._has_any_global_hook())
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether calling a module does more than run its forward pass, because of hooks."""
+    return any(getattr(module, hooks) for hooks in _HOOKS) or bool(torch.nn.modules.module._has_any_global_hook())
 
 
 def block_end(

@@ -49,12 +49,10 @@ def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) 
 
 
 def _attach(model: nn.Module, recipe: Recipe) -> None:
-    """Puts in the attention of a recipe. Weights of the plain network, loaded later, are folded then."""
-    meta = next(model.parameters()).is_meta
-    example = torch.zeros(2, recipe.in_chans, recipe.img_size, recipe.img_size, device="meta" if meta else None)
+    """Attach the attention of a recipe."""
+    device = next(model.parameters()).device
+    example = torch.zeros(2, recipe.in_chans, recipe.img_size, recipe.img_size, device=device)
     options = dict(recipe.attach)
-    if meta:  # weights that are not there cannot be folded, and the counts are the same
-        options["preserve"] = False
     with asked_for(model=recipe.model, attach=recipe.attach):
         attach(model, options.pop("name"), example=example, **options)
 

@@ -12,7 +12,7 @@ from timm.data import Mixup
 from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 
-from ....attach.hooks import CHILD
+from ....attach.insert import CHILD
 from ....checkpoints import load_checkpoint
 from ....errors import DataError, asked_for
 from ...data.datasets import Samples, load_digits, open_split
@@ -90,7 +90,8 @@ class Classification(Task[Recipe]):
         recipe = self.recipe
         if recipe.initial is not None:
             # Attention that does not preserve the function has no values in a plain network's weights.
-            new = [f"*.{CHILD}.*"] if recipe.attach and not recipe.attach.get("preserve", True) else []
+            published = recipe.attach.get("start") == "published" or not recipe.attach.get("preserve", True)
+            new = [f"*.{child}.*" for child in set(CHILD.values())] if published else []
             load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
 
     def batches(self, process: Process) -> TrainingBatches:

@@ -1,0 +1,271 @@
+"""Insertion of attention into a model: as the end of a residual block of a known class, or by a hook of any module.
+
+Either way the module gets a child and a class of its own, derived from the one that it had. The class is what compilers
+guard on (they do not guard on hooks); it has the old name, and modules of it copy and pickle.
+"""
+
+import copyreg
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..attention import ShuffleAttention
+from ..errors import InputError
+
+BLOCK_CHILD, HOOK_CHILD = "sa", "attention"
+CHILD = {"block": BLOCK_CHILD, "after": HOOK_CHILD, "before": HOOK_CHILD}
+_INSERTIONS = "_insertions"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A class of residual blocks: names of the modules that its forward pass calls, relative to the block.
+
+    Attributes:
+        branch: Modules of the branch in the order of their calls, ending with a convolution and its norm.
+        act: Activation after the addition.
+        shortcut: Module of the shortcut; the block may have None instead.
+        drop_path: Stochastic depth of the branch; the block may have None instead.
+        absent: Modules that must be None, since the fused op does not compute them.
+        around: Modules that contain the end of the branch, outermost first, and identities after the norm. The fused op
+            does not call them.
+    """
+
+    branch: tuple[str, ...]
+    act: str
+    shortcut: str = "downsample"
+    drop_path: str | None = None
+    absent: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The modules that return the normalised map."""
+        return self.branch[-1], *self.around
+
+
+def _timm(branch: str, act: str) -> Block:
+    return Block(tuple(branch.split()), act, drop_path="drop_path", absent=("se",))
+
+
+def _torchvision(branch: str) -> Block:
+    return Block(tuple(branch.split()), "relu")
+
+
+def _transformers(*branch: str, last: str) -> Block:
+    inner = (*branch, f"{last}.convolution", f"{last}.normalization")
+    return Block(inner, "activation", "shortcut", around=("layer", last, f"{last}.activation"))
+
+
+BLOCKS = {
+    "timm.models.resnet.BasicBlock": _timm("conv1 bn1 drop_block act1 aa conv2 bn2", "act2"),
+    "timm.models.resnet.Bottleneck": _timm("conv1 bn1 act1 conv2 bn2 drop_block act2 aa conv3 bn3", "act3"),
+    "torchvision.models.resnet.BasicBlock": _torchvision("conv1 bn1 relu conv2 bn2"),
+    "torchvision.models.resnet.Bottleneck": _torchvision("conv1 bn1 relu conv2 bn2 relu conv3 bn3"),
+    "transformers.models.resnet.modeling_resnet.ResNetBasicLayer": _transformers("layer.0", last="layer.1"),
+    "transformers.models.resnet.modeling_resnet.ResNetBottleNeckLayer": _transformers(
+        "layer.0", "layer.1", last="layer.2"
+    ),
+}
+
+
+def block_of(module: nn.Module) -> Block | None:
+    """Return how a residual block computes; None if its class is not known, or if the block was altered."""
+    root = _root(type(module))
+    block = BLOCKS.get(f"{root.__module__}.{root.__qualname__}")
+    if (
+        block is None
+        or "forward" in vars(module)
+        or any(getattr(module, name, None) is not None for name in block.absent)
+    ):
+        return None
+    try:
+        for name in (*block.branch, block.act, *block.around):
+            module.get_submodule(name)
+    except AttributeError:
+        return None
+    return block
+
+
+class Blend(nn.Module):
+    """Any attention A such that it starts as the identity: x + alpha * (A(x) - x), with alpha learnt and 0 at first.
+
+    Args:
+        layer: The attention A, from (B, C, *spatial) to the same shape.
+        device: Device of alpha.
+        dtype: Type of alpha.
+    """
+
+    def __init__(self, layer: nn.Module, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.layer = layer
+        self.alpha = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))  # one dimension: not decayed by timm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.alpha * (self.layer(x) - x)).to(x.dtype)
+
+
+@dataclass(eq=False)
+class Insertion:
+    """One attention layer that was inserted.
+
+    Attributes:
+        how: ``"block"``, ``"after"`` or ``"before"``.
+        start: Entries of the layer's state dict at its start as the identity; None for another start.
+        handle: Its hook.
+    """
+
+    how: str
+    start: dict[str, Tensor] | None
+    handle: RemovableHandle | None = None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An attached layer, found in a model: its module, the module's name, and the name and child that it has there."""
+
+    owner: nn.Module
+    owner_name: str
+    insertion: Insertion
+
+    @property
+    def name(self) -> str:
+        child = CHILD[self.insertion.how]
+        return f"{self.owner_name}.{child}" if self.owner_name else child
+
+    @property
+    def layer(self) -> nn.Module:
+        return cast(nn.Module, getattr(self.owner, CHILD[self.insertion.how]))
+
+
+def attached(model: nn.Module, *, every_name: bool = False) -> Iterator[Attached]:
+    """Yield each attention layer that is attached in a model, once or under every name of its module."""
+    for name, module in model.named_modules(remove_duplicate=not every_name):
+        for insertion in vars(module).get(_INSERTIONS, ()):
+            yield Attached(module, name, insertion)
+
+
+def insert(module: nn.Module, how: str, layer: nn.Module, start: dict[str, Tensor] | None) -> None:
+    """Insert a layer at the end of the branch of a block, after a module or before it."""
+    insertion = Insertion(how, start)
+    module.add_module(CHILD[how], layer)
+    if how == "after":
+        insertion.handle = module.register_forward_hook(_attend_after)
+    elif how == "before":
+        insertion.handle = module.register_forward_pre_hook(_attend_before)
+    _set_insertions(module, (*vars(module).get(_INSERTIONS, ()), insertion))
+
+
+def remove(module: nn.Module, insertion: Insertion) -> None:
+    """Undo an insertion."""
+    if insertion.handle is not None:
+        insertion.handle.remove()
+    delattr(module, CHILD[insertion.how])
+    _set_insertions(module, tuple(other for other in vars(module)[_INSERTIONS] if other is not insertion))
+
+
+def check_removable(module: nn.Module) -> None:
+    """Raise an InputError if a module was given another class after attention was inserted."""
+    if "_root" not in vars(type(module)):
+        raise InputError(
+            f"{type(module).__name__} is a class that was made after attention was attached, as parametrisation and "
+            f"sharding do; undo that first"
+        )
+
+
+def _set_insertions(module: nn.Module, insertions: tuple[Insertion, ...]) -> None:
+    root = _root(type(module))
+    if insertions:
+        setattr(module, _INSERTIONS, insertions)
+        module.__class__ = _attended(root, tuple(insertion.how for insertion in insertions))
+    else:
+        delattr(module, _INSERTIONS)
+        module.__class__ = root
+
+
+def _root(cls: type[nn.Module]) -> type[nn.Module]:
+    return vars(cls).get("_root", cls)
+
+
+@functools.cache
+def _attended(root: type[nn.Module], how: tuple[str, ...]) -> type[nn.Module]:
+    """Return the class of modules of class ``root`` with attention."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        reduced = root.__reduce_ex__(self, protocol)
+        ordinary = isinstance(reduced, tuple) and reduced[0] in (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]
+        return (_new, (root, how), *reduced[2:]) if ordinary and type(self) is cls else reduced
+
+    namespace = {"__module__": root.__module__, "__qualname__": root.__qualname__, "__doc__": root.__doc__}
+    namespace |= {"_root": root, "__reduce_ex__": reduce}
+    if "block" in how:
+        namespace["forward"] = _forward_of(BLOCKS[f"{root.__module__}.{root.__qualname__}"])
+    cls = type(root.__name__, (root,), namespace)
+    return cls
+
+
+def _new(root: type[nn.Module], how: tuple[str, ...]) -> nn.Module:
+    cls = _attended(root, how)
+    return cls.__new__(cls)
+
+
+def _forward_of(block: Block) -> Any:
+    """Return the forward pass of a block with attention, which ends in the fused op where that is possible."""
+    from ..models.fused_block import block_tail, can_fuse, is_hooked  # loads timm, which hooks do not need
+
+    *before, norm_name = (tuple(name.split(".")) for name in block.branch)
+    around = [tuple(name.split(".")) for name in block.around]
+    act_name, shortcut_name, drop_name = block.act, block.shortcut, block.drop_path
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        sa, norm, act = cast(Any, self.sa), _get(self, norm_name), cast(nn.Module, getattr(self, act_name))
+        downsample = getattr(self, shortcut_name)
+        drop_path = None if drop_name is None else getattr(self, drop_name)
+        if any(is_hooked(_get(self, name)) for name in around):
+            y = _get(self, around[0])(x)
+            shortcut = x if downsample is None else downsample(x)
+        else:
+            u = x
+            for name in before:
+                u = _get(self, name)(u)
+            shortcut = x if downsample is None else downsample(x)
+            if can_fuse(u, shortcut, norm, sa, act, drop_path):
+                return block_tail(u, shortcut, norm, sa)
+            y = norm(u)
+        y = sa(y)
+        if drop_path is not None:
+            y = drop_path(y)
+        return act(y + shortcut)  # not in place: a backward hook on the attention forbids it
+
+    return forward
+
+
+def _get(module: Any, names: tuple[str, ...]) -> Any:
+    for name in names:
+        module = getattr(module, name)
+    return module
+
+
+def _attend_after(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return module.attention(output)
+
+
+def _attend_before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *others = args
+    return (module.attention(x), *others)
+
+
+def runs_fused(module: nn.Module, layer: nn.Module) -> bool:
+    """Return whether the end of a block with this attention is one op, on devices that have a kernel for it."""
+    block = block_of(module)
+    return (
+        block is not None
+        and type(layer) is ShuffleAttention
+        and type(module.get_submodule(block.branch[-1])) is nn.BatchNorm2d
+        and type(module.get_submodule(block.act)) is nn.ReLU
+    )
