@@ -64,9 +64,9 @@ def test_help_of_train_starts_each_group_with_the_common_options(capsys):
         sanet_here("train", "--help")
     flags = re.findall(r"^(?:  (--[a-z-]+)|(\w+):$)", capsys.readouterr().out, re.MULTILINE)
     names = [flag or group for flag, group in flags]
-    for group, first in (("run", "--recipe"), ("data", "--data"), ("model", "--model"), ("optimisation", "--epochs")):
+    for group, first in (("data", "--data"), ("model", "--model"), ("optimisation", "--epochs")):
         assert names[names.index(group) + 1] == first
-    assert names.index("run") < names.index("data") < names.index("model") < names.index("machine")
+    assert names.index("--recipe") < names.index("data") < names.index("model") < names.index("machine")
 
 
 def test_help_has_the_choices_and_defaults_of_the_recipe(capsys):
@@ -227,7 +227,7 @@ def test_the_methods_of_explain_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "imagnet"], "no recipe 'imagnet': there are cifar10"),
+        (["--recipe", "imagnet"], "no recipe or YAML file 'imagnet'; did you mean imagenet"),
         (["--model", "sa_resnet5"], "no model 'sa_resnet5'; did you mean sa_resnet50"),
         (["--data", "nowhere"], "name a recipe for these data"),
         (["--recipe", "cifar10", "--data", "nowhere"], "no folder nowhere"),

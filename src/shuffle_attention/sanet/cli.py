@@ -7,7 +7,7 @@ import inspect
 import logging
 import pkgutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import shuffle_attention
@@ -85,95 +85,102 @@ def _overview(known: Mapping[str, type[Command]], prog: str) -> str:
     return "\n".join([f"usage: {prog} COMMAND [OPTIONS]", "", *about, "commands:", *lines, "", *examples, end])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with the usage of the command and one line, as other invalid input does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(BAD_INPUT, f"error: {message}\n")
-
-
 def parse(command: type[Command], arguments: list[str]) -> Command:
     """Return a command with the options that were given.
 
     Raises:
         SystemExit: If help was asked for, or the options are not those of the command.
     """
-    options = command.options()
-    usage = [command.name]
-    usage += [_metavar(name, *each) for name, each in options.items() if each[0].positional and each[0].default is ...]
-    usage += [
-        f"{command.label(name)} {_metavar(name, *each)}"
-        for name, each in options.items()
-        if each[0].default is ... and not each[0].positional
-    ]
-    parser = _Parser(
-        prog=f"sanet {command.name}",
-        usage=f"sanet {' '.join(usage)} [OPTIONS]",
-        description=inspect.getdoc(command),
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
-    )
-    groups: dict[str, Any] = {"options": parser}
-    for name, (option, hint) in options.items():
-        _add(parser, groups, name, option, hint, command)
-    recipe = command.recipe_type
-    if recipe is not None:
-        only = None if command.recipe_fields is None else command.recipe_fields.split()
-        fields = [(name, *each) for name, each in recipe.options().items() if only is None or name in only]
-        for name, option, hint in sorted(fields, key=lambda each: (GROUPS.index(each[1].group), not each[1].first)):
-            _add(parser, groups, name, option, hint, command, of_recipe=True)
-    _refuse_unknown(parser, arguments)
+    parser = _Parser(command)
+    parser.refuse_unknown(arguments)
     given = vars(parser.parse_args(arguments))
     overrides = {name.removeprefix("recipe."): given.pop(name) for name in [*given] if name.startswith("recipe.")}
     return command(**given, overrides=overrides)
 
 
-def _add(
-    parser: argparse.ArgumentParser,
-    groups: dict[str, Any],
-    name: str,
-    option: Option,
-    hint: Any,
-    command: type[Command],
-    *,
-    of_recipe: bool = False,
-) -> None:
-    """Add one option to the parser, in its group; what is not given leaves no trace."""
-    if option.group not in groups:
-        groups[option.group] = parser.add_argument_group(option.group)
-    group, kind = groups[option.group], without_none(hint)
-    shown = option.help.replace(
-        "{recipes}", ", ".join(recipe_names(command.recipe_type)) if command.recipe_type else ""
-    )
-    # The fields of eval's and others' recipes come from a checkpoint, and their defaults with them.
-    if not of_recipe or command.recipe_fields is None:
-        shown += _default(option.default)
-    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": shown.replace("%", "%%")}
-    if kind is bool:
-        switched = of_recipe or option.default is not False
-        settings["action"] = argparse.BooleanOptionalAction if switched else "store_true"
-    else:
-        is_list = get_origin(kind) is list
-        item = get_args(kind)[0] if is_list else kind
-        settings["metavar"] = _metavar(name, option, hint)
-        settings["type"] = _reader(item, option.separator, may_be_none=of_recipe and kind is not hint)
-        if option.const is not None:
-            settings |= {"nargs": "?", "const": option.const}
-        elif is_list and option.separator is None:
-            settings["nargs"] = "+" if option.nargs == "*" and option.default in (..., None) else option.nargs
-    if option.positional:
-        group.add_argument(name, **settings)
-        return
-    settings["dest"] = f"recipe.{name}" if of_recipe else name
-    if option.default is ...:
-        settings["required"] = True
-    group.add_argument(flag_of(name), **settings)
-    if option.aliases:
-        group.add_argument(*option.aliases, **settings | {"help": argparse.SUPPRESS})
+class _Parser(argparse.ArgumentParser):
+    """Parses the options of a command: its fields, and those of its recipe that it takes."""
+
+    def __init__(self, command: type[Command]) -> None:
+        usage = ["sanet", command.name]
+        for name, (option, hint) in sorted(command.options().items(), key=lambda each: not each[1][0].positional):
+            if option.default is ...:
+                usage += (
+                    [_metavar(name, option, hint)]
+                    if option.positional
+                    else [flag_of(name), _metavar(name, option, hint)]
+                )
+        super().__init__(
+            prog=f"sanet {command.name}",
+            usage=f"{' '.join(usage)} [OPTIONS]",
+            description=inspect.getdoc(command),
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        )
+        self.groups: dict[str, Any] = {"options": self}
+        for name, (option, hint) in command.options().items():
+            self.add_option(name, option, hint, command)
+        fields = [*command.recipe_type.options().items()] if command.recipe_type else []
+        for name, (option, hint) in sorted(
+            fields, key=lambda each: (GROUPS.index(each[1][0].group), not each[1][0].first)
+        ):
+            if command.recipe_fields is None or name in command.recipe_fields.split():
+                self.add_option(name, option, hint, command, of_recipe=True)
+
+    def add_option(
+        self, name: str, option: Option, hint: Any, command: type[Command], *, of_recipe: bool = False
+    ) -> None:
+        """Add an option to its group; an option that is not given leaves no trace in the result."""
+        text = option.help.replace(
+            "{recipes}", ", ".join(recipe_names(command.recipe_type)) if command.recipe_type else ""
+        )
+        # Fields of a few, as those of eval, come from a checkpoint, and their defaults with them.
+        if not of_recipe or command.recipe_fields is None:
+            text += _default(option.default)
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        kind = without_none(hint)
+        if kind is bool:
+            switched = of_recipe or option.default is not False
+            settings["action"] = argparse.BooleanOptionalAction if switched else "store_true"
+        else:
+            is_list = get_origin(kind) is list
+            item = get_args(kind)[0] if is_list else kind
+            settings["metavar"] = _metavar(name, option, hint)
+            settings["type"] = _reader(item, option.separator, may_be_none=of_recipe and kind is not hint)
+            if option.const is not None:
+                settings |= {"nargs": "?", "const": option.const}
+            elif is_list and option.separator is None:
+                settings["nargs"] = "+" if option.nargs == "*" and option.default in (..., None) else option.nargs
+        if option.group not in self.groups:
+            self.groups[option.group] = self.add_argument_group(option.group)
+        group = self.groups[option.group]
+        if option.positional:
+            group.add_argument(name, **settings)
+            return
+        settings |= {"dest": f"recipe.{name}" if of_recipe else name, "required": option.default is ...}
+        group.add_argument(flag_of(name), **settings)
+        if option.aliases:
+            group.add_argument(*option.aliases, **settings | {"help": argparse.SUPPRESS})
+
+    def refuse_unknown(self, arguments: list[str]) -> None:
+        """Name the closest option for one that does not exist, before others are found missing."""
+        known = {flag: action.help or "" for action in self._actions for flag in action.option_strings}
+        visible = {flag: text for flag, text in known.items() if text != argparse.SUPPRESS}
+        for flag in (word.split("=")[0] for word in arguments[: [*arguments, "--"].index("--")]):
+            if flag.startswith("--") and flag not in known:
+                words = flag.strip("-").replace("-", " ")
+                by_help = [each for each in visible if " " in words and words in visible[each]]
+                close = (by_help or difflib.get_close_matches(flag, visible))[:3]
+                hint = f"did you mean {' or '.join(close)}? " if close else ""
+                self.error(f"no option {flag}; {hint}{self.prog} --help lists all")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the usage of the command and one line, as for other invalid input."""
+        self.print_usage(sys.stderr)
+        self.exit(BAD_INPUT, f"error: {message}\n")
 
 
-def _reader(item: Any, separator: str | None, *, may_be_none: bool):
+def _reader(item: Any, separator: str | None, *, may_be_none: bool) -> Callable[[str], Any]:
     """Return the function that reads one word of the command line."""
 
     def read(text: str) -> Any:
@@ -206,17 +213,3 @@ def _default(value: Any) -> str:
         return " (on)"
     values = value if isinstance(value, list) else [value]
     return f" ({' '.join(f'{each:.4g}' if isinstance(each, float) else str(each) for each in values)})"
-
-
-def _refuse_unknown(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Name the closest option for one that does not exist, before others are found missing."""
-    known = {flag: action for action in parser._actions for flag in action.option_strings}
-    flags = [word.split("=")[0] for word in arguments[: [*arguments, "--"].index("--")] if word.startswith("--")]
-    visible = {flag: action.help or "" for flag, action in known.items() if action.help != argparse.SUPPRESS}
-    for flag in flags:
-        if flag not in known:
-            words = flag.strip("-").replace("-", " ")
-            by_help = [each for each in visible if " " in words and words in visible[each]]
-            close = (by_help or difflib.get_close_matches(flag, visible))[:3]
-            hint = f"; did you mean {' or '.join(close)}?" if close else ";"
-            parser.error(f"no option {flag}{hint} {parser.prog} --help lists all")

@@ -60,7 +60,9 @@ def test_what_cannot_be_is_refused_with_its_name(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_names_the_known():
-    with pytest.raises(ValueError, match="no recipe 'imagnet': there are cifar10, digits"):
+    with pytest.raises(
+        ValueError, match="no recipe or YAML file 'imagnet'; did you mean imagenet.*there are cifar10, digits"
+    ):
         load_recipe("imagnet")
 
 

@@ -34,22 +34,18 @@ class Compare(Command):
     summary = "train several models alike and compare them"
     recipe_type = Recipe
 
-    attention: list[str] = option(
-        [], "attention layers; the first is the baseline", "comparison", metavar="A,B", separator=","
-    )
-    output: str = option(..., "folder of the comparison", "comparison", metavar="DIR")
-    recipe: str | None = option(None, "{recipes}, or a YAML file", "comparison")
-    seeds: int | None = option(None, "number of seeds, from --seed on (3)", "comparison", minimum=1)
-    depth: int | None = option(None, "layers of the ResNet (18)", "comparison")
-    models: list[str] = option([], "models instead of attention layers", "comparison", metavar="A,B", separator=",")
-    from_: str | None = option(
-        None, "checkpoint of a plain model to attach the attention to", "comparison", metavar="FILE"
-    )
-    where: str | None = option(None, "residual, stage, last or a glob (residual)", "comparison", metavar="WHERE")
+    attention: list[str] = option([], "attention layers; the first is the baseline", metavar="A,B", separator=",")
+    output: str = option(..., "folder of the comparison", metavar="DIR")
+    recipe: str | None = option(None, "{recipes}, or a YAML file")
+    seeds: int | None = option(None, "number of seeds, from --seed on (3)", minimum=1)
+    depth: int | None = option(None, "layers of the ResNet (18)")
+    models: list[str] = option([], "models instead of attention layers", metavar="A,B", separator=",")
+    from_: str | None = option(None, "checkpoint of a plain model to attach the attention to", metavar="FILE")
+    where: str | None = option(None, "residual, stage, last or a glob (residual)", metavar="WHERE")
     preserve: Literal["both", "yes", "no"] | None = option(
-        None, "attach so that the model computes what it did before (both)", "comparison"
+        None, "attach so that the model computes what it did before (both)"
     )
-    report_only: bool = option(False, "report the runs in the folder, and train nothing", "comparison")
+    report_only: bool = option(False, "report the runs in the folder, and train nothing")
 
     def run(self) -> int:
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""

@@ -28,14 +28,10 @@ class Train(Command):
     summary = "train a classifier"
     recipe_type = Recipe
 
-    recipe: str | None = option(None, "{recipes}, or a YAML file", "run")
-    output: str | None = option(None, "folder of the run; by default runs/MODEL-TIME", "run", metavar="DIR")
+    recipe: str | None = option(None, "{recipes}, or a YAML file")
+    output: str | None = option(None, "folder of the run; by default runs/MODEL-TIME", metavar="DIR")
     resume: str | None = option(
-        None,
-        "continue the run in DIR, or in --output; 'auto' starts it if there is none yet",
-        "run",
-        metavar="DIR",
-        const="",
+        None, "continue the run in DIR, or in --output; 'auto' starts it if there is none yet", metavar="DIR", const=""
     )
 
     def run(self) -> int:

@@ -1,4 +1,4 @@
-"""A training recipe: every setting of a run, its default, and the YAML files that name some."""
+"""Recipes: the settings of a run with their defaults, and the YAML files that change some."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
-from ...errors import InputError
+from ...errors import InputError, unknown
 from .settings import Settings, option, require
 
 R = TypeVar("R", bound="RunRecipe")
@@ -22,9 +22,9 @@ class RunRecipe(Settings):
         InputError: If a value has the wrong type or is out of range.
     """
 
-    kind: ClassVar[str]  # of model that is trained
-    command: ClassVar[str]  # that trains it
-    shipped: ClassVar[str]  # folder of the package with the recipes that come with it
+    kind: ClassVar[str]  # of the trained model
+    command: ClassVar[str]  # that trains the model
+    shipped: ClassVar[str]  # folder of the shipped recipes
 
     data: str = option("digits", "folder with images, or 'digits'", "data", first=True)
     workers: int = option(2, "loader processes per device", "data", minimum=0)
@@ -34,22 +34,16 @@ class RunRecipe(Settings):
     hflip: float = option(0.5, "probability of a horizontal flip", "images", minimum=0, maximum=1)
 
     initial: str | None = option(None, "checkpoint to start from", "model", metavar="FILE")
-    may_differ: list[str] = option(
-        [], "entries that may differ from the initial checkpoint, such as fc.*", "model", metavar="GLOB"
-    )
+    may_differ: list[str] = option([], "entries that may differ from initial, such as fc.*", "model", metavar="GLOB")
     sync_bn: bool = option(False, "BatchNorm statistics over all processes", "model")
 
-    epochs: int = option(100, "passes over the training data", "optimisation", first=True, minimum=1)
-    batch_size: int = option(
-        256, "images per optimiser step, over all processes", "optimisation", first=True, minimum=1
-    )
-    lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", first=True, minimum=0)
-    opt: str = option(
-        "momentum", "any optimiser of timm; its sgd is Nesterov's, momentum is not", "optimisation", first=True
-    )
+    epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
+    batch_size: int = option(256, "images per optimiser step, over all processes", "optimisation", minimum=1)
+    lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", minimum=0)
+    opt: str = option("momentum", "optimiser of timm; its sgd is Nesterov's, momentum is not", "optimisation")
     grad_accum: int = option(1, "forward passes per step", "optimisation", minimum=1)
     lr_base_size: int | None = option(
-        None, "batch size that lr is meant for: lr is scaled linearly to batch_size", "optimisation", minimum=1
+        None, "batch size of lr, which is scaled to batch_size", "optimisation", minimum=1
     )
     momentum: float = option(0.9, "momentum", "optimisation", minimum=0, below=1)
     weight_decay: float = option(1e-4, "weight decay", "optimisation", minimum=0)
@@ -63,18 +57,16 @@ class RunRecipe(Settings):
     min_lr: float = option(0.0, "lowest learning rate", "optimisation", minimum=0)
     clip_grad: float | None = option(None, "largest norm of the gradient", "optimisation", above=0)
     ema_decay: float | None = option(
-        None, "decay of averaged weights, which are then evaluated", "optimisation", above=0, below=1
+        None, "decay of averaged weights, which are evaluated", "optimisation", above=0, below=1
     )
 
-    device: str = option("auto", "cpu, cuda, mps, ...; auto takes a GPU if there is one", "machine", first=True)
+    device: str = option("auto", "cpu, cuda, mps, ...; auto takes a GPU if there is one", "machine")
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "mixed precision, with loss scaling for fp16", "machine", first=True
+        "fp32", "mixed precision, with loss scaling for fp16", "machine"
     )
     seed: int = option(0, "seed of all random numbers", "machine", minimum=0, below=2**32)
     channels_last: bool = option(False, "NHWC memory format", "machine")
-    eval_steps: int = option(
-        0, "steps between evaluations from step 0 on, into curve.csv; 0 for none", "machine", minimum=0
-    )
+    eval_steps: int = option(0, "steps between evaluations, into curve.csv; 0 for none", "machine", minimum=0)
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine", minimum=0)
     report: bool = option(True, "end with report.html, which takes one more pass over the validation data", "machine")
 
@@ -92,7 +84,7 @@ class RunRecipe(Settings):
 
     @property
     def title(self) -> str:
-        """What is trained, for people and for the name of a folder."""
+        """Name of the model, for messages and for the run's folder."""
         raise NotImplementedError
 
 
@@ -166,7 +158,7 @@ class Recipe(RunRecipe):
             not own, "model_args", f"without {', '.join(own)} (num_classes and in_chans are fields)", self.model_args
         )
         require(not self.attach or "name" in self.attach, "attach", "with a name, such as {name: shuffle}", self.attach)
-        require(not (self.attach and self.sync_bn), "sync_bn", "false where attention is attached", self.sync_bn)
+        require(not (self.attach and self.sync_bn), "sync_bn", "false if attention is attached", self.sync_bn)
 
     @property
     def title(self) -> str:
@@ -174,10 +166,10 @@ class Recipe(RunRecipe):
 
 
 def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
-    """Returns a recipe by its name among the shipped ones of a kind, or from a YAML file.
+    """Return a recipe by its name among the shipped ones of a kind, or from a YAML file.
 
     Raises:
-        InputError: If there is no such recipe, or a field of it is unknown or cannot be.
+        InputError: If there is no such recipe, or one of its fields is unknown or invalid.
     """
     shipped = resources.files("shuffle_attention.sanet") / kind.shipped
     if str(name) in recipe_names(kind):
@@ -189,7 +181,7 @@ def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
         except UnicodeDecodeError as error:
             raise InputError(f"{source} is not a text file") from error
     else:
-        raise InputError(f"no recipe {str(name)!r}: there are {', '.join(recipe_names(kind))}, or give a YAML file")
+        raise unknown("recipe or YAML file", str(name), recipe_names(kind))
     try:
         fields = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -203,6 +195,6 @@ def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
 
 
 def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
-    """Returns the names of the shipped recipes of a kind."""
+    """Return the names of the shipped recipes of a kind."""
     folder = resources.files("shuffle_attention.sanet") / kind.shipped
     return sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".yaml"))

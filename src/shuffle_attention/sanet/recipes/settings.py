@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import operator
 import typing
 from dataclasses import dataclass, field
 from types import UnionType
@@ -16,6 +17,7 @@ S = TypeVar("S", bound="Settings")
 
 # Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
+_HOLDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +58,14 @@ class Option:
 
     def check(self, name: str, value: Any) -> None:
         """Raise InputError if a number, or one of a list of numbers, is out of range."""
+        limits = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
+        limits = {words: limit for words, limit in limits.items() if limit is not None}
+        contract = " and ".join(f"{words} {limit}" for words, limit in limits.items())
+        if limits.keys() == {"at least", "at most"}:
+            contract = f"between {self.minimum} and {self.maximum}"
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float):
-                right = self.minimum is None or number >= self.minimum
-                right &= self.maximum is None or number <= self.maximum
-                right &= self.above is None or number > self.above
-                right &= self.below is None or number < self.below
-                require(right, name, self._range(), value)
-
-    def _range(self) -> str:
-        if self.minimum is not None and self.maximum is not None:
-            return f"between {self.minimum} and {self.maximum}"
-        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
-        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+            right = number is None or all(_HOLDS[words](number, limit) for words, limit in limits.items())
+            require(right, name, contract, value)
 
 
 def option(default: Any, help: str, group: str = "options", **settings: Any) -> Any:
