@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from torch.nn import functional
 import shuffle_attention.models
 from shuffle_attention import attach
 from shuffle_attention.errors import InputError
-from shuffle_attention.explain import METHODS, explain
+from shuffle_attention.explain import METHODS, explain, faithfulness
 
 pytest.importorskip("torchcam", reason="torchcam, which needs Python 3.11")
 
@@ -364,3 +365,23 @@ def test_torchcam_is_asked_for_by_name(network, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcam", None)
     with pytest.raises(InputError, match=r"pip install shuffle-attention\[explain\]"):
         explain(network, images)
+
+
+def test_an_output_with_logits_is_explained_and_scored_like_its_logits():
+    class WithLogits(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return SimpleNamespace(logits=self.model(x))
+
+    model = timm.create_model("resnet18", num_classes=4).eval()
+    wrapped, images = WithLogits(model), torch.randn(2, 3, 64, 64)
+    for method in METHODS[:4]:
+        expected = explain(model, images, method, layer="layer4.0.conv1")
+        explanation = explain(wrapped, images, method, layer="model.layer4.0.conv1")
+        torch.testing.assert_close(explanation.maps, expected.maps)
+    shares, classes = expected.shares(), expected.classes
+    assert faithfulness(wrapped, images, shares, classes) == faithfulness(model, images, shares, classes)
+    assert isinstance(wrapped(images), SimpleNamespace)

@@ -1,10 +1,9 @@
-"""What a network attends to: class activation maps, the gates of shuffle attention, and figures for both.
+"""Explain what a model attends to: class activation maps, the gates of shuffle attention, and scores for the maps.
 
-The maps need ``pip install shuffle-attention[explain]``.
+Maps and scores need ``pip install shuffle-attention[explain]``.
 """
 
-from .gates import Gates, destinations, gates
-from .groups import GroupScores, group_scores
+from .gates import Gates, GroupScores, destinations, gates, group_scores
 from .maps import METHODS, Explanation, explain
 from .scores import Faithfulness, faithfulness
 

@@ -1,17 +1,18 @@
-"""What shuffle attention does to an image: its gates, its groups, and where its shuffle sends the channels."""
+"""The gates, the groups and the channel shuffle of a model's shuffle attention layers, for given images."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..attention.shuffle import ShuffleAttention
 from ..errors import InputError
 from ..kernels import reference
-from .eval_mode import eval_mode
+from .stages import eval_mode
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Gates:
 
     Attributes:
         layer: Name of the layer.
-        values: What each value of its input is multiplied by, (B, channels, height, width), in the order of the
-            channels before the shuffle.
-        spatial: Which channels have a gate for each place, (channels,); the others have one for the plane.
-        groups: Groups of the channels.
+        values: Factor of each value of the layer's input, (B, channels, height, width), in the order of the channels
+            before the shuffle.
+        spatial: Whether a channel has one gate per position, (channels,); the others have one gate per plane.
+        groups: Number of groups of channels.
     """
 
     layer: str
@@ -32,54 +33,69 @@ class Gates:
     groups: int
 
     def of_channels(self) -> Tensor:
-        """Returns the gates of the channel branch, (B, channels / 2)."""
+        """Return the gates of the channel branch, (B, channels / 2)."""
         return self.values[:, ~self.spatial, 0, 0]
 
     def of_places(self) -> Tensor:
-        """Returns the gates of the spatial branch, (B, channels / 2, height, width)."""
+        """Return the gates of the spatial branch, (B, channels / 2, height, width)."""
         return self.values[:, self.spatial]
 
 
+@dataclass(frozen=True)
+class GroupScores:
+    """Class scores of one image, masked by what each group of one layer responds to.
+
+    Attributes:
+        layer: Name of the shuffle attention.
+        means: Mean activation of each group, (groups, rows, columns).
+        probabilities: Class probabilities when the image is masked by each group's mean activation, (groups, classes).
+    """
+
+    layer: str
+    means: Tensor
+    probabilities: Tensor
+
+
 def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
-    """Returns the shuffle attentions of a network by name, in the order in which they are registered."""
+    """Return the shuffle attention layers of a model by name, in the order in which they are registered."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ShuffleAttention)}
 
 
 def gates(model: nn.Module, images: Tensor) -> list[Gates]:
-    """Returns the gates of every shuffle attention of a network, in the order in which they compute.
+    """Return the gates of every shuffle attention of a model, in the order in which the layers run.
 
-    They are computed from what goes into a layer and from its parameters by the reference that defines the layer.
+    The reference that defines the layer computes them from the layer's input and parameters.
 
     Args:
-        model: Network; it is afterwards as it was.
-        images: (B, channels, height, width) as the network wants them, on its device.
+        model: Model; its state is restored afterwards.
+        images: Preprocessed images (B, channels, height, width) on the model's device.
 
     Raises:
-        InputError: If the network has no shuffle attention.
+        InputError: If the model has no shuffle attention.
     """
-    found: list[Gates] = []
+    by_layer: list[Gates] = []
 
-    def note(name: str, layer: ShuffleAttention, x: Tensor) -> None:
-        found.append(Gates(name, gates_of(layer, x), spatial_channels(layer), layer.groups))
+    def add(name: str, layer: ShuffleAttention, x: Tensor) -> None:
+        by_layer.append(Gates(name, gates_of(layer, x), spatial_channels(layer), layer.groups))
 
-    _see_inputs(model, images, note)
-    return found
+    _run(model, images, add)
+    return by_layer
 
 
 def gates_of(layer: ShuffleAttention, x: Tensor) -> Tensor:
-    """Returns what a layer multiplies each value of its input by before it shuffles, in the shape of the input."""
+    """Return the factor of each value of a layer's input before the shuffle, in the shape of the input."""
     parameters = (layer.cweight, layer.cbias, layer.sweight, layer.sbias, layer.gn.weight, layer.gn.bias)
-    return reference.gates(x, *(p.detach() for p in parameters), eps=layer.gn.eps, gain=layer.gain_value)
+    return reference.gates(x, *(p.detach() for p in parameters), eps=layer.gn.eps)
 
 
 def spatial_channels(layer: ShuffleAttention) -> Tensor:
-    """Returns which channels of a layer's input have a gate for each place, (channels,)."""
+    """Return whether each channel of a layer's input has one gate per position, (channels,)."""
     n = layer.channels // (2 * layer.groups)
     return torch.arange(layer.channels) % (2 * n) >= n
 
 
 def destinations(layer: ShuffleAttention) -> Tensor:
-    """Returns the channel of a layer's output that each channel of its input ends up as, (channels,)."""
+    """Return the output channel that each input channel of a layer is moved to, (channels,)."""
     channels = torch.arange(layer.channels)
     if not layer.shuffle:
         return channels
@@ -88,7 +104,11 @@ def destinations(layer: ShuffleAttention) -> Tensor:
 
 
 def group_means(y: Tensor, layer: nn.Module) -> Tensor:
-    """Returns the mean over each group of what a layer gives, (B, groups, height, width), as before the shuffle."""
+    """Return the mean over each group of a layer's output, (B, groups, height, width), in the order before the shuffle.
+
+    Raises:
+        InputError: If the layer is not a shuffle attention.
+    """
     if not isinstance(layer, ShuffleAttention):
         raise InputError(f"groups are those of a shuffle attention, got {type(layer).__name__}")
     before = y[:, destinations(layer).to(y.device)]
@@ -96,35 +116,68 @@ def group_means(y: Tensor, layer: nn.Module) -> Tensor:
 
 
 def groups_by_layer(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Returns the mean activation of each group of every shuffle attention, (B, groups, height, width), by layer.
+    """Return the mean activation of each group of every shuffle attention, (B, groups, height, width), by layer.
 
     Raises:
-        InputError: If the network has no shuffle attention.
+        InputError: If the model has no shuffle attention.
     """
-    found: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
 
-    def note(name: str, layer: ShuffleAttention, x: Tensor) -> None:
-        found[name] = (gates_of(layer, x) * x).unflatten(1, (layer.groups, -1)).mean(2)
+    def add(name: str, layer: ShuffleAttention, x: Tensor) -> None:
+        means[name] = (gates_of(layer, x) * x).unflatten(1, (layer.groups, -1)).mean(2)
 
-    _see_inputs(model, images, note)
-    return found
+    _run(model, images, add)
+    return means
 
 
-def _see_inputs(model: nn.Module, images: Tensor, note: Callable[[str, ShuffleAttention, Tensor], None]) -> None:
-    """Runs the network once and shows each attention with what goes into it."""
+def group_scores(
+    model: nn.Module, image: Tensor, classes: list[int], *, batch_size: int = 32
+) -> tuple[list[GroupScores], list[float]]:
+    """Return class probabilities under the mask of each group, by layer, and those of the whole image.
+
+    A mask is the mean activation of a group, scaled to [0, 1] and resized to the image. It multiplies the normalised
+    image, so that masked pixels become the mean colour.
+
+    Args:
+        model: Model with shuffle attention; its state is restored afterwards.
+        image: Preprocessed image (channels, height, width) on the model's device.
+        classes: The classes to score.
+        batch_size: Number of masked images per forward pass.
+
+    Raises:
+        InputError: If the model has no shuffle attention.
+
+    Source: after Zhang & Yang, SA-Net, arXiv:2102.00240, section 4, on the response of the groups.
+    """
+    scores = []
+    with eval_mode(model), torch.no_grad():
+        whole = model(image[None]).float().softmax(1)[0, classes].tolist()
+        for name, means in groups_by_layer(model, image[None]).items():
+            masks = as_masks(means[0], image.shape[1:])
+            parts = [model(image * mask[:, None]).float().softmax(1) for mask in masks.split(batch_size)]
+            scores.append(GroupScores(name, means[0], torch.cat(parts)[:, classes]))
+    return scores, whole
+
+
+def as_masks(means: Tensor, size: torch.Size) -> Tensor:
+    """Return maps (N, rows, columns) scaled to [0, 1] and resized to an image, (N, height, width)."""
+    low, high = means.amin((1, 2), keepdim=True), means.amax((1, 2), keepdim=True)
+    scaled = (means - low) / (high - low).clamp_min(torch.finfo(means.dtype).tiny)
+    return functional.interpolate(scaled[:, None], list(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def _run(model: nn.Module, images: Tensor, on_input: Callable[[str, ShuffleAttention, Tensor], None]) -> None:
+    """Run the model once and call ``on_input`` with the name, the module and the input of each shuffle attention."""
     layers = attention_layers(model)
     if not layers:
         raise InputError(f"{type(model).__name__} has no shuffle attention, whose gates could be shown")
+    names = {layer: name for name, layer in layers.items()}
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], name: str) -> None:
-        note(name, layers[name], inputs[0].detach())
+    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, ShuffleAttention)
+        on_input(names[layer], layer, inputs[0].detach())
 
-    with eval_mode(model), torch.no_grad():
-        handles = []
-        try:
-            for name, layer in layers.items():
-                handles.append(layer.register_forward_pre_hook(partial(hook, name=name)))
-            model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with eval_mode(model), torch.no_grad(), ExitStack() as hooks:
+        for layer in layers.values():
+            hooks.enter_context(layer.register_forward_pre_hook(hook))
+        model(images)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError, require_extra
-from .eval_mode import eval_mode
+from ..errors import InputError, require_extra, unknown
 from .gates import attention_layers, group_means
-from .stages import as_map, find_layer, stages
+from .stages import as_map, eval_mode, find_layer, stages
 
-# What each is called where people read it.
+# Names for people.
 TITLES = {
     "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++",
@@ -27,16 +26,16 @@ METHODS = tuple(TITLES)
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the evidence for one class of each image is.
+    """The evidence for one class of each image, as a map.
 
     Attributes:
-        maps: The maps in the size of the images, (B, height, width), float32, not below 0. Their scale is that of
-            the method; :meth:`shares` brings them to [0, 1].
-        raw: The same as the layer gave them, (B, rows, columns).
+        maps: The maps resized to the images, (B, height, width), float32, at least 0. Their scale depends on the
+            method; :meth:`shares` scales them to [0, 1].
+        raw: The maps in the resolution of the layer, (B, rows, columns).
         classes: The classes explained, (B,).
         probabilities: Their probabilities, (B,).
         predicted: The most probable classes, (B,).
-        layer: Name of the module looked at.
+        layer: Name of the module explained.
         method: One of ``METHODS``.
     """
 
@@ -49,7 +48,7 @@ class Explanation:
     method: str
 
     def shares(self) -> Tensor:
-        """Returns each map between its lowest and its highest value, as [0, 1]; zeros where it is flat."""
+        """Return each map scaled from its lowest and highest value to [0, 1]; a flat map becomes 0."""
         low, high = self.maps.amin((1, 2), keepdim=True), self.maps.amax((1, 2), keepdim=True)
         return torch.where(high > low, (self.maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
@@ -61,35 +60,35 @@ def explain(
     target: int | Sequence[int] | Tensor | None = None,
     layer: str | None = None,
 ) -> Explanation:
-    """Returns where in each image the evidence for a class is.
+    """Return where in each image the evidence for a class is.
 
-    The network is afterwards what it was before, whatever happens: modes, parameters, their gradients, buffers, hooks.
-    Two threads must not explain one network at the same time.
+    The model's state is restored whatever happens: modes, parameters, their gradients, buffers, hooks. Two threads must
+    not explain one model at the same time.
 
     Args:
-        model: Network that gives (B, classes) logits.
-        images: (B, channels, height, width) as the network wants them, on its device.
+        model: Model that returns logits (B, classes), or an object whose ``logits`` they are.
+        images: Preprocessed images (B, channels, height, width) on the model's device.
         method: "gradcam", "gradcam++", "layercam", "scorecam", or "group": Score-CAM with the mean activation of
-            each group of a shuffle attention in place of each channel.
-        target: Class to explain, one for all images or one for each; the predicted ones by default.
+            each group of a shuffle attention instead of each channel.
+        target: Class to explain, one for all images or one per image; by default the predicted ones.
         layer: Name of a module or a stage (``stage1``, ...) of timm's networks; the last stage by default. For "group"
             a shuffle attention, the last one by default.
 
     Raises:
-        InputError: If the method, the class or the layer does not exist, if the layer gives no map or the score does
-            not depend on it or is no finite number, or torchcam is not installed.
+        InputError: If the method, the class or the layer does not exist, the layer's output is not a map, the class
+            score does not depend on it or is not finite, or torchcam is not installed.
 
     Sources: Selvaraju et al., Grad-CAM, arXiv:1610.02391; Chattopadhay et al., Grad-CAM++, arXiv:1710.11063; Jiang et
     al., LayerCAM, IEEE TIP 2021; Wang et al., Score-CAM, arXiv:1910.01279; Zhang & Yang, SA-Net, arXiv:2102.00240,
     for the groups.
 
     Example:
-        >>> found = explain(timm.create_model("sa_resnet18").eval(), torch.randn(2, 3, 64, 64), "layercam")
-        >>> found.maps.shape
+        >>> explanation = explain(timm.create_model("sa_resnet18").eval(), torch.randn(2, 3, 64, 64), "layercam")
+        >>> explanation.maps.shape
         torch.Size([2, 64, 64])
     """
     if method not in METHODS:
-        raise InputError(f"no method {method!r}: there are {', '.join(METHODS)}")
+        raise unknown("method", method, METHODS)
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a tensor, got {type(images).__name__}")
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
@@ -103,7 +102,7 @@ def explain(
         raw, logits, classes = _raw(model, images, method, target, name)
         raw = raw.float()
         maps = functional.interpolate(raw[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-        # What is the same everywhere must stay so: the last bits would otherwise be shown as highest and lowest.
+        # A flat map must stay flat: rounding would otherwise be shown as highest and lowest.
         maps = maps.clamp(raw.amin((1, 2), keepdim=True), raw.amax((1, 2), keepdim=True))
         probabilities = logits.float().softmax(1)
         chosen = probabilities.gather(1, classes[:, None])[:, 0]
@@ -113,7 +112,7 @@ def explain(
 def _raw(
     model: nn.Module, images: Tensor, method: str, target: int | Sequence[int] | Tensor | None, name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps, the logits and the classes, as torchcam finds them."""
+    """Return the maps (B, rows, columns), the logits (B, classes) and the classes (B,), computed with torchcam."""
     cams = _torchcam()
     by_score = method in ("scorecam", "group")
     kinds = {"gradcam": cams.GradCAM, "gradcam++": cams.GradCAM, "layercam": cams.LayerCAM}
@@ -121,43 +120,41 @@ def _raw(
     if method == "group":
         laid_out = partial(group_means, layer=model.get_submodule(name))
     extractor = kinds.get(method, cams.ScoreCAM)(model, name, reshape_transform=laid_out)
-    # What follows the layer may change its output in place, as the addition of a block does. It gets a copy, so that
+    # Later modules may change the layer's output in place, as a block's addition does. They get a copy, so that
     # activations and gradients are those of the layer.
     copies = model.get_submodule(name).register_forward_hook(_copy)
-    try:
-        with extractor, torch.set_grad_enabled(not by_score):
-            # Through the images, because the parameters may be frozen; a copy, which may be changed in place.
-            logits = model(images.requires_grad_(not by_score).clone())
-            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-                received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise InputError(
-                    f"{type(model).__name__} must give logits (B, classes) to be explained, got {received}"
-                )
-            if not logits.isfinite().all():
-                raise InputError(f"the class scores of {type(model).__name__} are not all finite; are its weights?")
-            classes = _classes(target, logits)
-            if extractor.hook_a[0] is None:
-                raise InputError(f"layer {name!r} of {type(model).__name__} is not called when the network runs")
-            try:
-                raw = extractor(classes.tolist(), logits, normalized=False)[0]
-            except RuntimeError as error:
-                if "not connected" not in str(error):
-                    raise
-                raise _unread(model, name) from error
-            if not by_score and not extractor.hook_g[0].any():
-                raise _unread(model, name)
-            if method == "gradcam++":
-                raw = _gradcam_pp(extractor.hook_a[0], extractor.hook_g[0])
-    finally:
-        copies.remove()
+    with copies, extractor, torch.set_grad_enabled(not by_score):
+        # Gradients flow from the images, because parameters may be frozen; the copy may be changed in place.
+        logits = model(images.requires_grad_(not by_score).clone())
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(
+                f"{type(model).__name__} must return logits (B, classes), alone or as .logits of an object, got "
+                f"{received}"
+            )
+        if not logits.isfinite().all():
+            raise InputError(f"the class scores of {type(model).__name__} are not all finite; are its weights?")
+        classes = _classes(target, logits)
+        if extractor.hook_a[0] is None:
+            raise InputError(f"layer {name!r} of {type(model).__name__} is not called when the model runs")
+        try:
+            raw = extractor(classes.tolist(), logits, normalized=False)[0]
+        except RuntimeError as error:
+            if "not connected" not in str(error):
+                raise
+            raise _unread(model, name) from error
+        if not by_score and not extractor.hook_g[0].any():
+            raise _unread(model, name)
+        if method == "gradcam++":
+            raw = _gradcam_pp(extractor.hook_a[0], extractor.hook_g[0])
     return raw.detach(), logits.detach(), classes
 
 
 def _gradcam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Returns Grad-CAM++'s maps (B, rows, columns), of activations and gradients (B, channels, rows, columns).
+    """Return Grad-CAM++'s maps (B, rows, columns) from activations and gradients (B, channels, rows, columns).
 
-    torchcam 0.5.0 has it without the division (the quotient is written to a copy). With g a gradient and S the sum of
-    its channel's activations, the weight of a place (equations 10 and 19 of the paper) is
+    torchcam 0.5.0 omits the division (the quotient is written to a copy). With g a gradient and S the sum of its
+    channel's activations, the weight of a position (equations 10 and 19 of the paper) is
     g^2 / (2 g^2 + S g^3) * relu(g) = relu(g) / (2 + S relu(g)).
     """
     positive = gradients.relu()
@@ -176,18 +173,18 @@ def _classes(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Ten
     try:
         classes = torch.as_tensor(target, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"target must be the number of a class, or one for each image, got {target!r}") from error
+        raise InputError(f"target must be a class index or one per image, got {target!r}") from error
     if classes.dim() == 0:
         classes = classes.expand(len(logits))
     if classes.shape != (len(logits),) or classes.is_floating_point() or classes.dtype == torch.bool:
-        raise InputError(f"target must be a class or one for each of the {len(logits)} images, got {target!r}")
+        raise InputError(f"target must be a class index or one per image ({len(logits)}), got {target!r}")
     if int(classes.min()) < 0 or int(classes.max()) >= count:
-        raise InputError(f"target must be from 0 to {count - 1}, the {count} classes of the network, got {target!r}")
+        raise InputError(f"target must be from 0 to {count - 1}, the {count} classes of the model, got {target!r}")
     return classes.long()
 
 
 def _group_layer(model: nn.Module, layer: str | None) -> str:
-    """The shuffle attention that is meant: by its name, or the last one of a stage or of another module."""
+    """Return a shuffle attention by its name, or the last one inside a stage or another module."""
     layers = list(attention_layers(model))
     if not layers:
         raise InputError(
@@ -208,7 +205,7 @@ def _unread(model: nn.Module, name: str) -> InputError:
     other = find_layer(model, None, torch.empty(0)) if ends else name
     would = f"layer {other!r} would do" if other != name else "the classifier may be untrained, with weights of 0"
     return InputError(
-        f"the class scores of {type(model).__name__} do not depend on the places of what layer {name!r} gives; {would}"
+        f"the class scores of {type(model).__name__} do not depend on the output of layer {name!r} by position; {would}"
     )
 
 

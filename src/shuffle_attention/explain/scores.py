@@ -1,28 +1,28 @@
-"""Whether a map tells the truth about a network: what the class loses without the places that it marks."""
+"""Scores of how well a map tells which pixels a model's prediction depends on."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .eval_mode import eval_mode
-
-_AT_A_TIME = 64  # steps whose images are made at once
+from ..errors import InputError, asked_for, require_extra
+from .stages import eval_mode
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """The figures of one image.
+    """The scores of one image.
 
     Attributes:
-        deletion: Area under the probability of the class while places are taken away, the most important first; lower
-            is better (Petsiuk et al., RISE).
-        insertion: The same while places are added to a blurred image; higher is better.
-        drop: How much of its probability the class loses, in percent, when the image is seen through the map; lower
-            is better (Chattopadhay et al., Grad-CAM++).
-        increase: 100 where the probability rises instead, else 0; higher is better.
+        deletion: Area under the class probability while pixels are removed, the most important first; lower is better
+            (Petsiuk et al., RISE).
+        insertion: The same while pixels are added to a blurred image; higher is better.
+        drop: Percentage of its probability that the class loses when the map masks the image; lower is better
+            (Chattopadhay et al., Grad-CAM++).
+        increase: 100 if the probability rises instead, else 0; higher is better.
     """
 
     deletion: float
@@ -34,25 +34,41 @@ class Faithfulness:
         return asdict(self)
 
 
+class _GivenMap:
+    """A map in the place of the extractor that torchcam's metrics get maps from."""
+
+    def __init__(self, model: nn.Module, share: Tensor):
+        self.model, self.share = model, share
+
+    def __call__(self, *_: Any, **__: Any) -> list[Tensor]:
+        return [self.share]
+
+    def fuse_cams(self, cams: list[Tensor]) -> Tensor:
+        return cams[0]
+
+    def _hooks_off(self) -> Any:
+        return nullcontext()
+
+
 def faithfulness(
     model: nn.Module, images: Tensor, maps: Tensor, classes: Tensor, *, steps: int = 32, batch_size: int = 64
 ) -> list[Faithfulness]:
-    """Returns the figures of each image.
+    """Return the scores of each image, computed by torchcam's metrics.
 
-    Places are pixels of the input, ``1 / steps`` of them at a time. Those taken away become the mean colour, which
-    is 0 after normalisation. The image that they are added to is blurred by a Gaussian of 5 / 224 of its side. The
-    image seen through the map is the normalised image times the map in [0, 1].
+    Removed pixels become the mean colour, which is 0 after normalisation. Pixels are added to the image blurred by a
+    Gaussian of standard deviation 5 / 224 of its side. The masked image is the normalised image times the map.
 
     Args:
-        model: Network that gives (B, classes) logits; it is afterwards as it was.
-        images: (B, channels, height, width), normalised, on its device.
-        maps: What is important, (B, height, width), in [0, 1] (:meth:`.Explanation.shares`).
-        classes: The class explained in each, (B,).
-        steps: In how many steps all places are taken away or added.
-        batch_size: Images at a time.
+        model: Model that returns (B, classes) logits; its state is restored afterwards.
+        images: Preprocessed images (B, channels, height, width) on the model's device.
+        maps: Importance of each pixel, (B, height, width), in [0, 1] (:meth:`.Explanation.shares`).
+        classes: The class explained in each image, (B,).
+        steps: Number of steps in which all pixels are removed or added. If it does not divide their number, each step
+            but the last has that quotient, rounded up.
+        batch_size: Images per forward pass.
 
     Raises:
-        InputError: If the shapes do not belong together, a class does not exist, or ``steps`` is none.
+        InputError: If the shapes do not match, a class does not exist, ``steps`` is below 1, or torchcam is missing.
 
     Sources: Petsiuk, Das & Saenko, RISE, arXiv:1806.07421, section 4.2; Chattopadhay et al., Grad-CAM++,
     arXiv:1710.11063, section 4.1.
@@ -64,49 +80,39 @@ def faithfulness(
         )
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-
-    def probability(seen: Tensor, target: int) -> Tensor:
-        logits = torch.cat([model(part).float() for part in seen.split(batch_size)])
-        if not 0 <= target < logits.shape[1]:
-            raise InputError(f"classes must be from 0 to {logits.shape[1] - 1}, got {target}")
-        return logits.softmax(1)[:, target]
-
-    found = []
+    metrics = require_extra("torchcam.metrics", extra="explain", note=" (Python 3.11 or later)")
+    scores = []
     with eval_mode(model), torch.no_grad():
-        for image, share, target in zip(images, maps, classes.tolist(), strict=True):
-            found.append(_of_one(lambda seen, target=target: probability(seen, target), image, share, steps))
-    return found
+        for image, share, target in zip(images.split(1), maps.split(1), classes.tolist(), strict=True):
+            given = _GivenMap(model, share), _probabilities
+            curve = partial(metrics.DeletionInsertionMetric, *given, steps=steps, batch_size=batch_size)
+            removed, added, masked = curve(), curve(baseline=_blurred), metrics.ClassificationMetric(*given)
+            with asked_for(classes=target):
+                for metric in (removed, added, masked):
+                    metric.update(image, target)
+            drop, increase = masked.summary().values()
+            scores.append(
+                Faithfulness(
+                    deletion=removed.summary()["deletion_auc"],
+                    insertion=added.summary()["insertion_auc"],
+                    drop=100 * drop,
+                    increase=100 * increase,
+                )
+            )
+    return scores
 
 
-def _of_one(probability: Callable[[Tensor], Tensor], image: Tensor, share: Tensor, steps: int) -> Faithfulness:
-    # A second to load, which --help can do without.
-    from torchvision.transforms.functional import gaussian_blur
-
-    places = share.numel()
-    # Of places alike in importance the upper left goes first, whatever the sort does.
-    order = share.flatten().argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(places, device=order.device)
-    steps = min(steps, places)
-    counts = torch.linspace(0, places, steps + 1, device=order.device).round()
-    height, width = share.shape
-    blurred = gaussian_blur(image, [_odd(height), _odd(width)], [5 * height / 224, 5 * width / 224])
-    without, within = [], []
-    for some in counts.split(_AT_A_TIME):
-        taken = (rank < some[:, None]).view(-1, 1, *share.shape)
-        without.append(probability(torch.where(taken, torch.zeros_like(image), image)))
-        within.append(probability(torch.where(taken, image, blurred)))
-    deleted, inserted = torch.cat(without), torch.cat(within)
-    before, through = deleted[0].item(), probability((image * share)[None])[0].item()
-    return Faithfulness(
-        deletion=torch.trapezoid(deleted, counts / places).item(),
-        insertion=torch.trapezoid(inserted, counts / places).item(),
-        drop=100 * max(0.0, before - through) / before if before > 0 else 0.0,
-        increase=100.0 * (through > before),
-    )
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.float().softmax(1)
 
 
-def _odd(side: int) -> int:
-    """Width of the Gaussian's window: three deviations to either side, within what reflection at the edge allows."""
-    reach = min(round(3 * 5 * side / 224), side - 1)
-    return 2 * max(reach, 0) + 1
+def _blurred(images: Tensor) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur  # takes a second to load
+
+    height, width = images.shape[2:]
+    return gaussian_blur(images, [_window(height), _window(width)], [5 * height / 224, 5 * width / 224])
+
+
+def _window(side: int) -> int:
+    """Return the width of the Gaussian's window: three deviations to either side, less where reflection ends."""
+    return 2 * min(round(3 * 5 * side / 224), side - 1) + 1

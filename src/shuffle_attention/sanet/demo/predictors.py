@@ -16,7 +16,7 @@ from PIL import Image
 from ...errors import InputError
 from ...explain.gates import attention_layers, gates
 from ...explain.maps import explain
-from ...explain.stages import stage_with_places, stages
+from ...explain.stages import last_readable_stage, stages
 from ..device import Process
 from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
 from ..explain.overlays import Overlay, blended
@@ -115,7 +115,7 @@ class Network:
             inputs = predictor.inputs(image)
             try:
                 target = None if wish.target is None else predictor.target(wish.target)
-                layer = wish.layer or stage_with_places(self.model, inputs)
+                layer = wish.layer or last_readable_stage(self.model, inputs)
                 found = explain(self.model, inputs, wish.method, target, layer)
             except InputError as error:
                 return replace(result, fault=str(error))

@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...explain.gates import Gates, attention_layers, destinations
-from ...explain.groups import GroupScores
+from ...explain.gates import Gates, GroupScores, attention_layers, destinations
 from ..charts import drawing
 
 START = 1 / (1 + np.exp(-1.0))  # sigmoid(1), with which every gate starts

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...explain.eval_mode import eval_mode
-from ...explain.gates import Gates, attention_layers, destinations, gates
-from ...explain.groups import group_scores
+from ...explain.gates import Gates, attention_layers, destinations, gates, group_scores
+from ...explain.stages import eval_mode
 from ...files import atomic_write, write_json
 from ..data.find import Picture
 from ..environment import environment

@@ -9,7 +9,7 @@ from rich import progress
 from torch import Tensor
 
 from ...errors import InputError
-from ...explain.eval_mode import eval_mode
+from ...explain.stages import eval_mode
 from ...explain.gates import attention_layers, gates
 from ...explain.maps import explain
 from ..console import console

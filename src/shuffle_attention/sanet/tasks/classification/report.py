@@ -12,7 +12,7 @@ from torch import nn
 
 from ....errors import InputError
 from ....explain.maps import Explanation, explain
-from ....explain.stages import stage_with_places
+from ....explain.stages import last_readable_stage
 from ...console import console
 from ...data.datasets import Samples
 from ...data.loading import evaluation_batches
@@ -119,7 +119,7 @@ def _explained(model: nn.Module, mistakes: Sequence[Mistake], process: Process) 
         return None, ""
     images = torch.stack([mistake.image for mistake in mistakes]).to(process.device)
     try:
-        layer = stage_with_places(model, images)
+        layer = last_readable_stage(model, images)
         return explain(model, images, target=[mistake.predicted for mistake in mistakes], layer=layer), ""
     except (InputError, RuntimeError) as error:  # a network without maps is no reason to leave its mistakes out
         return None, str(error)
