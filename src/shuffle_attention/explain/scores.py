@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, asked_for, require_extra
+from ..errors import InputError, require_extra
 from .stages import eval_mode
 
 
@@ -84,12 +84,11 @@ def faithfulness(
     scores = []
     with eval_mode(model), torch.no_grad():
         for image, share, target in zip(images.split(1), maps.split(1), classes.tolist(), strict=True):
-            given = _GivenMap(model, share), _probabilities
+            given = _GivenMap(model, share), partial(_probabilities, target=target)
             curve = partial(metrics.DeletionInsertionMetric, *given, steps=steps, batch_size=batch_size)
             removed, added, masked = curve(), curve(baseline=_blurred), metrics.ClassificationMetric(*given)
-            with asked_for(classes=target):
-                for metric in (removed, added, masked):
-                    metric.update(image, target)
+            for metric in (removed, added, masked):
+                metric.update(image, target)
             drop, increase = masked.summary().values()
             scores.append(
                 Faithfulness(
@@ -102,7 +101,9 @@ def faithfulness(
     return scores
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def _probabilities(logits: Tensor, target: int) -> Tensor:
+    if not 0 <= target < logits.shape[1]:
+        raise InputError(f"classes must be from 0 to {logits.shape[1] - 1}, got {target}")
     return logits.float().softmax(1)
 
 

@@ -83,7 +83,7 @@ def find_layer(model: nn.Module, layer: str | None, images: Tensor) -> str:
         return layer
     would = [f"{stage} ({name})" for stage, name in ends.items()] or [name for name, _ in model.named_children()]
     error = unknown(f"layer of {type(model).__name__}", layer, [*ends, *names])
-    raise InputError(f"{error}; any module's name would do, such as {', '.join(would)}")
+    raise InputError(f"{error} (any module's name would do, such as {', '.join(would)})")
 
 
 def _last(model: nn.Module, ends: dict[str, str], images: Tensor) -> str:

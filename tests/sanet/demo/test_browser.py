@@ -184,7 +184,7 @@ def test_an_upload_is_predicted_and_explained_as_asked(visit, digits, expected):
         choose(page, control, value)
         page.wait_for_selector(f"#result figcaption:has-text('{said}')")
     choose(page, "layer", "stage9")
-    page.wait_for_selector("#result .alert:has-text('has no layer')")
+    page.wait_for_selector("#result .alert:has-text('no layer of')")
     assert "stage1 (layer1)" in card(page).locator(".alert").inner_text()
     assert best(page) == expected(digits[2])
 

@@ -153,7 +153,7 @@ def test_the_layer_that_is_shown_by_default_shows_places(networks, digit):
 
 @pytest.mark.parametrize(
     ("wish", "said"),
-    [(Request(target="digit7"), "no class 'digit7'"), (Request(layer="layer9"), "has no layer 'layer9'")],
+    [(Request(target="digit7"), "no class 'digit7'"), (Request(layer="layer9"), "no layer of SAResNet 'layer9'")],
 )
 def test_what_cannot_be_shown_leaves_the_rest(networks, digit, wish, said):
     look = networks[0].look(digit, wish)

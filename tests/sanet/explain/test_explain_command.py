@@ -211,7 +211,7 @@ def test_a_layer_that_one_of_the_networks_lacks_leaves_nothing_behind(run, val, 
     networks = ("--compare", run / "best.pt", "test_convnext")
     asked = ("--layer", "layer1.0.sa", "--img-size", 32, "--output", tmp_path / "out")
     assert explained(val / "digit0/000.png", *networks, *asked) == 2
-    assert "ConvNeXt has no layer 'layer1.0.sa'" in capsys.readouterr().err
+    assert "no layer of ConvNeXt 'layer1.0.sa'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,7 @@ from conftest import CPU, QUICK, sanet_here, write_tree
 from shuffle_attention.errors import DataError
 from shuffle_attention.sanet.compare.comparison import read_comparison
 from shuffle_attention.sanet.compare.findings import findings, findings_table
-from shuffle_attention.sanet.report.images import embedded
+from shuffle_attention.sanet.report.html import embedded
 from shuffle_attention.sanet.tasks.classification.classes import confused_pairs, confusion_section, figures_by_class
 from shuffle_attention.sanet.tasks.classification.predictions import Predictions, predict
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
@@ -106,7 +106,7 @@ def reported(oddly_named, tmp_path_factory) -> Path:
 
 def test_the_report_of_a_run(reported):
     page = Page(reported / "report.html")
-    # Names are shown as they are, and are neither tags nor templates.
+    # Names are shown literally: they are neither tags nor templates.
     assert not {"b", "i", "script", "link", "iframe"} & page.tags
     assert all(name in page.text for name in NAMES)
     assert "resnet10t on <i>data" in page.text
@@ -146,7 +146,7 @@ def test_without_torchcam_there_are_the_images_and_how_to_get_overlays(reported,
     assert sanet_here("report", run, "--device", "cpu") == 0
     page = Page(run / "report.html")
     assert "pip install 'shuffle-attention[explain]'" in page.text
-    assert page.text.count("taken for it") == 2
+    assert page.text.count("predicted as it") == 1
     assert len(page.images) == 2 + page.text.count("· 0")
 
 
@@ -218,7 +218,7 @@ def test_the_figures_of_the_classes_are_those_of_sklearn(classes):
         assert matrix[row, column] == count
     assert sum(count for *_, count in confused_pairs(found)) == int(found.wrong.sum())
     section = confusion_section(found, [str(n) for n in every])
-    assert section.template == ("pairs.html" if classes == 40 else "matrix.html")
+    assert section.template == ("classification/pairs" if classes == 40 else "classification/matrix")
 
 
 def test_the_worst_mistakes_are_those_of_highest_loss():
@@ -268,7 +268,7 @@ def test_the_report_of_a_comparison_has_its_table_and_leads_to_its_runs(oddly_na
     assert page.tables["findings"] == [[column.replace("\n", "") for column in table.columns], *table.rows]
     assert table.note in page.text
     assert page.links == ["none/seed-0/report.html", "shuffle/seed-0/report.html"]
-    assert "One seed has no interval at all" in page.text
+    assert "One seed gives no interval" in page.text
     assert len(page.images) == 1
     for link in page.links:
         Page(folder / link)

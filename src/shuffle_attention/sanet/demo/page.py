@@ -10,7 +10,7 @@ from PIL import Image
 from ...errors import InputError
 from ...explain.maps import METHODS, TITLES
 from .examples import examples_for
-from .html import as_cards, as_charts, as_message
+from .html import as_cards, as_charts, as_message, head
 from .predictors import Network, Request, Result
 from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
 
@@ -18,8 +18,6 @@ _METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
 _PREDICTED, _DEFAULT_LAYER = "predicted", "last stage that shows places"
 _SHOWN_AT_FIRST = 3  # networks
 _KEPT = 3600  # seconds for which the image of a visit that has ended is kept, in memory
-_HEAD = """<div class="head"><h1>What does it attend to?</h1>
-<p>Drop an image: what networks predict, where the evidence is, and what the gates of shuffle attention do.</p></div>"""
 
 
 @dataclass
@@ -47,7 +45,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
     # Gradio writes uploads to its folder; they are read at once, and removed within a minute and a half.
     with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
         visit = gr.State(None, time_to_live=_KEPT)
-        gr.HTML(_HEAD)
+        gr.HTML(head())
         timer = gr.Timer(1.0, active=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):

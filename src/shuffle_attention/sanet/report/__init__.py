@@ -1,1 +1,1 @@
-"""HTML files that stand for themselves: templates filled in, pictures embedded."""
+"""Reports as self-contained HTML files: templates with embedded images."""

@@ -8,32 +8,29 @@ from urllib.parse import quote
 from ..compare.comparison import Comparison
 from ..compare.findings import Finding, findings_table, trained_on
 from ..training.run_folder import REPORT
-from .html import write_page
-from .images import embedded_file
+from .html import embedded_file, write_page
 from .run import changed_fields, fields_by_group
 
-__all__ = ["write_comparison_report"]
-
-_NAMED = 4  # networks in the heading
+_NAMED = 4  # variants in the heading
 _NOT_SHARED = ("model", "seed")
 
 
 def write_comparison_report(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> Path:
-    """Writes ``report.html`` of a comparison, beside its other files, and returns its path.
+    """Write ``report.html`` of a comparison beside its other files and return its path.
 
     Args:
-        comparison: What was compared.
-        found: What the finished runs found, as :func:`findings` returns it.
-        failed: Why runs failed, by their folders.
+        comparison: The comparison.
+        found: The results of its variants, from :func:`findings`.
+        failed: Reasons of failed runs, by folder.
     """
     base, folder = comparison.base, comparison.folder
     table = findings_table(found, len(comparison.seeds))
-    pictures = [
+    images = [
         (title, embedded_file(folder / name))
         for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
         if (folder / name).exists()
     ]
-    compared = ", ".join(finding.name for finding in found) if len(found) <= _NAMED else f"{len(found)} networks"
+    compared = ", ".join(finding.name for finding in found) if len(found) <= _NAMED else f"{len(found)} variants"
     values: dict[str, Any] = {
         "title": f"{compared} on {Path(base.data).name}",
         "kind": "comparison by sanet compare",
@@ -43,7 +40,7 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         "rows": table.rows,
         "note": table.note,
         "others": len(found) - 1,
-        "pictures": pictures,
+        "images": images,
         "runs": _runs(comparison, found),
         "failed": failed,
         "changed": [row for row in changed_fields(base) if row[0] not in _NOT_SHARED],
@@ -58,7 +55,7 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
 
 
 def _runs(comparison: Comparison, found: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
-    """Variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each finished run."""
+    """Return variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each run."""
     figures = {finding.name: finding for finding in found}
     rows = []
     for run in sorted(

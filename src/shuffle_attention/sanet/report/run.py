@@ -10,22 +10,19 @@ from ..recipes.recipe import RunRecipe
 from ..recipes.settings import GROUPS
 from ..tasks.task import Task
 from ..training.run_folder import RunFolder, curves_figure, read_rows
-from .html import write_page
-from .images import embedded_figure
-
-__all__ = ["changed_fields", "fields_by_group", "write_run_report"]
+from .html import embedded_figure, write_page
 
 
 def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_with: RunRecipe | None = None) -> Path:
-    """Writes ``report.html`` of a finished run and returns its path.
+    """Write ``report.html`` of a finished run and return its path.
 
-    The network of the best checkpoint looks at the validation data once more, on this process alone.
+    The best checkpoint is evaluated on the validation data once more, in this process alone.
 
     Args:
-        task: What was trained, with its data.
-        files: Where the results lie.
-        process: Where to compute.
-        trained_with: The recipe of the run, where that of ``task`` finds its data elsewhere by now.
+        task: The task of the run, with its data.
+        files: The run's folder.
+        process: Device to compute on.
+        trained_with: The recipe of the run, if that of ``task`` differs in where its data are.
 
     Raises:
         InputError: If the results or the images cannot be read.
@@ -42,7 +39,7 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
     values = {
         "title": f"{shown.title} on {Path(shown.data).name}",
         "kind": f"{recipe.kind}, trained by {recipe.command}",
-        "figures": task.best_figures(best),
+        "metrics": task.best_figures(best),
         "epoch": int(best["epoch"]),
         "epochs": len(history),
         "changed": changed_fields(shown),
@@ -58,13 +55,13 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
 
 
 def changed_fields(recipe: RunRecipe) -> list[tuple[str, str, str]]:
-    """Name, value and default of the fields that differ from what a recipe has by itself."""
+    """Return name, value and default of the fields that differ from their defaults."""
     defaults = type(recipe)().to_dict()
     return [(k, _text(v), _text(defaults[k])) for k, v in recipe.to_dict().items() if v != defaults[k]]
 
 
 def fields_by_group(recipe: RunRecipe) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Name, value and meaning of all fields, by group."""
+    """Return name, value and help of all fields, by group."""
     groups: dict[str, list[tuple[str, str, str]]] = {group: [] for group in GROUPS}
     for name, field in recipe.__dataclass_fields__.items():
         if "group" in field.metadata:

@@ -40,7 +40,7 @@ class Section:
 
     Attributes:
         title: Its heading.
-        template: The file of ``report/templates`` that lays it out.
+        template: File and macro of ``report/templates`` that lay it out, such as ``classification/matrix``.
         values: What it lays out.
     """
 

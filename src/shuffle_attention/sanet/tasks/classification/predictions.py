@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,9 +63,8 @@ class Predictions:
         return self.labels != self.predicted
 
     def matrix(self) -> Tensor:
-        """Returns the images of class i that were taken for class j, (classes, classes)."""
-        pairs = torch.bincount(self.labels * self.classes + self.predicted, minlength=self.classes**2)
-        return pairs.view(self.classes, self.classes)
+        """Return the number of images of class i predicted as class j, (classes, classes)."""
+        return torch.from_numpy(confusion_matrix(self.labels, self.predicted, labels=range(self.classes)))
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from ...explain.classes import readable
 from ...explain.overlays import Overlay, blended
 from ...explain.view import View
 from ...recipes.recipe import Recipe
-from ...report.images import embedded, embedded_pixels
+from ...report.html import embedded, embedded_pixels
 from ..task import Section
 from .classes import classes_section, confusion_section
 from .predictions import Mistake, predict
@@ -70,7 +70,7 @@ def classifier_sections(
         "wrong": wrong,
     }
     return [
-        Section("Over the validation images", "summary.html", summary),
+        Section("Over the validation images", "classification/summary", summary),
         classes_section(found, names),
         confusion_section(found, names),
         _mistakes_section(model, found.mistakes, names, data, View(recipe), alone),
@@ -110,7 +110,7 @@ def _mistakes_section(
             }
         )
     layer = explanation.layer if explanation else None
-    return Section("Worst mistakes", "mistakes.html", {"cards": cards, "layer": layer, "why_not": why_not})
+    return Section("Worst mistakes", "classification/mistakes", {"cards": cards, "layer": layer, "why_not": why_not})
 
 
 def _explained(model: nn.Module, mistakes: Sequence[Mistake], process: Process) -> tuple[Explanation | None, str]:

@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ...data.coco import CocoData
 from ...device import Process, autocast
-from ...report.images import embedded
+from ...report.html import embedded
 from ..task import Section
 from .batches import to_device
 from .drawing import draw_detections
@@ -39,8 +39,8 @@ def detector_sections(
     kinds = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in best]
     rows = [(kind, [_figure(best[f"val_{kind}_{name}"]) for name in _FIGURES]) for kind in kinds]
     return [
-        Section("COCO figures over the validation images", "coco.html", {"figures": _FIGURES, "rows": rows}),
-        Section("Some validation images", "detections.html", _pictures(model, data, process, masks, precision)),
+        Section("COCO figures over the validation images", "detection/coco", {"figures": _FIGURES, "rows": rows}),
+        Section("Some validation images", "detection/detections", _pictures(model, data, process, masks, precision)),
     ]
 
 
