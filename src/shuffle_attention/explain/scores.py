@@ -80,7 +80,7 @@ def faithfulness(
         )
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    metrics = require_extra("torchcam.metrics", extra="explain", note=" (Python 3.11 or later)")
+    metrics: Any = require_extra("torchcam.metrics", extra="explain", note=" (Python 3.11 or later)")
     scores = []
     with eval_mode(model), torch.no_grad():
         for image, share, target in zip(images.split(1), maps.split(1), classes.tolist(), strict=True):

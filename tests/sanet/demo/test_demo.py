@@ -225,12 +225,12 @@ def test_without_gradio_it_says_how_to_install_it(run, monkeypatch, capsys):
 @pytest.mark.parametrize("host", ["::1", "no such name"])
 def test_a_host_that_cannot_be(capsys, host):
     assert sanet_here("demo", "--no-browser", "--host", host) == 2
-    assert f"--host {host} is no IPv4 address of this machine" in capsys.readouterr().err
+    assert f"--host {host} is neither an IPv4 address of this machine" in capsys.readouterr().err
 
 
 def test_a_port_that_cannot_be(capsys):
     assert sanet_here("demo", "--port", 70000) == 2
-    assert "--port must be from 1 to 65535, got 70000" in capsys.readouterr().err
+    assert "--port must be between 1 and 65535, got 70000" in capsys.readouterr().err
 
 
 def test_the_network_of_the_page_is_trained_once(shared_tree, tmp_path):

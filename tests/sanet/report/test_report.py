@@ -186,7 +186,7 @@ def test_a_run_without_its_recipe_is_named(reported, tmp_path, capsys):
     run = shutil.copytree(reported, tmp_path / "run")
     (run / "config.yaml").unlink()
     assert sanet_here("report", run, "--device", "cpu") == 2
-    assert f"there is no {run / 'config.yaml'}, which says what" in capsys.readouterr().err
+    assert f"there is no {run / 'config.yaml'}, which has the recipe" in capsys.readouterr().err
 
 
 def test_there_is_none_where_none_is_wanted(run):

@@ -9,9 +9,9 @@ from rich import progress
 from torch import Tensor
 
 from ...errors import InputError
-from ...explain.stages import eval_mode
 from ...explain.gates import attention_layers, gates
 from ...explain.maps import explain
+from ...explain.stages import eval_mode
 from ..console import console
 from ..data.coco import CocoData
 from ..data.find import Picture
