@@ -12,8 +12,8 @@ DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # and
 
 
 def check_tail(index: int, device: str) -> list[str]:
-    """Returns what is wrong in one case of ``tests/kernels/test_cpu_block_tail.py``."""
-    import test_cpu_block_tail as t
+    """Returns what is wrong in one case of ``tests/tail_cases.py``."""
+    import tail_cases as t
 
     case, wrong = t.CASES[index], []
     settings = [(True, True, True), (False, True, True)]  # training, shortcut, ReLU
@@ -28,8 +28,8 @@ def check_tail(index: int, device: str) -> list[str]:
 
 
 def check_layer(case: str, device: str) -> list[str]:
-    """Returns what is wrong in one case of ``tests/attention/test_shuffle.py``."""
-    import test_shuffle as t
+    """Returns what is wrong in one case of ``tests/layer_cases.py``."""
+    import layer_cases as t
 
     (shape, groups), wrong = t.CASES[case], []
     for layout, dtype in itertools.product(t.LAYOUTS, DTYPES):
@@ -56,15 +56,15 @@ def check_layer(case: str, device: str) -> list[str]:
 
 def check(device: str, processes: int) -> list[dict[str, object]]:
     """Runs both tables in several processes, which compile side by side."""
-    tests = [str(Path(__file__).parents[1] / "tests" / name) for name in ("", "attention", "kernels")]
+    tests = [str(Path(__file__).parents[1] / "tests")]
     sys.path.extend(tests)
-    import test_cpu_block_tail
-    import test_shuffle
+    import layer_cases
+    import tail_cases
 
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=sys.path.extend, initargs=(tests,)) as pool:
-        jobs = [pool.submit(check_tail, index, device) for index in range(len(test_cpu_block_tail.CASES))]
-        jobs += [pool.submit(check_layer, case, device) for case in test_shuffle.CASES]
+        jobs = [pool.submit(check_tail, index, device) for index in range(len(tail_cases.CASES))]
+        jobs += [pool.submit(check_layer, case, device) for case in layer_cases.CASES]
         wrong = [line for job in jobs for line in job.result()]
     for line in wrong:
         print("WRONG", line)

@@ -10,34 +10,13 @@ from torch import Tensor
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
+from layer_cases import CASES, LAYOUTS, parameters, random_layer, random_map
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.attention.spec import fitting_groups
 from shuffle_attention.kernels import reference, shuffle_attention
 
 # Largest error relative to the largest value: rounding of the type times a little for the sums.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-# Shape, groups.
-CASES = {
-    "even": ((2, 16, 8, 8), 2),
-    "odd": ((3, 24, 7, 5), 3),
-    "one-pixel": ((2, 16, 1, 1), 4),
-    "one-pixel-high": ((2, 8, 1, 9), 1),
-    "one-group": ((1, 6, 3, 3), 1),
-    "most-groups": ((2, 12, 4, 3), 6),
-    "sequence": ((2, 16, 11), 4),
-    "volume": ((2, 8, 3, 4, 5), 2),
-    "no-images": ((0, 16, 4, 4), 2),
-    "no-pixels": ((2, 16, 0, 4), 2),
-    "published": ((1, 256, 6, 6), 64),
-}
-LAYOUTS = {
-    "contiguous": lambda x: x,
-    "channels-last": lambda x: x.to(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]),
-    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
-    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
-    "expanded": lambda x: x[:1].expand(x.shape),
-}
 
 
 def table():
@@ -48,23 +27,6 @@ def table():
             if layout == "expanded" and shape[0] == 0:
                 continue
             yield pytest.param(case, layout, id=f"{case}-{layout}")
-
-
-def random_layer(channels: int, groups: int, dtype=torch.float64, **options) -> ShuffleAttention:
-    layer = ShuffleAttention(channels, groups, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
-    return layer
-
-
-def random_map(shape, dtype=torch.float64, layout="contiguous") -> Tensor:
-    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
-    return LAYOUTS[layout](x.to(dtype))
-
-
-def parameters(layer: ShuffleAttention) -> list[Tensor]:
-    return [layer.cweight, layer.cbias, layer.sweight, layer.sbias, layer.gn.weight, layer.gn.bias]
 
 
 def by_definition(x: Tensor, layer: ShuffleAttention) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maps import MapCase, channels_last, contiguous, every_other, transposed
-from shuffle_attention.kernels import reference, shuffle_attention
+from shuffle_attention.kernels import LIBRARY, reference, shuffle_attention
 from shuffle_attention.kernels.backends import cpu as library
 
 pytestmark = pytest.mark.skipif(not library.LIBRARY.exists(), reason="the CPU kernels were not built")
@@ -229,17 +229,20 @@ def test_op_refuses_gains_that_are_not_positive(gain: float):
 
 
 def test_does_without_the_library(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(library, "loaded", True)
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "missing.so")
-    assert not library.load_kernels()
+    library.register(LIBRARY)
+    assert not library.loaded
     assert "C++ compiler" in caplog.text
 
 
 def test_broken_library_is_an_error(monkeypatch, tmp_path):
     broken = tmp_path / "broken.so"
     broken.write_text("not a library")
+    monkeypatch.setattr(library, "loaded", True)
     monkeypatch.setattr(library, "LIBRARY", broken)
     with pytest.raises(OSError, match=r"broken\.so"):
-        library.load_kernels()
+        library.register(LIBRARY)
 
 
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="this is the inner run")

@@ -9,13 +9,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from shuffle_attention import ShuffleAttention
-from shuffle_attention import kernels as ops
-from shuffle_attention.kernels import kernels_loaded
+from shuffle_attention.kernels.backends import cpu
+from shuffle_attention.kernels.backends import triton as triton_backend
 from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.fused_block import can_fuse
 
-pytestmark = pytest.mark.skipif(not kernels_loaded, reason="the CPU kernels were not built")
+pytestmark = pytest.mark.skipif(not cpu.loaded, reason="the CPU kernels were not built")
 BLOCKS = 8  # of a SA-ResNet-18
 
 
@@ -141,7 +141,7 @@ def test_it_steps_aside_where_something_is_between_the_modules(network, fused, r
     ids=str,
 )
 def test_it_steps_aside_where_the_device_has_no_kernels(network, monkeypatch, device, dtype, triton, expected):
-    monkeypatch.setattr(ops, "HAS_TRITON", triton)
+    monkeypatch.setattr(triton_backend, "HAS_TRITON", triton)
     block = network.layer1[0]
     with FakeTensorMode():  # a map on a device that need not be there
         u = torch.empty(2, 64, 8, 8, device=device, dtype=dtype)

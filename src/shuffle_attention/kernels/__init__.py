@@ -1,23 +1,18 @@
-"""What computes: the registered ops and the reference that defines them."""
+"""The ops of the layer and of a residual block's end: their reference, their schema and their backends."""
 
-import torch
 from torch import Tensor
 
-from . import block_tail as block  # noqa: F401 - its op is registered by that
 from . import reference
-from .backends.cpu import HAS_TRITON, load_kernels
-from .layer import shuffle_attention
+from .backends import BACKENDS
 from .reference import use_reference
+from .schema import LIBRARY, shuffle_attention
 
-__all__ = ["has_kernels", "kernels_loaded", "shuffle_attention", "use_reference"]
+__all__ = ["LIBRARY", "has_kernels", "shuffle_attention", "use_reference"]
 
-kernels_loaded = load_kernels()
+for backend in BACKENDS:
+    backend.register(LIBRARY)
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Returns whether the ops have kernels for the device and type of ``x``, and do not run on their reference."""
-    if reference.in_use:
-        return False
-    if x.device.type == "cuda":
-        return HAS_TRITON and x.dtype != torch.float64
-    return x.device.type == "cpu" and kernels_loaded
+    """Return whether a backend has kernels for the device and type of ``x``, beyond the reference."""
+    return not reference.in_use and any(backend.supports(x) for backend in BACKENDS)

@@ -52,8 +52,6 @@ from torch import Tensor
 
 from . import reference
 
-Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of the attention
-
 
 def block_tail(
     u: Tensor,
@@ -62,21 +60,26 @@ def block_tail(
     bias: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
-    attention: Parameters,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
     norm_eps: float,
     eps: float,
     shuffle: bool,
     relu: bool,
     gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output, the statistics of the planes (B, 3, C) and those of BatchNorm (2, C).
+    """Return the output, the statistics of the planes (B, 3, C) and those of BatchNorm (2, C).
 
-    Statistics of a plane are a value near its mean, what has to be added to it, and the biased
-    variance; those of BatchNorm its mean and biased variance.
+    The statistics of a plane are a value near its mean, the mean less that value, and the biased variance; those of
+    BatchNorm are its mean and biased variance.
     """
     x, uhat, _, moments = _normalise(u, mean, var, norm_eps)
     z = uhat * _of_channels(weight, x) + _of_channels(bias, x)
-    y = reference.shuffle_attention(z, *attention, eps, shuffle, gain)
+    y = reference.shuffle_attention(z, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
     if shortcut is not None:
         y = y + shortcut
     if relu:
@@ -88,32 +91,43 @@ def block_tail_backward(
     grad: Tensor,
     u: Tensor,
     out: Tensor | None,
+    statistics: Tensor,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
-    attention: Parameters,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
     norm_eps: float,
     eps: float,
     shuffle: bool,
+    has_shortcut: bool,
     gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of ``u``, the shortcut, BatchNorm's weight and bias and the six parameters.
+    """Return the gradients of ``u``, the shortcut, BatchNorm's weight and bias and the six parameters.
 
-    ``out`` is the output where ReLU made it. Everything is computed again from ``u``, so that this can
-    be differentiated once more.
+    ``out`` is the output if ReLU made it. The gradient of the shortcut is empty where it is ``grad`` itself, without
+    ReLU, or where there is no shortcut. Everything is recomputed from ``u``, so that this can be differentiated once
+    more; ``statistics`` are for kernels.
     """
     x, uhat, invstd, _ = _normalise(u, mean, var, norm_eps)
     scale = _of_channels(weight, x)
     passed = grad if out is None else torch.where(out <= 0, torch.zeros_like(grad), grad)
     z = uhat * scale + _of_channels(bias, x)
-    dz, *d_attention = reference.shuffle_attention_backward(passed.to(x.dtype), z, *attention, eps, shuffle, gain)
+    dz, *d_attention = reference.shuffle_attention_backward(
+        passed.to(x.dtype), z, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain
+    )
     over = _sample_and_plane(x)
     dbias, dweight = dz.sum(over, keepdim=True), (dz * uhat).sum(over, keepdim=True)
     through = 0 if mean is not None else (dbias + uhat * dweight) / max(x.numel() // x.shape[1], 1)
     du = scale * invstd * (dz - through)
+    dshortcut = passed if out is not None and has_shortcut else u.new_empty(0)
     cw, cb, sw, sb, gw, gb = d_attention
-    return du.to(u.dtype), passed, _like(weight, dweight), _like(bias, dbias), cw, cb, sw, sb, gw, gb
+    return du.to(u.dtype), dshortcut, _like(weight, dweight), _like(bias, dbias), cw, cb, sw, sb, gw, gb
 
 
 def _normalise(u: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> tuple[Tensor, ...]:

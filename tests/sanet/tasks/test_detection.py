@@ -12,7 +12,7 @@ from conftest import CPU
 from shuffle_attention import ShuffleAttention, attention_names, load_checkpoint
 from shuffle_attention.checkpoints import CheckpointError
 from shuffle_attention.errors import DataError, InputError
-from shuffle_attention.kernels import kernels_loaded
+from shuffle_attention.kernels.backends import cpu as cpu_kernels
 from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.attention_resnet import resnet_with
@@ -214,7 +214,7 @@ def test_weights_of_another_network_are_refused(classifier):
     torch.testing.assert_close(with_permission.backbone.body.conv1.weight, classifier[0].conv1.weight)
 
 
-@pytest.mark.skipif(not kernels_loaded, reason="the CPU kernels were not built")
+@pytest.mark.skipif(not cpu_kernels.loaded, reason="the CPU kernels were not built")
 def test_frozen_norms_are_served_by_the_fused_end_of_a_block(classifier, monkeypatch):
     calls, op = [], fused_block.block_tail
 

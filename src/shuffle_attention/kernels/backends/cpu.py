@@ -1,29 +1,34 @@
-"""Which kernels there are to take the place of the reference in PyTorch's dispatcher; loads those for CPUs."""
+"""The CPU kernels: a C++ library that registers its kernels with PyTorch's dispatcher as it is loaded."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 LIBRARY = Path(__file__).parents[1] / "_C.so"
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # PyTorch comes with it for CUDA, save on Windows
+loaded = False
 
 
-def load_kernels() -> bool:
-    """Returns whether the kernels were there; the ops that they serve must be defined before.
+def register(library: torch.library.Library) -> None:
+    """Load the kernels; without them the ops compute their reference.
 
-    Without them the ops compute what their reference does. A library that is there and cannot be
-    loaded is an error, PyTorch's own: it would otherwise hide behind a slow program.
+    If the library exists but fails to load, the error is raised rather than hidden by the slow fallback.
 
     Raises:
         OSError: If the library cannot be loaded.
     """
-    if not LIBRARY.exists():
+    global loaded
+    loaded = LIBRARY.exists()
+    if loaded:
+        torch.ops.load_library(LIBRARY)
+    else:
         logging.getLogger(__name__).warning(
             "the CPU kernels were not built when shuffle-attention was installed (a C++ compiler is needed); "
             "the layer runs on PyTorch's own operations, more slowly"
         )
-        return False
-    torch.ops.load_library(LIBRARY)
-    return True
+
+
+def supports(x: Tensor) -> bool:
+    """Return whether the kernels serve a map: any on the CPU, if they were built."""
+    return loaded and x.device.type == "cpu"

@@ -1,1 +1,34 @@
-"""Triton kernels for CUDA."""
+"""Triton kernels for CUDA. Triton is imported when a kernel first runs."""
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...schema import REFERENCES
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # PyTorch brings it for CUDA, except on Windows
+
+
+def register(library: torch.library.Library, key: str = "CUDA") -> None:
+    """Register the kernels for a dispatch key, if Triton is installed."""
+    if HAS_TRITON:
+        for name in REFERENCES:
+            library.impl(name, functools.partial(_run, name), key)
+
+
+def supports(x: Tensor) -> bool:
+    """Return whether the kernels serve a map: float64 runs on the reference."""
+    return HAS_TRITON and x.device.type == "cuda" and x.dtype != torch.float64
+
+
+def _run(name: str, *inputs: Any) -> Any:
+    x = inputs[1] if name.endswith("backward") else inputs[0]
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return REFERENCES[name](*inputs)
+    from . import block_tail, layer
+
+    module = layer if name.startswith("shuffle_attention") else block_tail
+    return (module.backward if name.endswith("backward") else module.forward)(*inputs)

@@ -17,7 +17,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ... import block_reference
 from . import tail_planes as planes
 from . import tail_rows as rows
 from .layer import in_layout, is_in_rows
@@ -142,11 +141,6 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what the op returns; arguments as those of the op."""
     attention, (norm_eps, eps, shuffle, relu, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
-    if u.dtype == torch.float64 or u.numel() == 0:
-        y, statistics, moments = block_reference.block_tail(
-            u, shortcut, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle, relu, gain
-        )
-        return torch.empty_like(u).copy_(y), statistics, moments
     plan = _Plan(u)
     attention = [p.contiguous() for p in attention]
     dense = plan.arrange(u)
@@ -181,12 +175,6 @@ def backward(
     """Returns what the backward op returns; arguments as those of the op."""
     attention, (norm_eps, eps, shuffle, has_shortcut, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     separate = out is not None and has_shortcut
-    if u.dtype == torch.float64 or u.numel() == 0:
-        du, dshortcut, *rest = block_reference.block_tail_backward(
-            grad, u, out, weight, bias, mean, var, tuple(attention), norm_eps, eps, shuffle, gain
-        )
-        dshortcut = torch.empty_like(u).copy_(dshortcut) if separate else u.new_empty(0)
-        return torch.empty_like(u).copy_(du), dshortcut, *rest
     plan = _Plan(u)
     attention = [p.contiguous() for p in attention]
     dense, upstream, n = plan.arrange(u), plan.arrange(grad), attention[0].numel()

@@ -1,0 +1,267 @@
+"""The registered ops: the layer and the end of a residual block, each with its schema, shapes and gradients.
+
+``shuffle_attention::shuffle_attention`` is the layer, ``shuffle_attention::block_tail`` computes
+``relu(attention(norm(u)) + shortcut)`` and returns with it the statistics of the planes and of BatchNorm; it changes
+none of its inputs. Their body is the reference; a backend's kernel takes its place through PyTorch's dispatcher, which
+is the only fallback. Under the transforms of ``torch.func`` and in forward-mode differentiation the ops decompose into
+the operators of the reference, which PyTorch knows how to batch and to differentiate.
+
+The tag ``flexible_layout`` tells ``torch.compile`` that the ops take maps in any layout: without it the compiler
+copies every map back into the layout that it traced.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..errors import InputError
+from . import block_reference, reference
+
+LIBRARY = torch.library.Library("shuffle_attention", "DEF")
+_SIX = "Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, Tensor gn_bias"
+_NORM = "Tensor weight, Tensor bias, Tensor? mean, Tensor? var"
+_TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+REFERENCES: dict[str, Callable[..., Any]] = {}  # of each op, with its outputs in the layouts that the op promises
+
+
+def _register(
+    schema: str,
+    body: Callable[..., Any],
+    fake: Callable[..., Any],
+    keep: Callable[..., None],
+    differentiate: Callable[..., Any],
+    maps: int = 1,
+) -> Callable[..., Any]:
+    """Define an op and everything that does not depend on the device.
+
+    Args:
+        schema: The op's schema without its namespace.
+        body: The reference: PyTorch operators only, outputs in any layout.
+        fake: Returns outputs without values.
+        keep: Saves in the context, its first argument, what the gradient needs of inputs and outputs.
+        differentiate: Returns the gradients of the inputs from the context and the gradients of the outputs.
+        maps: Number of leading outputs that have the layout of the map, the input called ``x`` or ``u``.
+    """
+    name = LIBRARY.define(schema, tags=_TAGS)
+    op = getattr(torch.ops.shuffle_attention, name).default
+    arguments = [argument.name for argument in op._schema.arguments]
+    the_map = arguments.index("x") if "x" in arguments else arguments.index("u")
+
+    def run_reference(*inputs: Any) -> Any:
+        outputs = body(*inputs)
+        several = outputs if isinstance(outputs, tuple) else (outputs,)
+        x = inputs[the_map]
+        several = [
+            torch.empty_like(x).copy_(y) if i < maps and y.shape == x.shape else y for i, y in enumerate(several)
+        ]
+        return tuple(several) if isinstance(outputs, tuple) else several[0]
+
+    def run_fake(*inputs: Any) -> Any:
+        device = inputs[0].device
+        for argument, value in zip(arguments, inputs, strict=False):
+            if isinstance(value, Tensor) and value.device != device:
+                raise RuntimeError(f"{name}: {arguments[0]} is on {device}, but {argument} is on {value.device}")
+        return fake(*inputs)
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = op(*inputs)
+            keep(ctx, inputs, outputs)
+            return outputs
+
+        backward = staticmethod(differentiate)  # pyright: ignore[reportAssignmentType]
+
+    def run_autograd(*inputs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return body(*inputs)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Gradient.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    REFERENCES[name] = run_reference
+    LIBRARY.impl(name, run_reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, run_autograd, "Autograd")
+    LIBRARY.impl(name, body, "FuncTorchBatchedDecomposition")
+    torch.library.register_fake(f"shuffle_attention::{name}", run_fake, lib=LIBRARY)
+    return op
+
+
+# ---- The layer. Arguments that equal their default do not reach a kernel: `settings` may lack the gain. ----
+
+
+def _keep_layer(ctx, inputs, _):
+    count = sum(isinstance(value, Tensor) for value in inputs)
+    ctx.settings = inputs[count:]
+    ctx.save_for_backward(*inputs[:count])
+
+
+def _differentiate_layer(ctx, grad):
+    return *_layer_backward(grad, *ctx.saved_tensors, *ctx.settings), *(None for _ in ctx.settings)
+
+
+def _differentiate_layer_twice(ctx, *grads):
+    """Differentiate the backward op, for gradient penalties: autograd through its reference, recomputed."""
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+        outputs = reference.shuffle_attention_backward(*inputs, *ctx.settings)
+    return *torch.autograd.grad(outputs, inputs, grads), *(None for _ in ctx.settings)
+
+
+_layer = _register(
+    f"shuffle_attention(Tensor x, {_SIX}, float eps, bool shuffle, float gain=1.0) -> Tensor",
+    reference.shuffle_attention,
+    lambda x, *_: torch.empty_like(x),
+    _keep_layer,
+    _differentiate_layer,
+)
+_layer_backward = _register(
+    f"shuffle_attention_backward(Tensor grad, Tensor x, {_SIX}, float eps, bool shuffle, float gain=1.0) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.shuffle_attention_backward,
+    lambda _, *inputs: tuple(torch.empty_like(t) for t in inputs[:7]),
+    _keep_layer,
+    _differentiate_layer_twice,
+)
+
+# ---- The end of a residual block ----
+
+
+def _tail_fake(u, *_):
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    statistics = u.new_empty((u.shape[0], 3, u.shape[1]), dtype=wide)
+    return torch.empty_like(u), statistics, u.new_empty((2, u.shape[1]), dtype=wide)
+
+
+def _tail_backward_fake(grad, u, out, statistics, weight, bias, mean, var, *rest):
+    dshortcut = torch.empty_like(u) if out is not None and rest[9] else u.new_empty(0)
+    return torch.empty_like(u), dshortcut, *(torch.empty_like(p) for p in (weight, bias, *rest[:6]))
+
+
+def _keep_tail(ctx, inputs, outputs):
+    u, shortcut, *parameters = inputs[:12]
+    *ctx.settings, relu = inputs[12:16]
+    ctx.gain = inputs[16:]
+    out, statistics, moments = outputs
+    ctx.mark_non_differentiable(statistics, moments)
+    ctx.set_materialize_grads(False)
+    ctx.has_shortcut = shortcut is not None
+    ctx.save_for_backward(u, out if relu else None, statistics, *parameters)
+
+
+def _differentiate_tail(ctx, grad, *_):
+    settings = (None,) * (4 + len(ctx.gain))
+    if grad is None:
+        return *(None,) * 12, *settings
+    u, out, statistics, *parameters = ctx.saved_tensors
+    du, dshortcut, dweight, dbias, *rest = _tail_backward(
+        grad, u, out, statistics, *parameters, *ctx.settings, ctx.has_shortcut, *ctx.gain
+    )
+    if out is None:
+        dshortcut = grad
+    return du, dshortcut if ctx.has_shortcut else None, dweight, dbias, None, None, *rest, *settings
+
+
+def _keep_tail_backward(ctx, inputs, _):
+    ctx.settings = inputs[14:]
+    ctx.save_for_backward(*inputs[:14])
+
+
+def _differentiate_tail_twice(ctx, *grads):
+    """Differentiate the backward op: autograd through its reference, recomputed."""
+    tensors = list(ctx.saved_tensors)
+    differentiable = [0, 1, 4, 5, *range(8, 14)]  # neither the output and statistics nor the running mean and variance
+    with torch.enable_grad():
+        for i in differentiable:
+            tensors[i] = tensors[i].detach().requires_grad_()
+        outputs = block_reference.block_tail_backward(*tensors, *ctx.settings)
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    leaves = [tensors[i] for i in differentiable]
+    outputs, given = zip(*pairs, strict=True)
+    gradients = dict(zip(differentiable, torch.autograd.grad(outputs, leaves, given, allow_unused=True), strict=True))
+    return *(gradients.get(i) for i in range(14)), *(None for _ in ctx.settings)
+
+
+_tail = _register(
+    f"block_tail(Tensor u, Tensor? shortcut, {_NORM}, {_SIX}, float norm_eps, float eps, bool shuffle, bool relu, "
+    "float gain=1.0) -> (Tensor, Tensor, Tensor)",
+    block_reference.block_tail,
+    _tail_fake,
+    _keep_tail,
+    _differentiate_tail,
+)
+_tail_backward = _register(
+    f"block_tail_backward(Tensor grad, Tensor u, Tensor? out, Tensor statistics, {_NORM}, {_SIX}, float norm_eps, "
+    "float eps, bool shuffle, bool has_shortcut, float gain=1.0) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    block_reference.block_tail_backward,
+    _tail_backward_fake,
+    _keep_tail_backward,
+    _differentiate_tail_twice,
+    maps=2,
+)
+
+
+def shuffle_attention(
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    *,
+    groups: int,
+    eps: float = 1e-5,
+    shuffle: bool = True,
+    gain: float = 1.0,
+) -> Tensor:
+    """Return shuffle attention over a map: gates per channel and per position, then the channel shuffle.
+
+    Statistics are float32 (float64 for float64) whatever the type of the map. For the equations see
+    :mod:`shuffle_attention.kernels.reference`.
+
+    Args:
+        x: Map of shape (B, C, L), (B, C, H, W) or (B, C, D, H, W), any floating-point type and layout.
+        cweight: Scale of the channel gate, n values in any shape; the other five have as many.
+        cbias: Shift of the channel gate.
+        sweight: Scale of the spatial gate.
+        sbias: Shift of the spatial gate.
+        gn_weight: Scale of the normalised plane.
+        gn_bias: Shift of the normalised plane.
+        groups: Number of groups that the channels are split into, ``C = 2 * n * groups``.
+        eps: Added to the variance of a plane.
+        shuffle: Whether to interleave the two halves of the channels at the end.
+        gain: Factor of every gate, 1 in the paper.
+
+    Returns:
+        Map of the shape, type and memory format of ``x``.
+
+    Raises:
+        TypeError: If ``x`` does not have a floating-point type.
+        InputError: If the shapes do not fit together (a ``ValueError``).
+
+    Source: Zhang & Yang, SA-Net, arXiv:2102.00240, section 3.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be of a floating-point type, got {x.dtype}")
+    if not 3 <= x.dim() <= 5:
+        raise InputError(f"x must have shape (B, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(x.shape)}")
+    parameters = (cweight, cbias, sweight, sbias, gn_weight, gn_bias)
+    n = cweight.numel()
+    sizes = [p.numel() for p in parameters]
+    if n == 0 or any(size != n for size in sizes):
+        raise InputError(f"the six parameters must all have the same number of values, got {sizes}")
+    if x.shape[1] != 2 * n * groups:
+        raise InputError(
+            f"x must have 2 * n * groups = {2 * n * groups} channels for groups={groups} and parameters "
+            f"of n = {n} values, got {tuple(x.shape)}"
+        )
+    if reference.in_use or torch.onnx.is_in_onnx_export():  # ONNX has PyTorch's own operators only
+        return reference.shuffle_attention(x, *parameters, eps, shuffle, gain)
+    return torch.ops.shuffle_attention.shuffle_attention(x, *parameters, eps, shuffle, gain)
