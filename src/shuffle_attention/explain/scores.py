@@ -80,13 +80,15 @@ def faithfulness(
         )
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    metrics: Any = require_extra("torchcam.metrics", extra="explain", note=" (Python 3.11 or later)")
+    require_extra("torchcam", extra="explain", note=" (Python 3.11 or later)")
+    from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
+
     scores = []
     with eval_mode(model), torch.no_grad():
         for image, share, target in zip(images.split(1), maps.split(1), classes.tolist(), strict=True):
             given = _GivenMap(model, share), partial(_probabilities, target=target)
-            curve = partial(metrics.DeletionInsertionMetric, *given, steps=steps, batch_size=batch_size)
-            removed, added, masked = curve(), curve(baseline=_blurred), metrics.ClassificationMetric(*given)
+            curve = partial(DeletionInsertionMetric, *given, steps=steps, batch_size=batch_size)
+            removed, added, masked = curve(), curve(baseline=_blurred), ClassificationMetric(*given)
             for metric in (removed, added, masked):
                 metric.update(image, target)
             drop, increase = masked.summary().values()
