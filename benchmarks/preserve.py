@@ -1,18 +1,18 @@
-"""What attaching attention does to a network's outputs: ``python benchmarks/preserve.py --data imagenette2/val``.
+"""Measure how attaching attention changes a model's outputs: ``python benchmarks/preserve.py --data imagenette2/val``.
 
-For each network the relative difference (Euclidean norm over all logits) between the outputs before and after
-``attach(model, "shuffle", where="residual", groups="auto")``, with ``preserve`` and without, and the share of
-images whose highest logit stays where it was. ``rounding_float32`` is the difference between single and double
-precision before anything is attached: what rounding alone does to that network.
+For each model: the relative difference (Euclidean norm over all logits) between the outputs before and after
+``attach(model, "shuffle", where="residual")``, with the start as the identity and with the published start, and the
+share of images whose highest logit stays the same. ``rounding_float32`` is the difference between single and double
+precision before anything is attached, so that the effect of rounding alone is known.
 
-The networks have random weights, with the affine parts of norms drawn at random and the BatchNorm statistics
-of the images: trained weights would have to be downloaded. The statistics are taken from other images than
-the differences.
+The models have random weights, random affine parameters of norms, and BatchNorm statistics of the images, because
+trained weights would have to be downloaded. The statistics are taken from other images than the differences.
 """
 
 import argparse
 import copy
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 def images(folder: Path, count: int, size: int) -> Tensor:
-    """Every class alike often, centre crops, standardised."""
+    """Return centre crops with equally many images of each class, standardised."""
     transform = v2.Compose(
         [v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor(), v2.ToDtype(torch.float64, scale=True)]
     )
@@ -50,11 +50,11 @@ def images(folder: Path, count: int, size: int) -> Tensor:
 def with_statistics(model: nn.Module, seen: Tensor) -> nn.Module:
     model.double().train()
     for name, parameter in model.named_parameters():
-        if "gamma" in name or "layer_scale" in name:  # branches of ConvNeXt start at a millionth
+        if "gamma" in name or "layer_scale" in name:  # initialised to 1e-6 in ConvNeXt
             nn.init.uniform_(parameter, 0.5, 1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all batches
+            module.momentum = None  # mean over all batches
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     with torch.no_grad():
@@ -73,10 +73,12 @@ def rounding(model: nn.Module, probe: Tensor) -> float:
 
 
 @torch.no_grad()
-def change(model: nn.Module, probe: Tensor, dtype: torch.dtype, preserve: bool) -> tuple[float, float]:
+def change(
+    model: nn.Module, probe: Tensor, dtype: torch.dtype, start: Literal["identity", "published"]
+) -> tuple[float, float]:
     model, probe = copy.deepcopy(model).to(dtype), probe.to(dtype)
     before = model(probe)
-    attach(model, "shuffle", where="residual", groups="auto", preserve=preserve)
+    attach(model, "shuffle", where="residual", start=start)
     after = model(probe)
     same = (before.argmax(1) == after.argmax(1)).double().mean().item()
     return difference(after, before), same
@@ -84,8 +86,10 @@ def change(model: nn.Module, probe: Tensor, dtype: torch.dtype, preserve: bool) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images a class")
-    parser.add_argument("--images", type=int, default=32, help="half for the statistics, half for the differences")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images per class")
+    parser.add_argument(
+        "--images", type=int, default=32, help="number of images; half for the statistics, half for the differences"
+    )
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
     chosen = images(options.data, options.images, options.size)
@@ -97,8 +101,8 @@ def main() -> None:
         row: dict[str, object] = {"network": name, "images": len(probe), "size": options.size}
         row["rounding_float32"] = rounding(model, probe)
         for dtype in (torch.float32, torch.float64):
-            row[f"preserved_{str(dtype)[6:]}"], row["same_top1_preserved"] = change(model, probe, dtype, True)
-        row["not_preserved"], row["same_top1_not_preserved"] = change(model, probe, torch.float64, False)
+            row[f"identity_{str(dtype)[6:]}"], row["same_top1_identity"] = change(model, probe, dtype, "identity")
+        row["published"], row["same_top1_published"] = change(model, probe, torch.float64, "published")
         rows.append(row)
         print(row, flush=True)
     print(write("preserve", rows))
