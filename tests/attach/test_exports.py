@@ -1,4 +1,4 @@
-"""What becomes of a network with attention attached: several processes, inductor, torch.export, ONNX."""
+"""Models with attached attention in several processes, inductor, torch.export and ONNX."""
 
 import copy
 
@@ -36,11 +36,12 @@ def test_compiled_to_machine_code_it_trains_as_before():
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["plain", "timm-resnet"])  # by hooks, and in blocks
 @pytest.mark.parametrize("in_place", [False, True])
-def test_code_compiled_without_attention_does_not_run_with_it_nor_the_other_way_round(in_place):
-    """Networks of one class share their compiled code, and one network has its own before and after."""
+def test_code_compiled_without_attention_does_not_run_with_it_nor_the_other_way_round(in_place, name):
+    """Models of one class share their compiled code, and one model has its own before and after."""
     torch.compiler.reset()
-    plain, x = network("plain"), photographs(32)
+    plain, x = network(name), photographs(32)
     model = copy.deepcopy(plain)
 
     def compiled(network: nn.Module) -> nn.Module:
@@ -54,7 +55,9 @@ def test_code_compiled_without_attention_does_not_run_with_it_nor_the_other_way_
         compiled(plain)(x)
         compiled(model)(x)
         attach(model, groups=2, where="residual")
-        nn.init.ones_(model.norm2.attention.sweight)
+        for module in model.modules():
+            if isinstance(module, ShuffleAttention):
+                nn.init.ones_(module.sweight)
         attended = model.forward(x)
         assert difference(attended, expected) > 1e-3
         for _ in range(2):

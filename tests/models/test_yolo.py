@@ -103,7 +103,7 @@ class Trainer(DetectionTrainer):
 
     def get_model(self, cfg=None, weights=None, verbose=True):
         model = super().get_model(cfg, None, verbose)
-        attach(model, "shuffle", where="residual", groups="auto")
+        attach(model, "shuffle", where="residual")
         if weights:
             model.load(weights)
             x = networks.photographs().float()
@@ -135,7 +135,7 @@ def train(model: YOLO, folder: Path, **options) -> None:
 def test_attached_it_survives_the_fusion_of_norms():
     """ultralytics fuses before it predicts; the attention stands behind what is fused."""
     model = networks.network("ultralytics-yolo")
-    report = attach(model, groups="auto")
+    report = attach(model)
     assert [row.place for row in report.layers] == ["model.2.m.0.cv2"]
     with torch.no_grad():
         expected = networks.output(model)
