@@ -209,11 +209,11 @@ def _as_in_file(attached: Attached, weights: dict[str, Tensor]) -> nn.Module | N
 
 
 def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Returns weights without the prefixes that DataParallel, DDP and torch.compile put before every name.
+    """Return weights without the prefixes that DataParallel, DDP and torch.compile put before every name.
 
     Args:
         weights: State dict.
-        own: Names that a model has itself, with a part called "module", say; they are taken as they are.
+        own: Entries of the model; names among them are kept, for models with a part called "module".
 
     Raises:
         CheckpointError: If two entries then have the same name.
@@ -226,7 +226,7 @@ def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = 
 
 
 def _kind(tensor: Tensor) -> str:
-    """What has to be the same for one tensor to be copied into another without loss of meaning."""
+    """Return what must be equal for one tensor to be copied into another without loss of meaning."""
     numbers = "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
     if tensor.is_quantized or tensor.layout != torch.strided:
         numbers = f"quantised {numbers}" if tensor.is_quantized else f"sparse {numbers}"
@@ -242,7 +242,7 @@ def _fault(kind: str, entries: list[str]) -> str:
 def find_state_dict(
     content: Mapping[str, Any], *, ema: bool | None = None, path: str | os.PathLike = "checkpoint"
 ) -> tuple[dict[str, Tensor], str]:
-    """Returns the weights inside the content of a checkpoint, and the name they stand under there.
+    """Return the weights in the content of a checkpoint, and the name under which they are there.
 
     Raises:
         CheckpointError: If there are none, or no averaged ones where ``ema`` asks for them.
@@ -250,12 +250,12 @@ def find_state_dict(
     names = (() if ema is False else _EMA_WEIGHTS) + (() if ema else _WEIGHTS)
     for name in names:
         if isinstance(content.get(name), Mapping):
-            found = content[name]
+            entries = content[name]
             break
     else:
-        found, name = content, ""
-    weights = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    others = [str(key) for key in found if key not in weights]
+        entries, name = content, ""
+    weights = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    others = [str(key) for key in entries if key not in weights]
     if weights and others and name:
         raise CheckpointError(f"{path} holds under {name!r} {_fault('entries that are no tensors by name', others)}")
     if not weights or (name == "" and (ema or others)):
@@ -268,7 +268,7 @@ def find_state_dict(
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the content of a checkpoint file, on the CPU, without running any code from it.
+    """Return the content of a checkpoint file, on the CPU, without running any code from it.
 
     Raises:
         CheckpointError: If the file is damaged, or asks for more than tensors and plain containers.
@@ -310,10 +310,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes a checkpoint whole; a run that is killed meanwhile still has the one before."""
+    """Write a checkpoint atomically: if the process is killed meanwhile, the previous file remains."""
     with atomic_write(path) as file:
         try:
             torch.save(dict(content), file)
         except RuntimeError as error:
-            # What torch.save makes of a full disk.
+            # torch.save raises this for a full disk.
             raise OSError(f"{path} could not be written: {error.__context__ or error}") from error
