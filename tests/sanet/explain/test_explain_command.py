@@ -193,7 +193,7 @@ def odd(tmp_path, val) -> Path:
         ("one.png", ["--channels", "1"], "--channels goes with --gates and --layer"),
         ("one.png", ["--boxes", "x.json"], "--boxes goes with --scores and one folder"),
         ("one.png", ["--limit", "0"], "--limit must be at least 1"),
-        ("one.png", ["--tolerance", "-1"], "--tolerance must not be below 0"),
+        ("one.png", ["--tolerance", "-1"], "--tolerance must be at least 0, got -1"),
         ("one.png", ["--labels", "a,b"], "one for each of 1 networks"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -236,7 +236,7 @@ def test_bare_weights_are_of_the_model_that_is_named(run, val, tmp_path, capsys)
     assert "name it with --model" in capsys.readouterr().err
     assert explained(*arguments, "--model", "test_resnet") == 0
     assert explained(*arguments[:1]) == 2
-    assert "name a network: --checkpoint FILE" in capsys.readouterr().err
+    assert "name a model: --checkpoint FILE" in capsys.readouterr().err
     assert explained(*arguments[:1], "--compare", run / "best.pt", "--model", "test_resnet") == 2
     assert "--model cannot be given with it" in capsys.readouterr().err
 
