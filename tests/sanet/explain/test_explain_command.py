@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import sanet_here, write_tree
 from shuffle_attention.errors import InputError
-from shuffle_attention.sanet.data.find import find_pictures
+from shuffle_attention.sanet.data.find import find_images
 from shuffle_attention.sanet.explain.classes import class_index, readable
 from shuffle_attention.sanet.explain.models import open_models
 from shuffle_attention.sanet.explain.overlays import Overlay, blended
@@ -50,7 +50,7 @@ def test_one_network_gives_an_overlay_an_array_and_the_figures(run, val, tmp_pat
         picture = np.asarray(Image.open(out / found["overlay"]).convert("RGB"))
         assert picture.shape[1] > 600
         with torch.no_grad():
-            seen = subject.view.tensor(find_pictures([image["file"]])[0])[None]
+            seen = subject.view.tensor(find_images([image["file"]])[0])[None]
             probabilities = subject.model(seen).softmax(1)[0]
         assert found["class"] == found["predicted"] == int(probabilities.argmax())
         assert found["probability"] == pytest.approx(probabilities.max().item(), abs=1e-5)
@@ -269,13 +269,13 @@ def test_images_are_found_with_names_of_their_own(tmp_path):
     write_tree(tmp_path / "tree", 4, ("a", "b"))
     (tmp_path / "tree/val/a/.hidden.png").touch()
     (tmp_path / "tree/val/a/note.txt").touch()
-    whole = find_pictures([tmp_path / "tree/val"])
+    whole = find_images([tmp_path / "tree/val"])
     assert [picture.name for picture in whole] == ["a-000", "a-001", "b-000", "b-001"]
     files = [tmp_path / f"tree/{split}/a/000.png" for split in ("train", "val")]
-    assert [picture.name for picture in find_pictures([*files, files[0]])] == ["000", "000-2", "000-3"]
+    assert [picture.name for picture in find_images([*files, files[0]])] == ["000", "000-2", "000-3"]
     shutil.copy(files[0], tmp_path / "000-2.png")
-    assert len({picture.name for picture in find_pictures([*files, tmp_path / "000-2.png"])}) == 3
-    assert [picture.name for picture in find_pictures([tmp_path / "tree/val"], 2)] == ["a-000", "b-000"]
+    assert len({picture.name for picture in find_images([*files, tmp_path / "000-2.png"])}) == 3
+    assert [picture.name for picture in find_images([tmp_path / "tree/val"], 2)] == ["a-000", "b-000"]
 
 
 def test_what_cannot_be_read_is_left_out_if_that_is_asked_for(run, val, tmp_path, capsys):
@@ -345,7 +345,7 @@ def test_linked_folders_are_searched_once(val, tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/linked").symlink_to(val / "digit0")
     (tmp_path / "tree/around").symlink_to(tmp_path / "tree")
-    assert len(find_pictures([tmp_path / "tree"])) == len(list((val / "digit0").iterdir()))
+    assert len(find_images([tmp_path / "tree"])) == len(list((val / "digit0").iterdir()))
 
 
 def test_channels_are_asked_of_all_networks_before_anything_is_written(run, val, tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain import faithfulness
 from shuffle_attention.sanet.data.coco_reading import read_coco
-from shuffle_attention.sanet.data.find import Picture
+from shuffle_attention.sanet.data.find import ImageFile
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
 from shuffle_attention.sanet.explain.view import View
@@ -124,14 +124,14 @@ def test_boxes_follow_the_resize_and_the_crop():
     assert (x, width) == (0, 32)
 
 
-def folder_with_boxes(root) -> tuple[list[Picture], str]:
+def folder_with_boxes(root) -> tuple[list[ImageFile], str]:
     """Two images with a bright corner and their boxes: of the first the corner, of the second the opposite one."""
     images, annotations, pictures = [], [], []
     for number, box in enumerate(([0, 0, 32, 32], [32, 32, 32, 32]), 1):
         pixels = np.zeros((64, 64), np.uint8)
         pixels[8:24, 8:24] = 255
         Image.fromarray(pixels).save(root / f"{number}.png")
-        pictures.append(Picture(root / f"{number}.png", str(number)))
+        pictures.append(ImageFile(root / f"{number}.png", str(number)))
         images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 64})
         annotations.append({"id": number, "image_id": number, "category_id": 5, "bbox": box, "iscrowd": 0, "area": 1})
     annotations.append({**annotations[0], "id": 3, "category_id": 6})

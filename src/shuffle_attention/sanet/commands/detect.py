@@ -112,13 +112,13 @@ class PredictObjects(Command):
         from rich.progress import track
 
         from ..console import console
-        from ..data.find import find_pictures, require_apart
+        from ..data.find import find_images, require_apart
         from ..device import open_process
         from ..tasks.detection.predictor import restore_detector
 
         checkpoint, overrides, images, output = self.checkpoint, self.overrides, self.images, self.output
         threshold = self.threshold
-        pictures = find_pictures(images, skip_bad=overrides.pop("skip_bad_images", False))
+        pictures = find_images(images, skip_bad=overrides.pop("skip_bad_images", False))
         folder = Path(output)
         require_apart(folder, images, [])
         if folder.exists() and not folder.is_dir():

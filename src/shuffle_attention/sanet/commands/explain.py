@@ -62,7 +62,7 @@ class Explain(Command):
         """Open the models and the images, and write what was asked for."""
         from ..console import console
         from ..data.coco_reading import read_coco
-        from ..data.find import find_pictures, require_apart
+        from ..data.find import find_images, require_apart
         from ..device import open_process
         from ..explain.jobs import try_size, write_gates, write_maps, write_model_scores
         from ..explain.models import folder_of, open_models
@@ -82,7 +82,7 @@ class Explain(Command):
         if self.channels and not (self.gates and layer):
             raise InputError("--channels goes with --gates and --layer, whose channels they are")
         sources = self._sources()
-        pictures = find_pictures(images, self.limit, skip_bad=self.skip_bad_images)
+        pictures = find_images(images, self.limit, skip_bad=self.skip_bad_images)
         coco = None
         if self.boxes is not None:
             coco = read_coco(self.boxes, images[0], check_files=False, skip_bad=self.skip_bad_images)

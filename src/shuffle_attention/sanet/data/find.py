@@ -107,7 +107,3 @@ def _printable(name: str) -> str:
     """Return a name that is valid text, and short enough to be part of a file name."""
     text = os.fsencode(name).decode(errors="replace")
     return text if len(text.encode()) <= _LONGEST else text.encode()[-_LONGEST:].decode(errors="ignore")
-
-
-Picture = ImageFile
-find_pictures = find_images

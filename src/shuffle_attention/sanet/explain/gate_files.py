@@ -11,7 +11,7 @@ from torch import Tensor
 from ...explain.gates import Gates, attention_layers, destinations, gates, group_scores
 from ...explain.stages import eval_mode
 from ...files import atomic_write, write_json
-from ..data.find import Picture
+from ..data.find import ImageFile
 from ..environment import environment
 from ..network import Classifier
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
@@ -46,7 +46,7 @@ class GatePictures:
         return folder
 
     def add(
-        self, subject: Classifier, batch: Sequence[Picture], images: Tensor, advance: Callable[[int], None]
+        self, subject: Classifier, batch: Sequence[ImageFile], images: Tensor, advance: Callable[[int], None]
     ) -> None:
         """Writes what one network's gates make of some images."""
         found = gates(subject.model, images)

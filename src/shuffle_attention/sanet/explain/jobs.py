@@ -14,7 +14,7 @@ from ...explain.maps import explain
 from ...explain.stages import eval_mode
 from ..console import console
 from ..data.coco import CocoData
-from ..data.find import Picture
+from ..data.find import ImageFile
 from ..device import Process
 from ..network import Classifier
 from .gate_charts import chosen_channels, draw_shuffle
@@ -36,7 +36,7 @@ def try_size(subject: Classifier, img_size: int, process: Process) -> None:
 
 def write_maps(
     subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageFile],
     process: Process,
     batch_size: int,
     method: str,
@@ -60,7 +60,7 @@ def write_maps(
 
 def write_model_scores(
     subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageFile],
     process: Process,
     batch_size: int,
     coco: CocoData | None,
@@ -78,7 +78,7 @@ def write_model_scores(
 
 def write_gates(
     subjects: Sequence[Classifier],
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageFile],
     process: Process,
     batch_size: int,
     target: str | None,
@@ -109,11 +109,11 @@ def write_gates(
     return report.finish(_of(subjects))
 
 
-def _batches(pictures: Sequence[Picture], size: int) -> list[Sequence[Picture]]:
+def _batches(pictures: Sequence[ImageFile], size: int) -> list[Sequence[ImageFile]]:
     return [pictures[first : first + size] for first in range(0, len(pictures), size)]
 
 
-def _tensors(subject: Classifier, batch: Sequence[Picture], process: Process) -> Tensor:
+def _tensors(subject: Classifier, batch: Sequence[ImageFile], process: Process) -> Tensor:
     return torch.stack([subject.view.tensor(picture) for picture in batch]).to(process.device)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...explain.maps import TITLES, Explanation
 from ...files import atomic_write, write_json
-from ..data.find import Picture
+from ..data.find import ImageFile
 from ..environment import environment
 from ..network import Classifier
 from .models import folder_of
@@ -37,7 +37,7 @@ class MapPictures:
 
     def add(
         self,
-        batch: Sequence[Picture],
+        batch: Sequence[ImageFile],
         seen: Sequence[Tensor],
         found: Sequence[Explanation],
         advance: Callable[[int], None],
@@ -77,7 +77,7 @@ class MapPictures:
         return [maps, *(f"wrote {page}" for page in self._pages)]
 
     def _write(
-        self, subject: Classifier, picture: Picture, overlay: Overlay, explanation: Explanation, number: int
+        self, subject: Classifier, picture: ImageFile, overlay: Overlay, explanation: Explanation, number: int
     ) -> dict[str, Any]:
         folder = folder_of(self.folder, subject, self.subjects)
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class MapPictures:
         self._rows = []
 
 
-def _labelled(subject: Classifier, picture: Picture) -> str | None:
+def _labelled(subject: Classifier, picture: ImageFile) -> str | None:
     """The class in whose folder the image lies, where the network knows one of that name."""
     folder = picture.path.resolve().parent.name
     classes = subject.classes or []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..data.coco import CocoData
-from ..data.find import Picture
+from ..data.find import ImageFile
 from .classes import class_index
 
 Box = tuple[float, float, float, float]
@@ -26,14 +26,14 @@ class Boxes:
         size: Width and height of the file.
     """
 
-    picture: Picture
+    picture: ImageFile
     target: int
     name: str
     boxes: list[Box]
     size: tuple[int, int]
 
 
-def boxes_of(data: CocoData, pictures: Sequence[Picture], classes: Sequence[str] | None, count: int) -> list[Boxes]:
+def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[str] | None, count: int) -> list[Boxes]:
     """Returns the boxes of each class in each image, for the classes that the network knows by name.
 
     Crowds are left out: they are regions, and not boxes of an object.

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...explain.maps import explain
 from ...explain.scores import faithfulness
 from ..data.coco import CocoData
-from ..data.find import Picture
+from ..data.find import ImageFile
 from ..network import Classifier
 from ..statistics import PairedDifference, Summary, paired_difference, summary
 from .pointing_game import Boxes, boxes_of, hits
@@ -68,7 +68,7 @@ class Scored:
 
 def score(
     subject: Classifier,
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageFile],
     *,
     method: str = "gradcam",
     target: str | None = None,

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from ...errors import DataError
-from ..data.find import Picture
+from ..data.find import ImageFile
 from ..data.images import read_image
 from ..recipes.recipe import Recipe
 
@@ -35,7 +35,7 @@ class View:
             std=tuple(recipe.std or ()),
         )
 
-    def tensor(self, picture: Picture) -> Tensor:
+    def tensor(self, picture: ImageFile) -> Tensor:
         """Returns what the network gets, (channels, height, width).
 
         Raises:
