@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention, SpatialGroupEnhance, attention_names, create_attention
+from shuffle_attention.attention import largest_groups
 from shuffle_attention.attention.shuffle_ablation import ShuffleAttentionAblation
-from shuffle_attention.attention.spec import largest_groups
 from shuffle_attention.kernels import reference
 
 NAMES = attention_names()

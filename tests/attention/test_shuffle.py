@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from layer_cases import CASES, LAYOUTS, parameters, random_layer, random_map
 from shuffle_attention import ShuffleAttention
-from shuffle_attention.attention.spec import fitting_groups
+from shuffle_attention.attention import fitting_groups
 from shuffle_attention.kernels import reference, shuffle_attention
 
 # Largest error relative to the largest value: rounding of the type times a little for the sums.

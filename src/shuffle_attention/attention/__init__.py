@@ -11,8 +11,10 @@ from .spec import (
     attention_names,
     create_attention,
     create_identity,
+    fitting_groups,
     gate_names,
     get_spec,
+    largest_groups,
     register_attention,
 )
 
@@ -24,8 +26,10 @@ __all__ = [
     "attention_names",
     "create_attention",
     "create_identity",
+    "fitting_groups",
     "gate_names",
     "get_spec",
+    "largest_groups",
     "register_attention",
 ]
 

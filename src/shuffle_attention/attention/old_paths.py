@@ -1,4 +1,4 @@
-"""Import paths of version 0.1, which keep working until version 0.3: pickled layers and users' code name them."""
+"""Import paths of version 0.1, which pickled layers and users' code name; they work until version 0.3."""
 
 import importlib
 import warnings
@@ -24,13 +24,13 @@ MOVED = {
 
 
 def find_spec(fullname: str) -> ModuleSpec | None:
-    """Return the spec of a module under its old name, or None if there was none of that name."""
+    """Return the import spec of a module under its old name, or None if version 0.1 had no such module."""
     package, _, name = fullname.rpartition(".")
     return ModuleSpec(fullname, _OldPaths()) if package == ROOT and name in MOVED else None
 
 
 class _OldPaths(Loader):
-    """Loads a module under its old name, which looks its attributes up under the new one."""
+    """Loader of a module under its old name that looks up its attributes under the new name."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return ModuleType(spec.name)
@@ -41,7 +41,7 @@ class _OldPaths(Loader):
         warnings.warn(message, DeprecationWarning, stacklevel=2)
 
         def look_up(name: str) -> Any:
-            if name.startswith("__"):  # a path, above all: submodules would be imported a second time
+            if name.startswith("__"):  # above all __path__, through which submodules would be imported twice
                 raise AttributeError(name)
             return getattr(new, name)
 

@@ -17,8 +17,7 @@ from timm.models import ResNet, build_model_with_cfg, register_model, resolve_pr
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from ..attention import create_attention, gate_names
-from ..attention.spec import largest_groups
+from ..attention import create_attention, gate_names, largest_groups
 from ..errors import InputError
 from .fused_block import block_end
 
