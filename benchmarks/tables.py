@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from timing import RESULTS
 
+from shuffle_attention.attention import attention_names, get_spec
 from shuffle_attention.explain.maps import TITLES
+from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.sanet.statistics import paired_difference
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -245,6 +249,33 @@ def gates() -> str:
     return table("layer | channel gates | spatial gates", lines, words=1)
 
 
+def models() -> str:
+    lines = []
+    for name in attention_names():
+        line: list[object] = [f"`{name}`", f"`{resnet_with(name, 50)[0]}`"]
+        for depth in (50, 101):
+            counts = [parameters(attention, depth) for attention in (name, "none")]
+            line += [f"{counts[0]:,}", f"{counts[0] - counts[1]:,}"]
+        lines.append(line)
+    return table("attention | model | parameters, 50 layers | added | 101 layers | added", lines)
+
+
+def parameters(attention: str, depth: int) -> int:
+    """Return the number of parameters of the ResNet with an attention."""
+    name, options = resnet_with(attention, depth)
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layers() -> str:
+    lines = []
+    for spec in map(get_spec, attention_names()):
+        source = f"{spec.source} ([{spec.arxiv}](https://arxiv.org/abs/{spec.arxiv}))" if spec.source else ""
+        lines.append([f"`{spec.name}`", spec.parameters, spec.notes, source])
+    return table("attention | parameters for C channels | settings | source", lines, words=4)
+
+
 def explained(content: dict[str, Any]) -> str:
     """The sentence on when and where figures were found that do not depend on the machine's speed."""
     machine = content["machine"]
@@ -257,6 +288,7 @@ PAGES: dict[str, list[Callable[[], str]]] = {
     "results.md": [costs, cifar10, finetune, imagenette, full],
     "detection.md": [nuclei],
     "explain.md": [twins, maps, gates],
+    "networks.md": [models, layers],
 }
 
 

@@ -17,6 +17,7 @@ import torch
 
 import shuffle_attention.models  # noqa: F401 - registers the models
 from conftest import sanet_here, write_tree
+from shuffle_attention.attention import spec
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +150,7 @@ def test_every_command_runs(desk, monkeypatch):
 
 def test_the_code_of_each_page_runs(desk, monkeypatch):
     monkeypatch.chdir(desk)
+    monkeypatch.setattr(spec, "_SPECS", dict(spec._SPECS))  # pages register attention layers
     for page in PAGES:
         code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
         exec(compile(code, page.name, "exec"), {})
@@ -169,7 +171,7 @@ def test_the_figures_of_the_pages_are_those_of_the_files():
         assert f"{figures['top5']:.2f} %" in page.read_text()
 
 
-@pytest.mark.parametrize("name", ["kernels.md", "results.md", "detection.md", "explain.md"])
+@pytest.mark.parametrize("name", ["kernels.md", "results.md", "detection.md", "explain.md", "networks.md"])
 def test_the_tables_of_a_page_are_those_of_the_files(name):
     page = ROOT / "docs" / name
     code = f"import sys, pathlib, tables; sys.stdout.write(tables.written(pathlib.Path({str(page)!r})))"
