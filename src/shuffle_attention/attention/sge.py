@@ -12,31 +12,30 @@ torch.fx.wrap("spatial_group_enhance")  # one call in a traced graph: its checks
 
 
 class SpatialGroupEnhance(nn.Module):
-    """Spatial group-wise enhancement: within each group, a gate on the places that resemble the group's mean.
+    """Spatial group-wise enhancement: within each group, a gate on the positions that resemble the group's mean.
 
-    With t_i the inner product of the group's mean over the plane with its channels at place i, and m and s the
+    With t_i the inner product of the group's mean over the plane with its channels at position i, and m and s the
     mean and the deviation of t over the plane, the gate at i is sigmoid(weight * (t_i - m) / (s + eps) + bias).
     At its start every gate is sigmoid(1). It has ``2 * groups`` parameters, under the names and in the shapes
-    of the published network: ``weight`` and ``bias`` of shape (1, groups, 1, 1).
+    of the published model: ``weight`` and ``bias`` of shape (1, groups, 1, 1).
 
-    The products are taken and normalised in float32 for maps in half precision: those of a large map are above
-    65504 and leave the range of float16, which in the published code makes the output NaN. The deviation is
-    that of the published code, with m - 1 in the denominator for m places; where m is 1, and it has no value, the
-    gate is sigmoid(bias).
+    For maps in half precision the products are computed and normalised in float32: those of a large map exceed the
+    range of float16, which makes the output of the published code NaN. The deviation is that of the published code,
+    with m - 1 in the denominator for m positions; if m is 1, where it has no value, the gate is sigmoid(bias).
 
     Args:
-        channels: Channels of the map.
-        groups: Groups that the channels are split into; must divide ``channels``.
+        channels: Number of channels of the map.
+        groups: Number of groups that the channels are split into; must divide ``channels``.
         eps: Added to the deviation of the products of a group.
-        device: Where the parameters are made.
+        device: Device of the parameters.
         dtype: Type of the parameters; the map may have another.
 
     Shape:
         (B, channels, H, W) to the same shape, type and memory format.
 
     Raises:
-        InputError: If ``groups`` does not divide ``channels``, at construction; if a map has channels that it does
-            not divide or other dimensions, when called.
+        InputError: If ``groups`` does not divide ``channels``, at construction; if it does not divide the
+            channels of a map or the map has other dimensions, when called.
 
     Source: Li, Hu & Yang, Spatial Group-wise Enhance, arXiv:1905.09646, section 3; parameters, their start and
     the deviation from the code published with it.
@@ -54,7 +53,7 @@ class SpatialGroupEnhance(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets every gate to sigmoid(1), as published."""
+        """Set every gate to sigmoid(1), as published."""
         nn.init.zeros_(self.weight)
         nn.init.ones_(self.bias)
 
@@ -66,14 +65,14 @@ class SpatialGroupEnhance(nn.Module):
 
 
 def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
+    """Return the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
     groups = weight.numel()
     if x.dim() != 4 or x.shape[1] % groups:
         raise InputError(f"a map must have the shape (B, multiple of {groups} groups, H, W), got {tuple(x.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     grouped = x.unflatten(1, (groups, -1))
     exact = grouped.to(dtype)
-    # Not a matrix product: autocast would take that back to half precision.
+    # Not a matrix product: autocast would compute it in half precision.
     t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
     t = t - t.mean((2, 3), keepdim=True)
     # The norm, unlike a square root, has a gradient where a map is flat.

@@ -1,4 +1,4 @@
-"""Shuffle attention with its parts removed or replaced, as its paper does to see what each is worth."""
+"""Shuffle attention with parts removed or replaced, as in the ablation studies of its paper."""
 
 from typing import Any, Literal
 
@@ -12,25 +12,25 @@ GATES = ("affine", "conv1x1", "none")
 
 
 class ShuffleAttentionAblation(nn.Module):
-    """Shuffle attention whose parts can be left out, in plain PyTorch: for experiments, not for speed.
+    """Shuffle attention with optional parts, in plain PyTorch: for experiments, not for speed.
 
-    With its defaults it computes what :class:`ShuffleAttention` does, with the same entries in its state dict,
-    in several passes over the map. Networks never join it with the norm and the addition around it.
+    With its defaults it computes what :class:`ShuffleAttention` computes, with the same entries in its state dict, in
+    several passes over the map. The fused op at the end of a block does not run it.
 
     With n = channels / (2 * groups), s the statistic of a branch (the means of its planes in the channel
     branch, its normalised planes in the spatial one) and F what turns it into a gate sigmoid(F(s)):
 
     Args:
-        channels: Channels of the map.
-        groups: Groups that the channels are split into; the paper compares 8, 16, 32, 64 and 128.
+        channels: Number of channels of the map.
+        groups: Number of groups that the channels are split into; the paper compares 8, 16, 32, 64 and 128.
         eps: Added to the variance of a plane.
         norm: Whether the spatial branch normalises its planes (the paper's GroupNorm, 2 n parameters); without,
             the statistic is the plane itself.
-        gate: F: ``"affine"`` is a weight and a bias for each of the n channels (4 n parameters in the two
-            branches); ``"conv1x1"`` a 1x1 convolution over them (2 n (n + 1) parameters), shared by the groups as
-            the affine is and starting at zero weights, hence at the same gates; ``"none"`` leaves s as it is.
-        shuffle: Whether the two halves of the channels are interleaved at the end.
-        device: Where the parameters are made.
+        gate: F. ``"affine"`` is a weight and a bias for each of the n channels (4 n parameters in the two
+            branches). ``"conv1x1"`` is a 1x1 convolution over them (2 n (n + 1) parameters), shared by the groups like
+            the affine, with zero weights and hence the same gates at its start. ``"none"`` is the identity.
+        shuffle: Whether to interleave the two halves of the channels at the end.
+        device: Device of the parameters.
         dtype: Type of the parameters; the map may have another.
 
     Shape:
@@ -79,7 +79,7 @@ class ShuffleAttentionAblation(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets every gate that has a bias to sigmoid(1), as published."""
+        """Set every gate that has a bias to sigmoid(1), as published."""
         for name, parameter in self.named_parameters(recurse=False):
             nn.init.constant_(parameter, 1.0 if name.endswith("bias") else 0.0)
         if self.gn is not None:
@@ -89,7 +89,7 @@ class ShuffleAttentionAblation(nn.Module):
         if x.dim() not in (3, 4, 5) or x.shape[1] != self.channels:
             raise InputError(f"a map must have the shape (B, {self.channels}, *spatial), got {tuple(x.shape)}")
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # Matrix products, like the rest, in the type of the sums.
+        # Autocast would compute the matrix products in half precision.
         with torch.autocast(x.device.type, enabled=False):
             channel, spatial = x.to(dtype).flatten(2).unflatten(1, (self.groups, 2, -1)).unbind(2)
             y = torch.stack(
@@ -104,7 +104,7 @@ class ShuffleAttentionAblation(nn.Module):
         return torch.empty_like(x).copy_(y.reshape(x.shape))
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """The planes of ``x``, (B, groups, n, plane), each with zero mean and unit variance, times its affine."""
+        """Normalise the planes of ``x``, (B, groups, n, plane), and apply the affine of each."""
         if self.gn is None:
             return x
         centred = x - x.mean(-1, keepdim=True)
@@ -112,7 +112,7 @@ class ShuffleAttentionAblation(nn.Module):
         return self.gn.weight.to(x.dtype).unsqueeze(-1) * xhat + self.gn.bias.to(x.dtype).unsqueeze(-1)
 
     def _transformed(self, branch: str, s: Tensor) -> Tensor:
-        """F of a statistic, (B, groups, n, places)."""
+        """Apply F to a statistic, (B, groups, n, positions)."""
         if self.gate == "none":
             return s
         weight = getattr(self, f"{branch}weight").to(s.dtype).flatten(1)

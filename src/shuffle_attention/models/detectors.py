@@ -1,7 +1,7 @@
-"""Detectors by name: torchvision's, each over a feature pyramid on any backbone.
+"""torchvision's detectors by name, each over a feature pyramid on any backbone.
 
-Heads, anchors, matching, losses and post-processing are torchvision's, with torchvision's defaults: on a plain
-ResNet they are the networks of ``torchvision.models.detection``, entry by entry.
+Heads, anchors, matching, losses and post-processing are torchvision's, with torchvision's defaults: with a plain
+ResNet the detectors are those of ``torchvision.models.detection``, parameter by parameter.
 
 Sources: Ren et al., Faster R-CNN, arXiv:1506.01497; He et al., Mask R-CNN, arXiv:1703.06870; Lin et al., RetinaNet,
 arXiv:1708.02002; Tian et al., FCOS, arXiv:1904.01355; Lin et al., FPN, arXiv:1612.03144.
@@ -30,15 +30,15 @@ WITH_WEIGHTS_TRAINABLE = 3  # stages of a backbone that has weights; Detectron a
 
 @dataclass(frozen=True)
 class Architecture:
-    """A detector of torchvision and the feature pyramid that its paper gives it.
+    """A detector of torchvision and the feature pyramid of its paper.
 
     Attributes:
         network: Class of the detector.
-        strides: Strides of the maps that the pyramid is built on.
-        extra_blocks: Makes the levels above them, given the channels of a level.
+        strides: Strides of the maps below the pyramid.
+        extra_blocks: Create the levels above them, from the number of channels of a level.
         losses: Names of its losses.
-        masks: Whether it segments what it finds.
-        anchors: Name of the argument that takes its anchors, and their octaves at each level; None without anchors.
+        masks: Whether it predicts masks.
+        anchors: Name of its argument for anchors, and their octaves at each level; None without anchors.
     """
 
     network: type[nn.Module]
@@ -90,32 +90,32 @@ def create_detector(
     backbone_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Returns a detector on the CPU, in training mode.
+    """Create a detector on the CPU, in training mode.
 
-    Like torchvision's detectors it takes a list of images (C, H, W) in [0, 1], of any sizes, and normalises and
-    resizes them itself; in training also a list of targets (dicts of ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels,
-    ``labels`` (N,) from 1 and, for ``mask_rcnn``, ``masks`` (N, H, W)), giving a dict of losses. In evaluation it
-    gives for each image a dict of ``boxes``, ``labels``, ``scores`` and, for ``mask_rcnn``, ``masks`` (N, 1, H, W)
-    in [0, 1], at the size of the image.
+    Its input is that of torchvision's detectors: a list of images (C, H, W) in [0, 1], of any sizes, which it
+    normalises and resizes. In training it also takes a list of targets, and returns a dict of losses. A target is a
+    dict of ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` (N,) from 1 and, for ``mask_rcnn``, ``masks``
+    (N, H, W). In evaluation it returns for each image a dict of ``boxes``, ``labels``, ``scores`` and, for
+    ``mask_rcnn``, ``masks`` (N, 1, H, W) in [0, 1], at the size of the image.
 
     Args:
         arch: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
-        backbone: Name of a network of timm, those of this package among them.
-        num_classes: Number of classes, the background, which is label 0, among them.
-        weights: Classification checkpoint of the backbone; its classifier is left out.
-        may_differ: Patterns of entries of that checkpoint that need not fit, in place of the classifier's.
-        pretrained: Whether to take timm's own weights of the backbone, downloading them where needed.
-        trainable_layers: How many of the backbone's stages are trained, from the last; 5 is all of a ResNet, its stem
-            included. By default 3 of a backbone with weights, and all of one without.
-        frozen_norm: Whether the backbone's BatchNorm keeps statistics, scale and shift as they are. By default that
-            of a backbone with weights does.
-        min_size: Length to which the shorter side of an image is resized, in pixels; several are drawn from at
-            random in training, and evaluation takes the last.
-        max_size: Length that the longer side does not exceed.
+        backbone: Name of a model registered with timm, by timm or by this package.
+        num_classes: Number of classes including the background, which is label 0.
+        weights: Classification checkpoint of the backbone; its classifier is not loaded.
+        may_differ: Patterns of entries of that checkpoint that need not fit, instead of the classifier's.
+        pretrained: Whether to load timm's weights of the backbone, downloaded if needed.
+        trainable_layers: Number of stages of the backbone that are trained, counted from the last; 5 is a whole
+            ResNet with its stem. By default 3 of a backbone with weights, and all of one without.
+        frozen_norm: Whether the backbone's BatchNorm keeps its statistics, scale and shift. By default it does in a
+            backbone with weights.
+        min_size: Length of the shorter side of a resized image, in pixels. Training draws from several at random;
+            evaluation uses the last.
+        max_size: Upper bound of the longer side, in pixels.
         anchor_sizes: Side of the anchors of each of the five levels, in pixels of the resized image; 32 to 512 by
-            default. Objects of half the smallest are hardly found.
-        pyramid_channels: Channels of each level of the pyramid and of the convolutions of the heads; a multiple of
-            32. With 64 in place of 256 the masks of a small data set cost a sixteenth.
+            default. Objects half the size of the smallest are rarely detected.
+        pyramid_channels: Number of channels of each level of the pyramid and of the convolutions of the heads; a
+            multiple of 32. With 64 instead of 256 the masks of a small data set cost a sixteenth.
         backbone_options: Further arguments of ``timm.create_model``.
         **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
 
@@ -153,14 +153,14 @@ def create_detector(
     with asked_for(arch=arch, **kwargs):
         detector: Any = chosen.network(pyramid, num_classes, **settings)
     if chosen.masks and pyramid_channels != PYRAMID_CHANNELS:
-        # The one head whose width torchvision does not take from the pyramid.
+        # torchvision does not take the width of this head from the pyramid.
         detector.roi_heads.mask_head = MaskRCNNHeads(pyramid_channels, (pyramid_channels,) * 4, 1)
         detector.roi_heads.mask_predictor = MaskRCNNPredictor(pyramid_channels, pyramid_channels, num_classes)
     return detector
 
 
 def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:
-    """Anchors as torchvision's defaults but for their sizes: three ratios, and RetinaNet's three octaves."""
+    """Return torchvision's default anchors with other sizes: three ratios, and RetinaNet's three octaves."""
     anchors = ARCHITECTURES[arch].anchors
     if anchors is None:
         raise InputError(f"{arch} has no anchors; leave anchor_sizes={tuple(sizes)} out")
@@ -172,10 +172,10 @@ def _anchors(arch: str, sizes: Sequence[int]) -> dict[str, AnchorGenerator]:
 
 
 def require_arguments(arch: str, kwargs: Mapping[str, Any]) -> None:
-    """Refuses what torchvision would take without a word and never read.
+    """Refuse arguments that torchvision would accept and silently ignore.
 
     Raises:
-        InputError: If an argument is none of the detector's.
+        InputError: If the detector has no such argument.
     """
     known: set[str] = set()
     for part in (*ARCHITECTURES[arch].network.__mro__, GeneralizedRCNNTransform):

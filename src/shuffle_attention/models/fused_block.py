@@ -1,4 +1,4 @@
-"""The end of a residual block as one op instead of its modules one after the other, and when that may be."""
+"""The end of a residual block as one op instead of its modules one after the other, and when that is possible."""
 
 from typing import cast
 
@@ -16,15 +16,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def can_fuse(
     u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module, act: nn.Module, drop_path: nn.Module | None
 ) -> bool:
-    """Returns whether ``act(drop_path(attention(norm(u))) + shortcut)`` is what one op computes, to rounding.
+    """Return whether one op can compute ``act(drop_path(attention(norm(u))) + shortcut)``, to rounding.
 
-    It is not where somebody looks or reaches between the modules (hooks, a subclass, another norm or
-    activation), where the graph is to show them (fx, tracing, export), where branches are dropped,
-    where types differ, and where there is no kernel for the device and type.
+    It cannot if anything observes or replaces the modules (hooks, a subclass, another norm or activation), if the
+    graph must show them (fx, tracing, export), if branches are dropped, if types differ, or if there is no kernel for
+    the device and type.
 
     Args:
-        u: What goes into ``norm``.
-        shortcut: What is added.
+        u: Input of ``norm``.
+        shortcut: Summand.
         norm: The last norm of the branch.
         attention: The attention after it.
         act: The activation after the addition.
@@ -67,26 +67,25 @@ def block_end(
 def block_tail(
     u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention, *, relu: bool = True
 ) -> Tensor:
-    """Returns ``relu(attention(norm(u)) + shortcut)``, as the modules one by one would, up to rounding.
+    """Return ``relu(attention(norm(u)) + shortcut)``, to rounding what the modules compute one by one.
 
-    In training the running statistics of ``norm`` and its count of batches are brought up to date; where
-    it has none, or is in training, the statistics are those of the batch, and otherwise the running ones.
-    Hooks of the two modules are not called. Statistics and gates are float32 (float64 for float64),
-    whatever the type of the map, and what is between the modules is not rounded to it.
+    The statistics are those of the batch if ``norm`` is in training or has no running statistics; training updates
+    the running statistics and the count of batches. Hooks of the two modules are not called. Statistics and gates are
+    float32 (float64 for float64), whatever the type of the map, and intermediate values are not rounded to it.
 
     Args:
-        u: Map (B, C, *spatial) that goes into ``norm``, with 1 to 3 spatial dimensions.
-        shortcut: What is added, of the shape and type of ``u``; None for nothing.
+        u: Input of ``norm``, (B, C, *spatial) with 1 to 3 spatial dimensions.
+        shortcut: Summand of the shape and type of ``u``; None for nothing.
         norm: The BatchNorm before the attention.
-        attention: The attention, whose parameters are read.
-        relu: Whether ReLU comes last.
+        attention: The attention, of which only the parameters are read.
+        relu: Whether to apply ReLU at the end.
 
     Returns:
         Map of the shape, type and memory format of ``u``.
 
     Raises:
         TypeError: If ``u`` is not of a floating-point type.
-        InputError: If shapes or types do not fit together, or training sees one value a channel (a ``ValueError``).
+        InputError: If shapes or types do not fit together, or training has one value per channel (a ``ValueError``).
 
     Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
     """
@@ -137,7 +136,7 @@ def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: Shuf
 
 @torch.no_grad()
 def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
-    """What BatchNorm does after a training step; the running variance is the unbiased one."""
+    """Update the running statistics as BatchNorm does in training; the running variance is the unbiased one."""
     running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if running_mean is None or running_var is None:
         return
@@ -148,7 +147,7 @@ def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -
     mean, var = moments.to(running_mean.dtype).unbind()
     var = var * (values / (values - 1))
     if norm.momentum is None and count is not None:
-        share = count.to(mean.dtype).reciprocal()  # a tensor, so that nothing is waited for
+        share = count.to(mean.dtype).reciprocal()  # keep it a tensor: .item() would synchronise with the GPU
         running_mean.lerp_(mean, share)
         running_var.lerp_(var, share)
     else:

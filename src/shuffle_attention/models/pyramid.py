@@ -1,7 +1,7 @@
-"""The feature pyramid over a classification network of timm, with what of it is frozen.
+"""A feature pyramid over a classification model of timm, parts of which may be frozen.
 
 Sources: Lin et al., Feature Pyramid Networks, arXiv:1612.03144; He et al., Mask R-CNN, arXiv:1703.06870,
-section 3.1; Wu et al., Detectron, where BatchNorm is frozen because batches are small.
+section 3.1; Wu et al., Detectron, which freezes BatchNorm because batches are small.
 """
 
 import os
@@ -22,17 +22,16 @@ __all__ = ["PyramidBackbone", "create_body", "freeze_first_stages", "load_backbo
 
 
 class PyramidBackbone(nn.Module):
-    """A network's feature maps through a feature pyramid: what torchvision's detectors take for a backbone.
+    """The feature maps of a model and a feature pyramid over them: the backbone of torchvision's detectors.
 
-    Frozen BatchNorm is BatchNorm that stays in evaluation mode when the detector is trained. It keeps the names
-    of classification checkpoints, and the fused end of a block serves it, which it would not with another class
-    of module in its place.
+    Frozen BatchNorm is BatchNorm that stays in evaluation mode during training. Unlike a class for frozen norms, it
+    keeps the names of classification checkpoints and runs in the fused op at the end of a block.
 
     Args:
-        body: Network that gives a list of maps (B, C, H, W), from fine to coarse, with timm's ``feature_info``.
-        out_channels: Channels of every level of the pyramid.
-        extra_blocks: Makes the levels above the coarsest map.
-        frozen_norm: Whether BatchNorm of the body uses its running statistics in training too, and is not trained.
+        body: Model that returns a list of maps (B, C, H, W), from fine to coarse, with timm's ``feature_info``.
+        out_channels: Number of channels of every level of the pyramid.
+        extra_blocks: Module that computes the levels above the coarsest map.
+        frozen_norm: Whether the body's BatchNorm uses its running statistics in training too, and is not trained.
     """
 
     def __init__(self, body: nn.Module, out_channels: int, extra_blocks: ExtraFPNBlock, *, frozen_norm: bool):
@@ -57,15 +56,15 @@ class PyramidBackbone(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the levels of the pyramid for images (B, C, H, W), by name, from fine to coarse."""
+        """Return the levels of the pyramid for images (B, C, H, W), by name, from fine to coarse."""
         return self.fpn(OrderedDict((str(level), feature) for level, feature in enumerate(self.body(x))))
 
 
 def create_body(name: str, strides: Iterable[int], *, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
-    """Returns a network of timm that gives its feature maps at the strides asked for.
+    """Create a model of timm that returns its feature maps at the given strides.
 
     Raises:
-        InputError: If there is no such network, or it has no such maps.
+        InputError: If there is no such model, or it has no such maps.
     """
     if not timm.is_model(name):
         raise InputError(f"no backbone {name!r}; timm.list_models() names them, sa_resnet50 is one")
@@ -73,11 +72,11 @@ def create_body(name: str, strides: Iterable[int], *, pretrained: bool, options:
     with asked_for(backbone=name, **options):
         last = tuple(range(-len(strides), 0))
         body = timm.create_model(name, pretrained, features_only=True, out_indices=last, **options)
-    found = _feature_info(body)
-    if found.reduction() != strides or str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
+    info = _feature_info(body)
+    if info.reduction() != strides or str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
         raise InputError(
             f"a backbone must give maps (B, C, H, W) at strides {strides}; the last {len(strides)} of {name} "
-            f"are at {found.reduction()}, as {getattr(body, 'output_fmt', 'NCHW')}"
+            f"are at {info.reduction()}, as {getattr(body, 'output_fmt', 'NCHW')}"
         )
     return body
 
@@ -85,13 +84,13 @@ def create_body(name: str, strides: Iterable[int], *, pretrained: bool, options:
 def load_backbone(
     body: nn.Module, name: str, path: str | os.PathLike, *, may_differ: Iterable[str] | None = None
 ) -> None:
-    """Loads a classification checkpoint into a network without its classifier.
+    """Load a classification checkpoint into a model without its classifier.
 
     Args:
-        body: Network from :func:`create_body`.
-        name: Its name, which tells what its classifier is called.
-        path: File that :func:`load_checkpoint` can read, of the whole network.
-        may_differ: Patterns of entries that need not fit; by default those of the network's classifier.
+        body: Model from :func:`create_body`.
+        name: Its name, from which timm knows the name of its classifier.
+        path: Checkpoint of the whole model, which :func:`load_checkpoint` can read.
+        may_differ: Patterns of entries that need not fit; by default those of the classifier.
 
     Raises:
         CheckpointError: If the file cannot be read, or anything else does not fit.
@@ -105,12 +104,12 @@ def load_backbone(
 
 
 def freeze_first_stages(body: nn.Module, trainable: int) -> None:
-    """Takes gradients from all but the last ``trainable`` stages of a network, in place.
+    """Freeze all but the last ``trainable`` stages of a model, in place.
 
-    A ResNet has five: its stem and four stages of blocks. With all of them trainable nothing is frozen.
+    A ResNet has five: its stem and four stages of blocks. If all of them are trainable, nothing is frozen.
 
     Raises:
-        InputError: If the network has not that many stages.
+        InputError: If the model does not have that many stages.
     """
     stages = [str(info["module"]) for info in _feature_info(body).info]
     if not 0 <= trainable <= len(stages):
@@ -119,7 +118,7 @@ def freeze_first_stages(body: nn.Module, trainable: int) -> None:
         return
     last = stages[len(stages) - trainable - 1]
     names = [name for name, _ in body.named_modules()]
-    # Some of timm's feature networks write "stages.0" as "stages_0".
+    # Some of timm's feature models write "stages.0" as "stages_0".
     inside = [i for i, name in enumerate(names) if _within(name.replace(".", "_"), last.replace(".", "_"))]
     if not inside:
         raise InputError(f"trainable_layers={trainable}: this backbone does not say where its stages end")
@@ -133,7 +132,7 @@ def _within(name: str, stage: str) -> bool:
 
 
 def normalisation(body: nn.Module) -> dict[str, list[float]]:
-    """Returns mean and deviation of the pixels that a network was made for, as torchvision's detectors call them."""
+    """Return the pixel mean and deviation that a model expects, under the names of torchvision's detectors."""
     cfg = resolve_data_config(model=body)
     return {"image_mean": list(cfg["mean"]), "image_std": list(cfg["std"])}
 

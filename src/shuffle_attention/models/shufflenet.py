@@ -1,7 +1,7 @@
 """torchvision's ShuffleNet v2, registered with timm under torchvision's names: ``shufflenet_v2_x1_0`` and so on.
 
-Importing this module registers it, so that what takes a model of timm takes these networks too.
-State-dict keys are torchvision's, and ``pretrained=True`` loads torchvision's weights.
+Importing this module registers the models. State-dict keys are torchvision's, and ``pretrained=True`` loads
+torchvision's weights.
 
 Source: Ma et al., ShuffleNet V2, arXiv:1807.11164.
 """
@@ -22,16 +22,16 @@ __all__ = ["ShuffleNetV2"]
 
 
 class ShuffleNetV2(torchvisions.ShuffleNetV2):
-    """torchvision's ShuffleNet v2 with the methods by which timm and this package use a network.
+    """torchvision's ShuffleNet v2 with the methods that timm expects of a model.
 
     Args:
-        stages_repeats: Blocks of the three stages.
-        stages_out_channels: Channels of the stem, the stages and the last convolution.
-        num_classes: Classes; 0 for none, and pooled features.
-        in_chans: Channels of the input.
-        global_pool: Pooling before the classifier, as timm names them.
+        stages_repeats: Number of blocks of the three stages.
+        stages_out_channels: Number of channels of the stem, the stages and the last convolution.
+        num_classes: Number of classes; 0 returns the pooled features.
+        in_chans: Number of input channels.
+        global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
-        device: Where the parameters are made.
+        device: Device of the parameters.
         dtype: Type of the parameters.
     """
 
@@ -97,7 +97,7 @@ class ShuffleNetV2(torchvisions.ShuffleNetV2):
         return self.forward_head(self.forward_features(x))
 
 
-# Blocks of the three stages are the same in all; channels by width: Ma et al., table 5.
+# The number of blocks does not depend on the width, the number of channels does: Ma et al., table 5.
 _BLOCKS = [4, 8, 4]
 _CHANNELS = {
     "shufflenet_v2_x0_5": [24, 48, 96, 192, 1024],

@@ -1,4 +1,4 @@
-"""Shuffle attention as a row of ultralytics' model files (the extra ``yolo``)."""
+"""Shuffle attention as a row of ultralytics' model files; needs the extra ``yolo``."""
 
 import functools
 from typing import Any
@@ -13,18 +13,16 @@ ROW = "ShuffleAttention"
 
 
 def register() -> None:
-    """Makes ``ShuffleAttention`` a module that ultralytics' model files may name; a second call changes nothing.
+    """Let ultralytics' model files name ``ShuffleAttention``; a second call changes nothing.
 
-    A row stands as any other, with the number of groups as its argument, or none for the largest up to 64 that
-    fits::
+    The argument of a row is the number of groups. Without it, the row has the largest number up to 64 that fits::
 
         - [-1, 1, ShuffleAttention, []]
         - [-1, 1, ShuffleAttention, [16]]
 
-    The channels are those of the row that it comes from, after width scaling, whatever the scale. They are read
-    while ultralytics parses the file: it resolves a string among a row's arguments to its own variable of that
-    name, and ``ch`` is its list of the channels of all rows so far. Checkpoints hold the layer itself, and load
-    wherever this package is installed.
+    The channels are those of the input row after width scaling. They are read while ultralytics parses the file: it
+    resolves a string among a row's arguments to its local variable of that name, and ``ch`` is its list of the
+    channels of all rows so far. Checkpoints contain the layer itself, and load wherever this package is installed.
     """
     if vars(tasks).get(ROW) is ShuffleAttentionRow:
         return
@@ -40,7 +38,7 @@ def register() -> None:
 
 
 def _with_channels(row: list[Any]) -> list[Any]:
-    """The row with the names of what it needs to know before its own arguments."""
+    """Return the row with the names of ultralytics' variables before its arguments."""
     source, repeats, module, arguments = row
     if module != ROW:
         return row
@@ -50,7 +48,7 @@ def _with_channels(row: list[Any]) -> list[Any]:
 
 
 class ShuffleAttentionRow(nn.Module):
-    """What a row makes: the layer itself. It is a class because ultralytics prints its name and checks its kind."""
+    """Creates the layer of a row. It is a class because ultralytics prints its name and checks its type."""
 
     def __new__(cls, channels: list[int], source: int, groups: int | str = "auto"):
         if not isinstance(channels, list):
