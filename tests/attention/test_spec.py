@@ -3,10 +3,18 @@
 import functools
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from shuffle_attention import AttentionSpec, ShuffleAttention, attention_names, create_attention, register_attention
+from shuffle_attention import (
+    AttentionSpec,
+    ShuffleAttention,
+    attach,
+    attention_names,
+    create_attention,
+    register_attention,
+)
 from shuffle_attention.attention import SpatialGroupEnhance, create_identity, gate_names, get_spec, spec
 from shuffle_attention.attention.shuffle import IDENTITY_GAIN
 from shuffle_attention.errors import InputError
@@ -143,3 +151,30 @@ def test_a_gain_is_a_factor_and_an_entry_of_the_state_dict():
             ShuffleAttention(16, 2, gain=gain)
     with pytest.raises(InputError, match="needs the whole layer, got norm=False"):
         create_attention("shuffle", 16, groups=2, norm=False, gain=2.0)
+
+
+def test_a_layer_from_outside_is_attached_by_name_or_as_a_callable(registered):
+    x = torch.randn(1, 3, 64, 64)
+    for attention, alpha in (("scale", False), (Scale, False), (functools.partial(Scale, start=2.0), True)):
+        model = timm.create_model("resnet18", num_classes=3).eval()
+        expected = model(x)
+        report = attach(model, attention)
+        assert len(report.layers) == 8
+        assert torch.equal(model(x), expected)
+        names = {name for name, _ in model.named_parameters()}
+        assert gate_names(model) <= names
+        assert len(gate_names(model)) == 8
+        assert any(name.endswith(".alpha") for name in names) == alpha
+
+
+def test_a_comparison_registers_callables_so_that_recipes_can_name_them(registered):
+    from shuffle_attention.sanet.compare.variants import variants_of
+
+    class Other(Scale):
+        pass
+
+    for _ in range(2):  # a second comparison with the same class
+        plain, scale, other = variants_of(["none", Scale, Other], 18, [])
+        assert (plain.model, scale.name, other.name) == ("resnet18", "scale", "Other")
+        assert other.model_args["attention"] == "Other"
+        assert isinstance(create_attention("Other", 8), Other)

@@ -87,9 +87,9 @@ def register_attention(spec: AttentionSpec) -> AttentionSpec:
     """
     if not spec.name.isidentifier():
         raise InputError(f"the name of an attention must be letters, digits and underscores, got {spec.name!r}")
-    if _SPECS.setdefault(spec.name, spec) is not spec:
+    if _SPECS.setdefault(spec.name, spec) != spec:
         raise InputError(f"there is an attention {spec.name!r} already; register this one under another name")
-    return spec
+    return _SPECS[spec.name]
 
 
 def get_spec(attention: Attention) -> AttentionSpec:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...attention import get_spec
+from ...attention import get_spec, register_attention
+from ...attention.spec import Attention
 from ...errors import InputError
 from ...models.attention_resnet import resnet_with
 from ..recipes.recipe import Recipe
@@ -33,7 +34,7 @@ class Variant:
         return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
 
 
-def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) -> list[Variant]:
+def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:
     """Returns ResNets with attentions of the family, or models of timm by their names.
 
     Raises:
@@ -41,7 +42,7 @@ def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) ->
     """
     if bool(attentions) == bool(models):
         raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
-    names = list(attentions or models)
+    names = [_registered(attention) for attention in attentions] or list(models)
     if len(names) < 2:
         raise InputError(f"a comparison needs two or more, the first as the baseline; got {', '.join(names)}")
     if len(set(names)) < len(names):
@@ -54,7 +55,7 @@ def variants_of(attentions: Sequence[str], depth: int, models: Sequence[str]) ->
     return [Variant(name, name, {}) for name in names]
 
 
-def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, preserve: str) -> list[Variant]:
+def attached_variants(attentions: Sequence[Attention], plain: Recipe, where: str, preserve: str) -> list[Variant]:
     """Returns the network of a recipe with attention attached, with or without its function preserved, or both.
 
     Args:
@@ -68,20 +69,23 @@ def attached_variants(attentions: Sequence[str], plain: Recipe, where: str, pres
     """
     if plain.attach:
         raise InputError(f"the network has attention attached already ({plain.attach}); start from a plain one")
-    specs = [get_spec(attention) for attention in attentions]
+    names = [_registered(attention) for attention in attentions]
     found = []
-    for name, spec in zip(attentions, specs, strict=True):
+    for name in names:
         if name == "none":
             found.append(Variant(name, plain.model, plain.model_args))
             continue
         for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
             options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
-            if spec.group_parts is not None:
+            if get_spec(name).group_parts is not None:
                 options["groups"] = "auto"
             label = f"{name}-{'preserved' if keep else 'unpreserved'}"
             found.append(Variant(label, plain.model, plain.model_args, options))
     if len(found) < 2 or len({v.name for v in found}) < len(found):
-        raise InputError(
-            f"a comparison needs two or more, each once; --attention gave {', '.join(attentions) or 'nothing'}"
-        )
+        raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
     return found
+
+
+def _registered(attention: Attention) -> str:
+    """Return the name of an attention. A callable is registered, since recipes contain names."""
+    return register_attention(get_spec(attention)).name
