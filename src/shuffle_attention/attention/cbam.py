@@ -15,15 +15,7 @@ def published_start(module: Any) -> None:
 SPEC = AttentionSpec(
     name="cbam",
     build=from_timm("cbam"),
-    options=(
-        "rd_ratio",
-        "rd_channels",
-        "rd_divisor",
-        "spatial_kernel_size",
-        "act_layer",
-        "gate_layer",
-        "mlp_bias",
-    ),
+    options=("rd_ratio", "rd_channels", "rd_divisor", "spatial_kernel_size", "act_layer", "gate_layer", "mlp_bias"),
     defaults={"mlp_bias": True},
     published_start=published_start,
     resnet="cbam_resnet{}".format,

@@ -27,16 +27,7 @@ SPEC = AttentionSpec(
     name="gc",
     build=build,
     # All of timm's but init_last_zero, which it does not read.
-    options=(
-        "use_attn",
-        "fuse_add",
-        "fuse_scale",
-        "rd_ratio",
-        "rd_channels",
-        "rd_divisor",
-        "act_layer",
-        "gate_layer",
-    ),
+    options=("use_attn", "fuse_add", "fuse_scale", "rd_ratio", "rd_channels", "rd_divisor", "act_layer", "gate_layer"),
     defaults={"rd_ratio": 1 / 16, "fuse_add": True, "fuse_scale": False},
     published_start=published_start,
     identity=identity,

@@ -11,16 +11,7 @@ def resnet_name(depth: int) -> str:
 SPEC = AttentionSpec(
     name="se",
     build=from_timm("se"),
-    options=(
-        "rd_ratio",
-        "rd_channels",
-        "rd_divisor",
-        "add_maxpool",
-        "bias",
-        "act_layer",
-        "norm_layer",
-        "gate_layer",
-    ),
+    options=("rd_ratio", "rd_channels", "rd_divisor", "add_maxpool", "bias", "act_layer", "norm_layer", "gate_layer"),
     defaults={"rd_divisor": 1},
     published_start=start_of_model,
     resnet=resnet_name,
