@@ -1,18 +1,18 @@
-"""Pictures: what tells the networks in them apart."""
+"""Charts: lines, bars and labels can be told apart."""
 
 from itertools import pairwise
 
 import pytest
 from matplotlib.axes import Axes
 
-from shuffle_attention.sanet.charts import Circle, draw_accuracy, draw_bars, draw_steps
+from shuffle_attention.sanet.charts import Circle, Curve, draw_accuracy, draw_bars, draw_steps
 
 NAMES = "none se cbam sge eca gc shuffle".split()
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Axes]:
-    """The axes that were drawn on, in the order of their first labels."""
+    """Return the axes that were drawn on, in the order of their first labels."""
     axes = []
     label = Axes.set_title
 
@@ -24,9 +24,13 @@ def drawn(monkeypatch) -> list[Axes]:
     return axes
 
 
-def test_every_line_of_the_curves_is_one_of_its_own(drawn, tmp_path):
-    names = ["none", *(f"{name}-{kind}" for name in NAMES[1:] for kind in ("preserved", "unpreserved"))]
-    draw_steps({name: [(0, 50.0), (10, 60.0)] for name in names}, "title", tmp_path / "curves.png")
+def test_curves_differ_in_colour_or_dashes(drawn, tmp_path):
+    points = [(0, 50.0), (10, 60.0)]
+    curves = [Curve("none", points, "none")]
+    for name in NAMES[1:]:
+        curves += [Curve(f"{name}-preserved", points, name), Curve(f"{name}-unpreserved", points, name, dashed=True)]
+    draw_steps(curves, "title", tmp_path / "curves.png")
+    names = [curve.label for curve in curves]
     lines = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in drawn[0].get_lines()}
     assert list(lines) == names
     assert len(set(lines.values())) == len(names)

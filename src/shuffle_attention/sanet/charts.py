@@ -1,6 +1,5 @@
-"""The pictures of the measurements, as PNG."""
+"""Charts of measurements, as PNG."""
 
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from ..files import atomic_write
 
 @dataclass(frozen=True)
 class Circle:
-    """One network of :func:`draw_accuracy`: its name, where it lies, and how large it is."""
+    """One model of :func:`draw_accuracy`: its label, position and size."""
 
     label: str
     millions: float
@@ -22,9 +21,26 @@ class Circle:
     deviation: float | None
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line of :func:`draw_steps`.
+
+    Attributes:
+        label: Name in the legend.
+        points: Step and accuracy of each point.
+        colour_of: Curves with the same value have the same colour.
+        dashed: Whether the line is dashed.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour_of: str
+    dashed: bool = False
+
+
 @contextmanager
 def drawing(path: Path, **figure: Any):
-    """A figure to draw on, which is written to ``path`` as PNG, whole, when the block ends."""
+    """Yield a figure to draw on, which is written to ``path`` as PNG when the block ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,26 +51,26 @@ def drawing(path: Path, **figure: Any):
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure as PNG, whole; its texts as they are, for the names of files and classes are no mathematics."""
+    """Write a figure as PNG completely or not at all; names of files and classes are not parsed as mathematics."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     with warnings.catch_warnings(), atomic_write(path) as file:
-        warnings.filterwarnings("ignore", "Glyph")  # a box stands for a letter that the font has not
+        warnings.filterwarnings("ignore", "Glyph")  # characters missing from the font become boxes
         figure.savefig(file, format="png", dpi=120)
 
 
 def draw_bars(
     names: Sequence[str], baselines: Collection[str], panels: Mapping[str, Sequence[float]], title: str, path: Path
 ) -> None:
-    """Draws bars of figures that are ratios to those of a baseline, one panel beside the other.
+    """Draw bars of ratios to a baseline, panels side by side.
 
     Args:
-        names: What is compared.
-        baselines: Those among them that are compared with, in grey.
-        panels: Title of each panel, with a ratio for each name.
-        title: Title of the whole.
+        names: Names of the bars.
+        baselines: The names that are baselines, drawn in grey.
+        panels: Ratios of all names by title of the panel.
+        title: Title of the figure.
         path: PNG to write.
     """
     with drawing(path, figsize=(2 + 2.1 * len(panels), 1.3 + 0.32 * len(names))) as figure:
@@ -65,8 +81,8 @@ def draw_bars(
             axes.barh(range(len(names)), ratios, color=["0.6" if name in baselines else "C0" for name in names])
             axes.axvline(1, color="0.3", lw=0.8)
             axes.set_xlim(0, 1.3 * max(ratios))
-            for place, ratio in enumerate(ratios):
-                axes.text(ratio, place, f" {ratio:.3f}", va="center", fontsize=8)
+            for row, ratio in enumerate(ratios):
+                axes.text(ratio, row, f" {ratio:.3f}", va="center", fontsize=8)
             axes.set_yticks(range(len(names)), names)
             axes.set_title(panel, fontsize=9)
             axes.tick_params(labelsize=8)
@@ -75,10 +91,10 @@ def draw_bars(
 
 
 def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
-    """Draws accuracy against parameters, with circles whose area is the multiply-adds, after figure 1 of the paper.
+    """Draw accuracy against parameters, with circles whose area is the multiply-adds, after figure 1 of the paper.
 
-    The names stand in a column beside the circles, in the order of accuracy, each with a line to its circle: networks
-    that differ in a few parameters lie above one another.
+    Labels form a column beside the circles, in the order of accuracy, each with a line to its circle: models that
+    differ in few parameters lie above one another.
     """
     with drawing(path, figsize=(8, 5)) as figure:
         axes = figure.add_subplot()
@@ -96,11 +112,11 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
         bottom, top = low - margin, high + margin
         axes.set_ylim(bottom, top)
         middle = (min(c.millions for c in circles) + max(c.millions for c in circles)) / 2
-        # A few parameters more or less are no distance: the axis spans at least two percent of them.
+        # The axis spans at least two percent of the parameters, so that tiny differences look tiny.
         reach = max(0.7 * (max(c.millions for c in circles) - min(c.millions for c in circles)), 0.01 * middle)
         axes.set_xlim(middle - reach, middle + reach)
         axes.ticklabel_format(axis="both", useOffset=False)
-        axes.locator_params(axis="x", nbins=5)  # labels of three decimals have to fit beside one another
+        axes.locator_params(axis="x", nbins=5)  # labels of three decimals must fit side by side
         wanted = [(circle.top1 - bottom) / (top - bottom) for circle in circles]
         for index, height in _spread(wanted, 0.065).items():
             circle = circles[index]
@@ -122,28 +138,24 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
         axes.set_title(title, fontsize=10)
 
 
-def draw_steps(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
-    """Draws accuracy over the steps of training, from the first one on, a line for each name.
-
-    One attention has one colour: its line is dashed where the network's function was not preserved.
-    """
+def draw_steps(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """Draw accuracy over the steps of training, one line per curve."""
     colours: dict[str, str] = {}
     with drawing(path, figsize=(10, 5)) as figure:
         axes = figure.add_subplot()
-        for name, points in curves.items():
-            colour = colours.setdefault(re.sub("-(un)?preserved$", "", name), f"C{len(colours) % 10}")
-            steps, accuracies = zip(*points, strict=True)
-            style = "--" if name.endswith("-unpreserved") else "-"
-            axes.plot(steps, accuracies, style, marker=".", label=name, color=colour)
+        for curve in curves:
+            colour = colours.setdefault(curve.colour_of, f"C{len(colours) % 10}")
+            steps, accuracies = zip(*curve.points, strict=True)
+            axes.plot(steps, accuracies, "--" if curve.dashed else "-", marker=".", label=curve.label, color=colour)
         axes.set_xlabel("optimiser steps")
         axes.set_ylabel("top-1, %")
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper")  # beside the lines, which can be anywhere
+        figure.legend(loc="outside right upper")  # beside the axes, since lines can be anywhere inside
         axes.set_title(title, fontsize=10)
 
 
 def _spread(wanted: Sequence[float], gap: float) -> dict[int, float]:
-    """Heights in rising order at least ``gap`` apart, near those wanted, with their mean."""
+    """Return heights at least ``gap`` apart, near the wanted ones and with their mean."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     heights: dict[int, float] = {}
     for index in order:

@@ -94,7 +94,7 @@ def test_a_map_is_blended_over_the_image_where_there_is_evidence():
     assert abs(colours[3, 3] - 128).max() < abs(colours[0, 0] - 128).max()
     assert over.title() == "a name of rather many l…  12.3 %"
     empty = Overlay(pixels, torch.zeros(4, 6), "a", 0.5, "b")
-    assert empty.title() == "a  50.0 %\npredicted: b; no evidence at any place"
+    assert empty.title() == "a  50.0 %\npredicted: b; no evidence at any position"
 
 
 def test_gates_are_drawn_and_written(run, val, tmp_path):
@@ -181,7 +181,7 @@ def odd(tmp_path, val) -> Path:
         ("nowhere.png", [], "no file or folder"),
         ("one.png", ["--target", "digit7"], "no class 'digit7'; did you mean digit"),
         ("one.png", ["--target", "4"], "there are the numbers 0 to 3 and the names digit0, digit1"),
-        ("one.png", ["--layer", "layer5"], "no layer 'layer5'; did you mean layer"),
+        ("one.png", ["--layer", "layer5"], "no layer of SAResNet 'layer5'; did you mean layer"),
         ("one.png", ["--layer", "fc"], "stage4 (layer4) would do"),
         ("one.png", ["--method", "group", "--layer", "stage9"], "there are layer1.0.sa"),
         ("one.png", ["--gates", "--layer", "layer1"], "no shuffle attention 'layer1'; there are layer1.0.sa"),

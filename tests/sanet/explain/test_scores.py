@@ -171,7 +171,7 @@ def test_a_network_is_scored_over_a_folder(subject, tmp_path):
     whole = found.summary("pointing")
     assert (whole.mean, whole.count) == (50, 2)
     assert "pointing" not in score(subject, pictures, method="layercam", layer="conv").rows[0]
-    with pytest.raises(InputError, match="none of the categories .* is a class of the network: Corner, stranger"):
+    with pytest.raises(InputError, match="none of the categories .* is a class of the model: Corner, stranger"):
         boxes_of(coco, pictures, ["other", "names"], 2)
     with pytest.raises(InputError, match="has no box of Corner in these images"):
         boxes_of(coco, [], subject.classes, 2)

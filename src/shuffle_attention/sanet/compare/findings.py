@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_csv, write_json
-from ..charts import Circle, draw_accuracy, draw_steps
+from ..charts import Circle, Curve, draw_accuracy, draw_steps
 from ..console import console, table
 from ..environment import environment
 from ..profile.costs import Size
@@ -137,7 +137,12 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     write_csv(written[1], _rows(found), _COLUMNS)
     if curves := content["curves"]:
         written.append(folder / "curves.png")
-        draw_steps(curves, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
+        attached = {variant.name: variant.attach for variant in comparison.variants}
+        lines = [
+            Curve(name, points, attached[name].get("name", name), dashed=attached[name].get("preserve") is False)
+            for name, points in curves.items()
+        ]
+        draw_steps(lines, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
     circles = [
         Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
         for f in found

@@ -1,4 +1,4 @@
-"""The page: its parts, and what happens when one of them is touched. Only this file and the start import Gradio."""
+"""The page: its components and their events. Only this file and the server import Gradio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,18 +15,18 @@ from .predictors import Network, Request, Result
 from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
 
 _METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
-_PREDICTED, _DEFAULT_LAYER = "predicted", "last stage that shows places"
+_PREDICTED, _DEFAULT_LAYER = "predicted", "last stage with 4 x 4 positions"
 _SHOWN_AT_FIRST = 3  # networks
-_KEPT = 3600  # seconds for which the image of a visit that has ended is kept, in memory
+_KEPT = 3600  # seconds for which a visitor's image stays in memory
 
 
 @dataclass
 class PageState:
-    """What the page has to show, which all visitors share.
+    """The content of the page, shared by all visitors.
 
     Attributes:
-        networks: The networks; none while the first is being trained.
-        status: What is to be told until they are there.
+        networks: The models; none while the first is being trained.
+        status: Message to show until then.
         examples: Kinds of examples, as :func:`examples_for` takes them.
     """
 
@@ -35,14 +35,14 @@ class PageState:
     examples: set[str] = field(default_factory=set)
 
     def chosen(self, labels: Sequence[str]) -> list[Network]:
-        """Returns the networks with these labels; all where there is but one."""
+        """Return the models with these labels; if there is only one, that one."""
         return [n for n in self.networks if n.label in labels] if len(self.networks) > 1 else self.networks
 
 
 def build_page(shelf: PageState) -> gr.Blocks:
-    """Returns the page; what one visitor does is kept in that visitor's session alone."""
+    """Return the page; a visitor's choices stay in that visitor's session."""
     examples = examples_for(shelf.examples)
-    # Gradio writes uploads to its folder; they are read at once, and removed within a minute and a half.
+    # Gradio writes uploads to its folder; they are read at once and removed within 90 seconds.
     with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
         visit = gr.State(None, time_to_live=_KEPT)
         gr.HTML(head())
@@ -57,7 +57,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
                 )
                 gallery = gr.Gallery(
                     [(image, name) for image, name in examples],
-                    label="Or one that was not trained on",
+                    label="Or an example that was not trained on",
                     height="auto",
                     format="png",
                     object_fit="contain",
@@ -96,7 +96,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
                 gates = gr.HTML(elem_id="gates")
 
         def offer() -> list[Any]:
-            """What there is to choose, and what is to be told."""
+            """Return the available choices and the message."""
             if not shelf.networks:
                 return [*(gr.skip() for _ in range(5)), _tell(shelf.status), gr.Timer(active=True)]
             labels = [network.label for network in shelf.networks]
@@ -117,7 +117,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
             ]
 
         def receive(file: dict[str, Any] | None) -> tuple[Any, ...]:
-            """Reads what was uploaded, and empties the field for the next."""
+            """Read an upload and clear the field for the next."""
             if file is None:
                 return gr.skip(), gr.skip(), gr.skip()
             try:
@@ -129,7 +129,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
             return examples[event.index][0], _tell()
 
         def first(image: Image.Image | None) -> Any:
-            """Shows an example to who has just come."""
+            """Show an example to a new visitor."""
             return examples[0][0] if image is None and examples and shelf.networks else image
 
         def look(
@@ -186,7 +186,7 @@ def _tell(text: str = "", *, wrong: bool = False) -> gr.HTML:
 
 
 def _look(network: Network, image: Image.Image, wish: Request) -> Result:
-    """One network that cannot go on, for want of memory, say, leaves the others to be seen."""
+    """Return a model's results, or why it has none: a failure, such as lack of memory, leaves the other models."""
     try:
         return network.look(image, wish)
     except (InputError, RuntimeError, MemoryError) as error:

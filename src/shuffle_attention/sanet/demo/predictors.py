@@ -1,6 +1,6 @@
-"""What a page shows of an image: predictions, maps and gates of classifiers, and what detectors find.
+"""Results that the page shows for an image: predictions, maps and gates of classifiers, and detections.
 
-Visitors share the networks. Maps and gates put hooks on modules, so that each network sees one image at a time.
+Visitors share the models. Maps and gates need hooks, so each model processes one image at a time.
 """
 
 import os
@@ -24,18 +24,18 @@ from ..tasks import restore
 from ..tasks.predictor import Predictor
 
 _GATE_LAYERS, _GATE_CHANNELS = 4, 4
-_drawing = Lock()  # matplotlib's fonts are one for all threads
+_drawing = Lock()  # matplotlib's fonts are shared by all threads
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a visitor wants to see.
+    """The choices of a visitor.
 
     Attributes:
-        target: Class to explain; that which each network predicts by default.
-        layer: Module or stage of the map; by default the last stage whose map has at least 4 places a side.
+        target: Class to explain; by default the one that each model predicts.
+        layer: Module or stage of the map; by default the last stage whose map has at least 4 positions per side.
         method: One of ``shuffle_attention.explain.METHODS``.
-        threshold: Least score of what a detector finds.
+        threshold: Smallest score of detections.
     """
 
     target: str | None = None
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with what it shows."""
+    """An image with its caption."""
 
     caption: str
     image: Image.Image
@@ -55,15 +55,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Result:
-    """What one network made of an image.
+    """The results of one model for an image.
 
     Attributes:
-        label: What the network is called.
-        about: What it is.
-        best: The most probable classes, or the objects found, with probability or score.
-        pictures: What there is to see.
-        notes: What is to be known besides.
-        fault: Why something that was wished for is missing.
+        label: Name of the model.
+        about: Its kind and size.
+        best: The most probable classes or the detections, with probability or score.
+        pictures: Images to show.
+        notes: Further remarks.
+        fault: Why something requested is missing.
     """
 
     label: str
@@ -75,15 +75,15 @@ class Result:
 
 
 class Network:
-    """A model on the page, which looks at one image at a time.
+    """A model on the page, which processes one image at a time.
 
     Args:
         predictor: The model, on its device.
 
     Attributes:
-        label: What it is called.
+        label: Its name.
         classes: Names of the classes that a map can be asked for.
-        layers: Layers that a map can be asked for; others can be as well, by their names.
+        layers: Suggested layers for maps; others can be given by name.
         gated: Whether it has shuffle attention.
     """
 
@@ -97,7 +97,7 @@ class Network:
         self._lock = Lock()
 
     def look(self, image: Image.Image, wish: Request) -> Result:
-        """Returns what the model makes of an RGB image."""
+        """Return the results for an RGB image."""
         predictor, threshold = self.predictor, 0.0 if self.predictor.has_maps else wish.threshold
         with self._lock:
             prediction = predictor.predict(image, threshold)
@@ -129,7 +129,7 @@ class Network:
         return replace(result, pictures=pictures, notes=notes)
 
     def gates(self, image: Image.Image) -> list[Picture]:
-        """Returns how the gates for an image are spread, and some spatial gates; nothing without shuffle attention."""
+        """Return charts of the gates for an image: some spatial gates and the distribution; empty without gates."""
         if not self.gated:
             return []
         inputs: Any = self.predictor.inputs(image)
@@ -143,16 +143,16 @@ class Network:
             pixels = self.predictor.pixels(inputs)
             draw_spatial_gates(mapped, 0, pixels, channels, f"spatial gates of {self.label}", spatial)
             return [
-                Picture("Spatial gates of the channels in which they differ most over the image", _opened(spatial)),
-                Picture("How all gates are spread, from the first layer to the last", _opened(spread)),
+                Picture("Spatial gates of the channels in which they vary most over the image", _opened(spatial)),
+                Picture("Distribution of all gates, from the first layer to the last", _opened(spread)),
             ]
 
 
 def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> list[Network]:
-    """Returns the networks in checkpoints, each with a label of its own.
+    """Return the models in checkpoints, with distinct labels.
 
     Raises:
-        InputError: If a file is missing or holds no network that is known.
+        InputError: If a file is missing or has no known model.
     """
     for source in map(Path, sources):
         if not source.is_file():
@@ -163,7 +163,7 @@ def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> lis
 
 
 def _name_apart(networks: Sequence[Network]) -> None:
-    """Adds to labels that are the same the folders of their checkpoints, or where these are the same the files."""
+    """Add the checkpoints' folders to equal labels, or their files if the folders are equal."""
     names = [network.label for network in networks]
     folders = [f"{network.label} ({Path(network.predictor.source).resolve().parent.name})" for network in networks]
     for network, name, folder in zip(networks, names, folders, strict=True):

@@ -1,4 +1,4 @@
-"""Keeps the page to itself: neither browsers nor the server load anything from elsewhere."""
+"""Middleware that keeps browsers and the server from loading anything from other sites."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 Message = MutableMapping[str, Any]
-# Gradio's pages have scripts and styles in them; the pictures of the page are data.
+# Gradio's pages have inline scripts and styles; the page's images are data URIs.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'"
 _ADDRESSES = re.compile(r"[=/]\s*https?:", re.IGNORECASE)  # .../file=https://..., .../file/https://...
-_UPLOAD = "/gradio_api/upload"  # whose bytes Gradio limits itself
-_MAX_BODY = 2**20  # bytes of a request that is no upload; the page's own have a few thousand
-_MAX_PATH = 4096  # letters, as Linux has it
+_UPLOAD = "/gradio_api/upload"  # Gradio limits its size itself
+_MAX_BODY = 2**20  # bytes of a request other than an upload; those of the page have a few thousand
+_MAX_PATH = 4096  # characters, the limit of Linux
 
 
 class OwnOriginOnly:
-    """Adds to each answer what browsers may load with it: what comes from this server.
+    """Add a policy to every response that lets browsers load from this server only.
 
     Args:
-        app: The application whose answers these are.
+        app: The application to wrap.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
@@ -37,14 +37,14 @@ class OwnOriginOnly:
 
 
 class UploadsOnly:
-    """Refuses requests that name a file which is no upload.
+    """Refuse requests that name a file which is not an upload.
 
-    Gradio takes addresses where it takes files, and would load them without regard to the limits of an upload. Other
-    files of the machine it refuses as well, with a traceback on the terminal.
+    Gradio accepts addresses in the place of files, and would download them without the limits of an upload. It refuses
+    other files of the machine, but with a traceback on the terminal.
 
     Args:
-        app: The application that answers other requests.
-        uploads: Folder that uploads are in.
+        app: The application to wrap.
+        uploads: Folder of the uploads.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], uploads: Path):
@@ -74,11 +74,11 @@ class UploadsOnly:
             if body and not self._has_only_uploads(json.loads(body)):
                 return 403, "this page reads uploads, and nothing from elsewhere"
         except (ValueError, RecursionError):
-            return 400, "the request is no JSON"
+            return 400, "the request is not JSON"
         return None
 
     def _has_only_uploads(self, value: Any) -> bool:
-        """Whether every file in what JSON holds is an upload."""
+        """Return whether every file in a JSON value is an upload."""
         if isinstance(value, list):
             return all(map(self._has_only_uploads, value))
         if not isinstance(value, dict):
@@ -89,13 +89,13 @@ class UploadsOnly:
         return all(map(self._has_only_uploads, value.values()))
 
     def _is_upload(self, path: str) -> bool:
-        # By its letters, as visitors make no links. A path that no system takes would keep Gradio, and all, waiting.
+        # By its characters, since visitors cannot create links. An impossible path would block Gradio for everyone.
         possible = len(path) <= _MAX_PATH and "\0" not in path
         return possible and Path(os.path.abspath(path)).is_relative_to(self.uploads)
 
 
 async def _body(receive: Callable[..., Any]) -> bytes:
-    """What a request holds, or the beginning of it that is too long."""
+    """Return the body of a request, or the beginning of one that is too long."""
     body, more = b"", True
     while more and len(body) <= _MAX_BODY:
         message = await receive()
@@ -105,7 +105,7 @@ async def _body(receive: Callable[..., Any]) -> bytes:
 
 
 def _again(body: bytes, receive: Callable[..., Any]) -> Callable[..., Awaitable[Message]]:
-    """Hands on what was read, and then what comes next."""
+    """Return a ``receive`` that yields the body read before, then the next messages."""
     read: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

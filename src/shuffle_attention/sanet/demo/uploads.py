@@ -1,4 +1,4 @@
-"""Images that come in from anywhere: bounded before a pixel is decoded, and what is wrong with those that are not."""
+"""Read uploaded images, whose size is checked before a pixel is decoded."""
 
 import os
 from pathlib import Path
@@ -18,11 +18,11 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
 
 def read_upload(path: str | os.PathLike) -> Image.Image:
-    """Returns an image that somebody uploaded: upright, RGB, and no longer than ``KEPT_SIDE``.
+    """Return an uploaded image: upright, RGB, its longer side at most ``KEPT_SIDE``.
 
     Raises:
-        DataError: If the file has more bytes or pixels than allowed, which its size and its header tell, is longer and
-            narrower than allowed, or is no image that can be decoded.
+        DataError: If the file has too many bytes or, by its header, too many pixels, one side is too much longer than
+            the other, or it cannot be decoded.
     """
     path = Path(path)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Classes by their names, as people write and read them."""
+"""Classes by the names that people write and read."""
 
 import contextlib
 import difflib
@@ -11,13 +11,13 @@ from ...errors import InputError
 
 
 def readable(classes: Sequence[str] | None, count: int) -> list[str]:
-    """Returns a name for each class: the first word of WordNet's where they are called n01440764 and the like."""
+    """Return a name per class; WordNet numbers such as n01440764 become their first word."""
     names = [str(name) for name in classes or ()]
     words = [_word(name) for name in names]
     if all(words):
         # Some words have two meanings: "crane" is a bird and a machine.
         names = [word if words.count(word) == 1 else f"{word} ({n})" for word, n in zip(words, names, strict=True)]
-    # A network can tell more apart than its data had folders for.
+    # A model may have more classes than its data have folders.
     return names + [f"class {number}" for number in range(len(names), count)]
 
 
@@ -30,21 +30,21 @@ def _word(name: str) -> str:
 
 @functools.cache
 def _wordnet() -> tuple[ImageNetInfo, ...]:
-    """ImageNet's own classes first: not all of them are among the 21,841."""
+    """Return the class names of ImageNet-1k, then those of ImageNet-22k, which lacks some of them."""
     return ImageNetInfo(), ImageNetInfo("imagenet-22k")
 
 
 def class_index(asked: str, classes: Sequence[str] | None, count: int, *, numbers: bool = True) -> int:
-    """Returns the number of a class that is given by its number, its name or its readable name.
+    """Return the index of a class that is given by its index, its name or its readable name.
 
     Args:
-        asked: What the user wrote.
-        classes: Names of the classes, where they are known.
-        count: How many there are.
-        numbers: Whether a number that is no name means the class of that number.
+        asked: User input.
+        classes: Names of the classes, if known.
+        count: Number of classes.
+        numbers: Whether a number that is not a name means the class of that index.
 
     Raises:
-        InputError: If there is none such; the message lists those whose names are close.
+        InputError: If there is no such class; the message lists close names.
     """
     names = readable(classes, count)
     wanted = asked.strip().casefold()

@@ -1,4 +1,4 @@
-"""The gates of an image, its groups and the shuffles, drawn."""
+"""Charts of the gates of an image, its groups and the channel shuffles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from ...errors import InputError
 from ...explain.gates import Gates, GroupScores, attention_layers, destinations
 from ..charts import drawing
 
-START = 1 / (1 + np.exp(-1.0))  # sigmoid(1), with which every gate starts
+START = 1 / (1 + np.exp(-1.0))  # sigmoid(1), the initial value of every gate
 _BINS = 50
-_ROWS = 8  # layers that a picture of maps shows at most
+_ROWS = 8  # largest number of layers in a chart of maps
 
 
 def draw_gates(found: Sequence[Gates], image: int, title: str, path: Path) -> None:
-    """Draws how the gates of one image are spread, layer by layer: a column is the histogram of one layer.
+    """Draw the distribution of one image's gates, with one column, a histogram, per layer.
 
     Args:
-        found: The gates of all layers.
-        image: Which image of the batch.
-        title: Title of the whole.
+        found: Gates of all layers.
+        image: Index of the image in the batch.
+        title: Title of the figure.
         path: PNG to write.
     """
     with drawing(path, figsize=(max(6.0, 2.2 + 0.34 * len(found)), 6.2)) as figure:
@@ -30,17 +30,17 @@ def draw_gates(found: Sequence[Gates], image: int, title: str, path: Path) -> No
         upper, lower = figure.subplots(2, 1, sharex=True, sharey=True)
         shown: Any = None
         for axes, name, values in (
-            (upper, "channel gates: one for each plane", [gates.of_channels()[image] for gates in found]),
-            (lower, "spatial gates: one for each place", [gates.of_places()[image] for gates in found]),
+            (upper, "channel gates: one per plane", [gates.of_channels()[image] for gates in found]),
+            (lower, "spatial gates: one per position", [gates.of_places()[image] for gates in found]),
         ):
             counts = np.stack([np.histogram(v.cpu().numpy(), _BINS, (0, 1))[0] / v.numel() for v in values], axis=1)
             extent = (-0.5, len(found) - 0.5, 0, 1)
-            # Most gates may lie in one bin: the square root shows the others too.
+            # Most gates may lie in one bin; the square root makes the others visible.
             shown = axes.imshow(
                 np.sqrt(counts), origin="lower", aspect="auto", extent=extent, cmap="Blues", vmin=0, vmax=1
             )
             axes.plot([v.mean().item() for v in values], "o-", color="C1", ms=3, lw=1, label="mean")
-            axes.axhline(START, color="0.4", lw=0.8, ls="--", label="where they start: 0.731")
+            axes.axhline(START, color="0.4", lw=0.8, ls="--", label="initial value: 0.731")
             axes.set_title(name, fontsize=9, loc="left")
             axes.set_ylabel("gate", fontsize=9)
             axes.tick_params(labelsize=8)
@@ -52,10 +52,10 @@ def draw_gates(found: Sequence[Gates], image: int, title: str, path: Path) -> No
 
 
 def chosen_channels(gates: Gates, image: int, count: int, asked: Sequence[int] = ()) -> list[int]:
-    """Returns channels with spatial gates: those asked for, or those whose gates differ most over one image.
+    """Return channels with spatial gates: the requested ones, or those whose gates vary most over one image.
 
     Raises:
-        InputError: If one that is asked for has no spatial gates; the message says which have.
+        InputError: If a requested channel has no spatial gates; the message lists channels that have.
     """
     spatial = gates.spatial.nonzero().flatten().tolist()
     wrong = [channel for channel in asked if channel not in spatial]
@@ -75,14 +75,14 @@ def chosen_channels(gates: Gates, image: int, count: int, asked: Sequence[int] =
 def draw_spatial_gates(
     found: Sequence[Gates], image: int, pixels: Tensor, channels: Sequence[Sequence[int]], title: str, path: Path
 ) -> None:
-    """Draws the spatial gates of some channels beside the image, a row for each layer.
+    """Draw the spatial gates of some channels beside the image, one row per layer.
 
     Args:
-        found: The gates of the layers to show.
-        image: Which image of the batch.
-        pixels: What the network saw, (height, width, 3).
-        channels: The channels of each layer.
-        title: Title of the whole.
+        found: Gates of the layers to show.
+        image: Index of the image in the batch.
+        pixels: The image as the model sees it, (height, width, 3).
+        channels: Channels to show of each layer.
+        title: Title of the figure.
         path: PNG to write.
     """
     columns = max(map(len, channels))
@@ -109,21 +109,20 @@ def draw_spatial_gates(
 
 
 def spread_layers(found: Sequence[Gates], most: int = _ROWS) -> list[Gates]:
-    """Returns the layers at even distances, the last among them, that a picture has room for."""
+    """Return at most ``most`` layers at even distances, the last one included."""
     if len(found) <= most:
         return list(found)
     return [found[round(index * (len(found) - 1) / (most - 1))] for index in range(most)]
 
 
 def draw_shuffle(model: nn.Module, title: str, path: Path) -> None:
-    """Draws where the shuffles alone would send the channels, a panel for each run of layers of one width.
+    """Draw the composition of the channel shuffles, one panel per sequence of layers of one width.
 
-    The colour of a column is where its channel stood before the first of them. In the network a channel goes through
-    convolutions between two shuffles, which mix it with the others; each panel shows what the shuffles by themselves
-    amount to.
+    The colour of a column is the index of its channel before the first layer. In the model, convolutions between two
+    shuffles mix the channels; the panels show the shuffles alone.
 
     Raises:
-        InputError: If the network has no shuffle attention.
+        InputError: If the model has no shuffle attention.
     """
     runs = _runs(model)
     if not runs:
@@ -150,7 +149,7 @@ def draw_shuffle(model: nn.Module, title: str, path: Path) -> None:
 
 
 def _runs(model: nn.Module) -> list[list[tuple[str, Tensor]]]:
-    """Layers of one width that follow one another, each with where it sends its channels."""
+    """Return sequences of layers of one width, each layer with the destinations of its channels."""
     runs: list[list[tuple[str, Tensor]]] = []
     for name, layer in attention_layers(model).items():
         if not runs or len(runs[-1][0][1]) != layer.channels:
@@ -168,16 +167,16 @@ def draw_groups(
     path: Path,
     best: int = 6,
 ) -> None:
-    """Draws the class scores under the masks of the groups, by depth, and the masks under which the first is highest.
+    """Draw the class scores under the masks of the groups, by depth, and the masks of the highest scores.
 
     Args:
-        found: What each layer's groups see.
-        whole: Probability of each class for the whole image.
+        found: Scores of each layer's groups.
+        whole: Probability of each class for the unmasked image.
         names: Names of the classes.
-        pixels: What the network saw, (height, width, 3).
-        title: Title of the whole.
+        pixels: The image as the model sees it, (height, width, 3).
+        title: Title of the figure.
         path: PNG to write.
-        best: How many masks of a layer to show.
+        best: Number of masks to show per layer.
     """
     layers = [found[i] for i in sorted({round(i * (len(found) - 1) / (_ROWS - 1)) for i in range(_ROWS)})]
     with drawing(path, figsize=(max(7.5, 1.3 * (best + 1)), 3.4 + 1.42 * len(layers))) as figure:

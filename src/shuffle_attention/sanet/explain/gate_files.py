@@ -1,4 +1,4 @@
-"""The gates as files: pictures, arrays, and how they are spread as JSON."""
+"""Files of gates: charts, arrays, and their distribution as JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ _CLASSES = 3  # that the scores of the groups are shown for
 
 @dataclass
 class GatePictures:
-    """Pictures of the gates and the groups of each image and network, the gates as arrays, their spread as JSON.
+    """Writer of charts of gates and groups, of gates as arrays, and of their distribution as JSON.
 
     Attributes:
-        subjects: The networks.
-        folder: Where to write; made with the first file.
-        target: The class whose scores under the groups are shown first; the predicted one by default.
-        layer: The layer whose spatial gates are shown; by default several, at even distances.
-        channels: The channels of that layer to show; by default those whose gates differ most over the image.
+        subjects: The models.
+        folder: Output folder; created with the first file.
+        target: The class whose scores under the groups come first; the predicted one by default.
+        layer: The layer whose spatial gates are drawn; by default several at even distances.
+        channels: Channels of that layer to draw; by default those whose gates vary most over the image.
     """
 
     subjects: Sequence[Classifier]
@@ -40,7 +40,7 @@ class GatePictures:
     _images: list[dict[str, Any]] = field(default_factory=list)
 
     def folder_of(self, subject: Classifier) -> Path:
-        """Returns the folder for a network's pictures; made where it is missing."""
+        """Create and return the folder of a model's files."""
         folder = folder_of(self.folder, subject, self.subjects)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -48,7 +48,7 @@ class GatePictures:
     def add(
         self, subject: Classifier, batch: Sequence[ImageFile], images: Tensor, advance: Callable[[int], None]
     ) -> None:
-        """Writes what one network's gates make of some images."""
+        """Write the gates of one model for a batch of images."""
         found = gates(subject.model, images)
         mapped = [g for g in found if g.layer == self.layer] if self.layer else spread_layers(found)
         chosen = [[chosen_channels(g, number, 6, self.channels) for g in mapped] for number in range(len(batch))]
@@ -89,7 +89,7 @@ class GatePictures:
             advance(1)
 
     def finish(self, settings: dict[str, Any]) -> list[str]:
-        """Writes the JSON, and returns what to say."""
+        """Write the JSON file and return messages for the user."""
         sent = {
             subject.label: {
                 name: destinations(layer).tolist() for name, layer in attention_layers(subject.model).items()
@@ -102,7 +102,7 @@ class GatePictures:
 
 
 def _classes_shown(subject: Classifier, image: Tensor, asked: int | None) -> list[int]:
-    """The class asked for, and the most probable others."""
+    """Return the requested class and the most probable others."""
     with eval_mode(subject.model):
         order: list[int] = subject.model(image[None]).detach()[0].argsort(descending=True).tolist()
     first = [] if asked is None else [asked]

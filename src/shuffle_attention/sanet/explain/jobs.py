@@ -20,8 +20,7 @@ from ..network import Classifier
 from .gate_charts import chosen_channels, draw_shuffle
 from .gate_files import GatePictures
 from .map_files import MapPictures
-from .score_files import print_scores, write_scores
-from .scoring import score
+from .scoring import print_scores, score, write_scores
 
 
 def try_size(subject: Classifier, img_size: int, process: Process) -> None:

@@ -1,4 +1,4 @@
-"""The maps as files: overlays, arrays, comparisons, and all figures as JSON."""
+"""Files of maps: overlays, arrays, comparisons, and all numbers as JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
 
 @dataclass
 class MapPictures:
-    """An overlay and an array for each image and network, a comparison of the networks, and all figures as JSON.
+    """Writer of an overlay and an array per image and model, a comparison of the models, and all numbers as JSON.
 
     Attributes:
-        subjects: The networks.
-        method: How the maps are made.
-        folder: Where to write; made with the first file.
+        subjects: The models.
+        method: One of ``METHODS``.
+        folder: Output folder; created with the first file.
     """
 
     subjects: Sequence[Classifier]
@@ -42,7 +42,7 @@ class MapPictures:
         found: Sequence[Explanation],
         advance: Callable[[int], None],
     ) -> None:
-        """Writes what was found for some images: of each network what it saw and the explanations."""
+        """Write the explanations of a batch of images, given each model's inputs and explanations."""
         self._layers = [explanation.layer for explanation in found]
         shares = [explanation.shares().cpu() for explanation in found]
         for number, picture in enumerate(batch):
@@ -62,7 +62,7 @@ class MapPictures:
             advance(1)
 
     def finish(self, settings: dict[str, Any]) -> list[str]:
-        """Draws what is left of the comparison, writes the JSON, and returns what to say."""
+        """Draw the last page of the comparison, write the JSON file and return messages for the user."""
         if self._rows:
             self._draw_page()
         path = self.folder / "explanations.json"
@@ -112,7 +112,7 @@ class MapPictures:
 
 
 def _labelled(subject: Classifier, picture: ImageFile) -> str | None:
-    """The class in whose folder the image lies, where the network knows one of that name."""
+    """Return the class after which the image's folder is named, if the model has it."""
     folder = picture.path.resolve().parent.name
     classes = subject.classes or []
     return subject.names[classes.index(folder)] if folder in classes else None

@@ -1,4 +1,4 @@
-"""The networks that are looked at: from checkpoints, or by their names in timm."""
+"""Open the models to explain, from checkpoints or by their names in timm."""
 
 import os
 import re
@@ -22,18 +22,18 @@ def open_models(
     img_size: int | None = None,
     of_weights: str | None = None,
 ) -> list[Classifier]:
-    """Returns the networks in checkpoints, or of timm by their names.
+    """Return models from checkpoints, or from timm by name.
 
     Args:
-        sources: Checkpoints, or names of models that are no files.
-        labels: What to call them; by default the models' names, or where these are the same the checkpoints' folders.
-        pretrained: Whether a named model gets timm's weights, which are fetched; else it is initialised afresh.
-        ema: Whether to take averaged weights of checkpoints; None takes them where there are some.
-        img_size: Side of the input in pixels; that which they were trained with by default.
-        of_weights: The model that checkpoints have weights of which do not say it themselves.
+        sources: Checkpoints, or names of timm models that are not files.
+        labels: Names to show; by default those of the models, or if these are equal the checkpoints' folders.
+        pretrained: Whether to download timm's weights for named models; otherwise they are initialised randomly.
+        ema: Whether to load averaged weights; None loads them if a checkpoint has them.
+        img_size: Side of the input in pixels; by default that of the training.
+        of_weights: The model of checkpoints that do not name theirs.
 
     Raises:
-        InputError: If there is no such checkpoint or model, or the labels are not one for each.
+        InputError: If a checkpoint or model does not exist, or the labels do not match the sources.
     """
     if labels and (len(labels) != len(sources) or len(set(labels)) < len(labels)):
         raise InputError(f"labels must be different, one for each of {len(sources)} networks, got {', '.join(labels)}")
@@ -88,7 +88,7 @@ def _named(name: str, pretrained: bool) -> Classifier:
 
 
 def folder_of(root: Path, subject: Classifier, subjects: Sequence[Classifier]) -> Path:
-    """Returns the folder for a network's files, one for each where there are several, called after its label."""
+    """Return the folder of a model's files: ``root``, or with several models a subfolder named after its label."""
     if len(subjects) == 1:
         return root
     names = [re.sub(r"[/\\\0]", "-", each.label).strip(". ") or "network" for each in subjects]

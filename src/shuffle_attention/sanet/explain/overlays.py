@@ -1,4 +1,4 @@
-"""Maps drawn over what the network saw, with class, probability and a colour scale."""
+"""Maps drawn over the model's input, with class, probability and a colour scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from ..charts import drawing
 
-PER_PAGE = 10  # rows of a comparison on one picture
+PER_PAGE = 10  # rows of a comparison
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is drawn of one image for one network.
+    """The content of one overlay.
 
     Attributes:
-        pixels: What the network saw, (height, width, 3) in [0, 1].
+        pixels: The model's input as colours, (height, width, 3) in [0, 1].
         share: The map, (height, width) in [0, 1].
         name: The class explained.
         probability: Its probability.
-        predicted: The most probable class where it is another.
+        predicted: The most probable class if it differs.
     """
 
     pixels: Tensor
@@ -36,20 +36,20 @@ class Overlay:
     predicted: str | None = None
 
     def title(self) -> str:
-        """Returns the class with its probability, and on a second line what is to be known besides."""
+        """Return the class with its probability, and on a second line the predicted class and missing evidence."""
         said = f"{_short(self.name)}  {100 * self.probability:.1f} %"
         more = [f"predicted: {_short(self.predicted)}"] if self.predicted else []
-        more += ["no evidence at any place"] if self.empty else []
+        more += ["no evidence at any position"] if self.empty else []
         return "\n".join([said, "; ".join(more)]) if more else said
 
     @property
     def empty(self) -> bool:
-        """Whether the map is the same everywhere, most often because all evidence was against the class."""
+        """Whether the map is flat, most often because all evidence was against the class."""
         return bool(self.share.max() <= self.share.min())
 
 
 def blended(overlay: Overlay) -> Image.Image:
-    """Returns what the network saw under the map, in its size and without a word; as it is where the map is empty."""
+    """Return the model's input blended with the map, in its size and without text; unchanged if the map is empty."""
     pixels = np.asarray(overlay.pixels, dtype=np.float64)
     if not overlay.empty:
         colours = _colours()(np.asarray(overlay.share))
@@ -58,12 +58,12 @@ def blended(overlay: Overlay) -> Image.Image:
 
 
 def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
-    """Draws what the network saw, and beside it the same under the map."""
+    """Draw the model's input, and beside it the same under the map."""
     with drawing(path, figsize=(6.4, 3.5)) as figure:
         left, right = figure.subplots(1, 2)
         figure.suptitle(title, fontsize=9)
         _show(left, overlay.pixels)
-        left.set_title("what the network saw", fontsize=9)
+        left.set_title("input of the model", fontsize=9)
         _show(right, blended(overlay))
         right.set_title(overlay.title(), fontsize=9)
         _scale(figure, [left, right])
@@ -72,13 +72,13 @@ def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
 def draw_comparison(
     rows: Sequence[Sequence[Overlay]], columns: Sequence[str], names: Sequence[str], title: str, path: Path
 ) -> None:
-    """Draws a row for each image and a column for each network, after the image itself.
+    """Draw one row per image, and after the image one column per model.
 
     Args:
-        rows: For each image what each network made of it.
-        columns: Names of the networks.
+        rows: For each image the overlay of each model.
+        columns: Names of the models.
         names: Names of the images.
-        title: Title of the whole.
+        title: Title of the figure.
         path: PNG to write.
     """
     width, height = 2.0 * (len(columns) + 1) + 0.7, 2.15 * len(rows) + 0.6
@@ -103,7 +103,7 @@ def _show(axes: Any, pixels: Tensor | Image.Image) -> None:
 
 
 def _colours() -> ListedColormap:
-    """Turbo, and the more opaque the more evidence there is: where there is little, the image shows."""
+    """Return turbo with opacity that grows with the evidence: the image shows where there is little."""
     colours = colormaps["turbo"](np.linspace(0, 1, 256))
     colours[:, 3] = np.linspace(0.25, 0.65, 256)
     return ListedColormap(colours)

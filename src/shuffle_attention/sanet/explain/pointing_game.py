@@ -1,4 +1,4 @@
-"""The pointing game: whether the highest place of a class's map lies in a box of that class."""
+"""The pointing game: whether the maximum of a class's map lies in a box of that class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Boxes:
 
     Attributes:
         picture: The image.
-        target: The class, as the network numbers it.
-        name: What it is called.
+        target: Index of the class in the model.
+        name: Name of the class.
         boxes: x, y, width and height of each, in pixels of the file.
         size: Width and height of the file.
     """
@@ -34,12 +34,12 @@ class Boxes:
 
 
 def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[str] | None, count: int) -> list[Boxes]:
-    """Returns the boxes of each class in each image, for the classes that the network knows by name.
+    """Return the boxes of each class in each image, for the categories that the model has as classes by name.
 
-    Crowds are left out: they are regions, and not boxes of an object.
+    Crowds are left out: they are regions, not boxes of one object.
 
     Raises:
-        InputError: If the network knows none of the categories, or no image has one of them.
+        InputError: If the model has none of the categories, or no image has one of them.
     """
     targets: dict[int, int] = {}
     names = {category["id"]: category["name"] for category in data.categories}
@@ -50,7 +50,7 @@ def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[st
             continue
     if not targets:
         raise InputError(
-            f"none of the categories of {data.source} is a class of the network: {', '.join(list(names.values())[:5])}"
+            f"none of the categories of {data.source} is a class of the model: {', '.join(list(names.values())[:5])}"
         )
     there: dict[tuple[int, int], list[Box]] = {}
     for annotation in data.annotations:
@@ -70,20 +70,20 @@ def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[st
 
 
 def hits(heat: Tensor, boxes: Sequence[Box], tolerance: float = 0.0) -> bool:
-    """Returns whether the highest place of a map (height, width) lies in one of the boxes.
+    """Return whether the maximum of a map (height, width) lies in one of the boxes.
 
     Args:
         heat: The map.
         boxes: x, y, width and height, in pixels of the map.
-        tolerance: By how many pixels it may lie outside.
+        tolerance: Number of pixels by which it may lie outside.
 
     Source: Zhang et al., Top-down Neural Attention by Excitation Backprop, arXiv:1608.00507, section 4.1; they
     allow 15 pixels.
     """
-    if heat.max() <= heat.min():  # a flat map points nowhere
+    if heat.max() <= heat.min():  # a flat map has no maximum
         return False
     y, x = divmod(int(heat.flatten().argmax()), heat.shape[1])
-    x, y = x + 0.5, y + 0.5  # the middle of the pixel
+    x, y = x + 0.5, y + 0.5  # the centre of the pixel
     return any(
         left - tolerance <= x <= left + width + tolerance and top - tolerance <= y <= top + height + tolerance
         for left, top, width, height in boxes

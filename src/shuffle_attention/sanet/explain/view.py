@@ -1,4 +1,4 @@
-"""An image brought to what a network sees."""
+"""The preprocessing that turns an image into a model's input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ from ..recipes.recipe import Recipe
 
 
 class View:
-    """How a network sees an image: the resize, crop and normalisation that it is evaluated with.
+    """Preprocessing of a model: the resize, crop and normalisation of its evaluation.
 
     Args:
-        recipe: Says them, with a mean and a deviation for each channel.
+        recipe: Recipe with these settings, and a mean and a standard deviation per channel.
     """
 
     def __init__(self, recipe: Recipe):
@@ -36,7 +36,7 @@ class View:
         )
 
     def tensor(self, picture: ImageFile) -> Tensor:
-        """Returns what the network gets, (channels, height, width).
+        """Return the model's input, (channels, height, width).
 
         Raises:
             DataError: If the file cannot be decoded.
@@ -47,16 +47,16 @@ class View:
             raise DataError(f"{picture.path} cannot be read: {error}") from error
 
     def pixels(self, seen: Tensor) -> Tensor:
-        """Returns what the network saw as colours, (height, width, 3) in [0, 1]."""
+        """Return the model's input as colours, (height, width, 3) in [0, 1]."""
         colours = (seen.cpu() * self.std + self.mean).clamp(0, 1)
         return colours.expand(3, -1, -1).permute(1, 2, 0)
 
     def boxes(
         self, boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]
     ) -> list[tuple[float, float, float, float]]:
-        """Returns boxes (x, y, width, height) of a file of the size (width, height) as they lie in what is seen.
+        """Return boxes (x, y, width, height) of a file of the size (width, height), moved to the model's input.
 
-        Those that lie outside are left out, and others end at the edge.
+        Boxes outside of it are left out, and others are cut at its edges.
         """
         where: Any = tv_tensors.BoundingBoxes(torch.tensor(boxes), format="XYWH", canvas_size=size[::-1])  # pyright: ignore
         for step in self.transform.transforms:
