@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attach.insert import CHILD, Attached, Blend, attached, block_of
+from .attach.insert import HOOK_CHILD, Attached, Blend, attached, block_of
 from .attention import ShuffleAttention
 from .errors import InputError, listed
 from .files import atomic_write
@@ -69,9 +69,8 @@ def load_checkpoint(
     Reads the published ``.pth.tar`` files (``state_dict`` under ``module.``), bare state dicts, the
     checkpoints of ``sanet train`` and ``.safetensors``.
 
-    A model with attached attention also loads the weights of the plain model, with its attention at its start as the
-    identity, and weights whose attention has another start (published, or written by version 0.1): its layers
-    take that start. The report names these layers.
+    A model with attached attention also loads weights of the plain model, which leave its attention at its start as the
+    identity, and weights with another start (published, or of version 0.1), which its layers then take.
 
     Args:
         model: Model.
@@ -80,37 +79,29 @@ def load_checkpoint(
             ``["fc.*"]`` for a new head. Those that fit are loaded nevertheless.
         ema: Whether to load the averaged weights; None loads them if the file has them.
 
-    Returns:
-        What was loaded, and what was left out by permission.
-
     Raises:
         CheckpointError: If the file cannot be read safely, or if any entry is missing, unexpected or of
             another shape and is not in ``may_differ``. The model is then as it was.
         FileNotFoundError: If the file does not exist.
-
-    Example:
-        >>> load_checkpoint(model, "sa_resnet50.pth.tar").loaded  # doctest: +SKIP
-        416
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
     layers = list(attached(model, every_name=True))
     weights = _from_version_0_1(layers, unwrapped(weights, model.state_dict()))
     weights, completed = _completed(layers, weights)
-    switched = {layer: new for layer in layers if (new := _as_in_file(layer, weights)) is not None}
-    old = {layer: layer.layer for layer in switched}
-    for layer, module in switched.items():
-        setattr(layer.owner, CHILD[layer.insertion.how], module)
+    switched = [(layer, layer.layer, new) for layer in layers if (new := _as_in_file(layer, weights)) is not None]
+    for layer, _, new in switched:
+        setattr(layer.owner, layer.child, new)
     try:
         kept, unused = _compare(model, weights, tuple(may_differ), path)
     except CheckpointError:
-        for layer, module in old.items():
-            setattr(layer.owner, CHILD[layer.insertion.how], module)
+        for layer, old, _ in switched:
+            setattr(layer.owner, layer.child, old)
         raise
     own = model.state_dict()
     model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
     started = tuple(layer.name for layer in layers if any(key.startswith(f"{layer.name}.") for key in completed))
     loaded = len(own) - len(kept) - len(completed)
-    return LoadReport(loaded, name, kept, unused, started, tuple(layer.name for layer in switched))
+    return LoadReport(loaded, name, kept, unused, started, tuple(layer.name for layer, _, _ in switched))
 
 
 def _compare(
@@ -126,14 +117,12 @@ def _compare(
     unexpected = [key for key in weights if key not in own]
     reshaped = [key for key in own if key in weights and weights[key].shape != own[key].shape]
     unlike = [key for key in own if key in weights and _kind(weights[key]) != _kind(own[key])]
+    shapes = [f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}" for key in reshaped if not allowed(key)]
     faults = [
         _fault("of another kind", [f"{key} {_kind(weights[key])} for {_kind(own[key])}" for key in unlike]),
         _fault("missing", [key for key in missing if not allowed(key)]),
         _fault("unexpected", [key for key in unexpected if not allowed(key)]),
-        _fault(
-            "wrongly shaped",
-            [f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}" for key in reshaped if not allowed(key)],
-        ),
+        _fault("wrongly shaped", shapes),
     ]
     if any(faults):
         fitting = len(own) - len(missing) - len(reshaped)
@@ -146,17 +135,16 @@ def _compare(
 
 
 def _from_version_0_1(layers: list[Attached], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the names of today.
+    """Return weights with today's names.
 
-    In version 0.1 the layer of a block was a child of the block's last norm. A layer without shuffle had an entry
-    ``unshuffled``, and one whose output was multiplied by a constant had that as ``start_scale``; what is now its gain.
-    Layers with shuffle had neither: they computed what the published layer does, behind weights that were permuted.
+    In version 0.1 the layer of a block was a child of its last norm. A layer without shuffle had an entry
+    ``unshuffled``; its factor ``start_scale`` is now its gain. One with shuffle computes as the published layer does.
     """
     weights = dict(weights)
     for layer in layers:
         block = block_of(layer.owner) if layer.insertion.how == "block" else None
         for end in () if block is None else block.ends:
-            old = f"{layer.name.removesuffix(CHILD['block'])}{end}.{CHILD['after']}."
+            old = f"{layer.name.removesuffix(layer.child)}{end}.{HOOK_CHILD}."
             for key in [key for key in weights if key.startswith(old)]:
                 weights[f"{layer.name}.{key.removeprefix(old)}"] = weights.pop(key)
         scale = weights.pop(f"{layer.name}.start_scale", None)
@@ -196,8 +184,9 @@ def _as_in_file(attached: Attached, weights: dict[str, Tensor]) -> nn.Module | N
     if not has_gain if gain is None else gain.is_meta or gain.numel() != 1:
         return None
     value = 1.0 if gain is None else gain.item()
-    # Half precision changes the entry, not the number that the layer computes with.
-    if gain is not None and has_gain and math.isclose(value, layer.gain_value, rel_tol=0.01):
+    if (
+        gain is not None and has_gain and math.isclose(value, layer.gain_value, rel_tol=0.01)
+    ):  # half precision rounds it
         return None
     twin = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
     twin.shuffle, twin.gain_value = gain is None, value
@@ -234,9 +223,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _fault(kind: str, entries: list[str]) -> str:
-    if not entries:
-        return ""
-    return f"{len(entries)} {kind}: {listed(entries, 4)}"
+    return f"{len(entries)} {kind}: {listed(entries, 4)}" if entries else ""
 
 
 def find_state_dict(
@@ -314,6 +301,5 @@ def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Non
     with atomic_write(path) as file:
         try:
             torch.save(dict(content), file)
-        except RuntimeError as error:
-            # torch.save raises this for a full disk.
+        except RuntimeError as error:  # what torch.save raises for a full disk
             raise OSError(f"{path} could not be written: {error.__context__ or error}") from error

@@ -13,10 +13,10 @@ from torch import nn
 
 from ..attention import create_attention, create_identity, get_spec
 from ..attention.spec import Attention
-from ..errors import InputError
+from ..errors import InputError, listed
 from . import insert
 from .find import Example, Place, Where, find_places, run
-from .insert import Blend
+from .insert import Attached, Blend, Insertion
 from .trace import Dataflow
 
 Start = Literal["identity", "published"]
@@ -135,13 +135,10 @@ def attach(
         options = {"groups": "auto", **options}
     places, flow = find_places(model, where, example, [layer.name for layer in insert.attached(model)])
     plans = _plan(model, spec, places, start, options)
-    before = {id(layer.insertion) for layer in insert.attached(model)}
-    for plan in plans:
-        insert.insert(plan.owner, plan.how, plan.layer, plan.start)
-    inserted = [layer for layer in insert.attached(model) if id(layer.insertion) not in before]
-    _verify(model, example, flow, inserted)
-    names = {id(layer.layer): layer.name for layer in inserted}
-    return AttachReport(spec.name, tuple(plan.row(names[id(plan.layer)]) for plan in plans))
+    for new, layer, _ in plans:
+        insert.insert(new, layer)
+    _verify(model, example, flow, [new for new, _, _ in plans])
+    return AttachReport(spec.name, tuple(row for _, _, row in plans))
 
 
 def detach(model: nn.Module) -> None:
@@ -157,87 +154,72 @@ def detach(model: nn.Module) -> None:
     if not layers:
         raise InputError(f"nothing is attached to {type(model).__name__}; give the model that attach was given")
     for layer in layers:
-        insert.check_removable(layer.owner)
+        insert.check_removable(layer)
     for layer in layers:
-        insert.remove(layer.owner, layer.insertion)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A layer and how it is to be inserted."""
-
-    place: Place
-    module: str
-    owner: nn.Module
-    how: str
-    layer: nn.Module
-    start: dict[str, torch.Tensor] | None
-
-    def row(self, name: str) -> AttachedLayer:
-        inner = self.layer.layer if isinstance(self.layer, Blend) else self.layer
-        start = "published" if self.start is None else "identity"
-        if self.start is not None and self.start.keys() & {"alpha", "gain"}:
-            start = f"identity by {'alpha' if isinstance(self.layer, Blend) else 'gain'}"
-        return AttachedLayer(
-            name,
-            self.place.name,
-            self.module,
-            self.place.channels,
-            getattr(inner, "groups", None),
-            sum(p.numel() for p in self.layer.parameters()),
-            start,
-            self.how == "block" and insert.runs_fused(self.owner, self.layer),
-        )
+        insert.remove(layer)
 
 
 def _plan(
     model: nn.Module, attention: Attention, places: Iterable[Place], start: Start, options: dict[str, Any]
-) -> list[_Plan]:
-    """Return the layers for all places, or raise an error that names every place that does not accept one."""
-    plans: list[_Plan] = []
+) -> list[tuple[Attached, nn.Module, AttachedLayer]]:
+    """Return where each layer goes, the layer and its row, or raise an error that names every place that refuses."""
+    plans: list[tuple[Attached, nn.Module, AttachedLayer]] = []
     faults: dict[str, list[str]] = {}
     for place in places:
         module = model.get_submodule(place.name)
-        owner, how = _owner(model, place)
-        child = insert.CHILD[how]
-        if hasattr(owner, child):
-            there = vars(owner).get("_insertions") is not None
-            why = "attention is attached already" if there else f"there is an attribute {child!r} already"
-            faults.setdefault(why, []).append(place.name)
+        new = _attachment(model, place)
+        if hasattr(new.owner, new.child):
+            what = (
+                "attention is attached" if "_insertions" in vars(new.owner) else f"there is an attribute {new.child!r}"
+            )
+            faults.setdefault(f"{what} already", []).append(place.name)
             continue
         like = next((p for p in (*module.parameters(), *model.parameters()) if p.is_floating_point()), torch.empty(0))
-        factory = {"device": like.device, "dtype": like.dtype}
-        layer = state = None
         try:
-            if start == "identity":
-                layer = create_identity(attention, place.channels, **factory, **options)
-                entries = {} if layer is None else layer.state_dict()
-                state = {key: value.to("meta" if value.is_meta else "cpu", copy=True) for key, value in entries.items()}
-            if layer is None:
-                layer = create_attention(attention, place.channels, **factory, **options)
-                if start == "identity":
-                    layer = Blend(layer, **factory)
-                    state = {"alpha": torch.zeros(1)}
+            layer, name = _create(new, attention, place.channels, start, options, like)
         except InputError as error:
             faults.setdefault(str(error), []).append(place.name)
             continue
-        plans.append(_Plan(place, type(module).__name__, owner, how, layer.train(module.training), state))
+        layer.train(module.training)
+        groups = getattr(layer.layer if isinstance(layer, Blend) else layer, "groups", None)
+        count = sum(p.numel() for p in layer.parameters())
+        fused = new.insertion.how == "block" and insert.runs_fused(new.owner, layer)
+        row = (new.name, place.name, type(module).__name__, place.channels, groups, count, name, fused)
+        plans.append((new, layer, AttachedLayer(*row)))
     if faults:
-        lines = [f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {why}" for why, names in faults.items()]
+        lines = [f"{listed(names, 3)}: {why}" for why, names in faults.items()]
         auto = "; groups='auto' fits every place" if any("groups" in why for why in faults) else ""
         raise InputError("attention cannot be attached at " + "; ".join(lines) + auto)
     return plans
 
 
-def _owner(model: nn.Module, place: Place) -> tuple[nn.Module, str]:
-    """Return the module that gets the layer as a child, and how: the block whose branch ends here, or the module."""
+def _create(
+    new: Attached, attention: Attention, channels: int, start: Start, options: dict[str, Any], like: torch.Tensor
+) -> tuple[nn.Module, str]:
+    """Return a layer and the name of its start, and note the entries of its start as the identity."""
+    factory = {"device": like.device, "dtype": like.dtype}
+    if start == "published":
+        return create_attention(attention, channels, **factory, **options), "published"
+    layer = create_identity(attention, channels, **factory, **options)
+    if layer is None:
+        new.insertion.start = {"alpha": torch.zeros(1)}
+        return Blend(create_attention(attention, channels, **factory, **options), **factory), "identity by alpha"
+    new.insertion.start = {
+        key: value.to("meta" if value.is_meta else "cpu", copy=True) for key, value in layer.state_dict().items()
+    }
+    return layer, "identity by gain" if "gain" in new.insertion.start else "identity"
+
+
+def _attachment(model: nn.Module, place: Place) -> Attached:
+    """Return how a layer is attached at a place: in the block whose branch ends there, or by a hook of the module."""
     names = place.name.split(".")
     for length in range(len(names) - 1, -1, -1):
-        module = model.get_submodule(".".join(names[:length]))
-        block = insert.block_of(module)
+        owner_name = ".".join(names[:length])
+        block = insert.block_of(owner := model.get_submodule(owner_name))
         if block is not None and not place.before and ".".join(names[length:]) in block.ends:
-            return module, "block"
-    return model.get_submodule(place.name), "before" if place.before else "after"
+            return Attached(owner, owner_name, Insertion("block", None))
+    how = "before" if place.before else "after"
+    return Attached(model.get_submodule(place.name), place.name, Insertion(how, None))
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -250,7 +232,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
         raise InputError(f"attach before compiling: {compiled} is compiled already")
 
 
-def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserted: list[insert.Attached]) -> None:
+def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserted: list[Attached]) -> None:
     """Run the example again, and remove what was inserted if a layer does not run as it should."""
     try:
         after = run(model, example)
@@ -259,11 +241,11 @@ def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserte
         fault = str(error)
     if fault:
         for layer in inserted:
-            insert.remove(layer.owner, layer.insertion)
+            insert.remove(layer)
         raise InputError(f"attention cannot be attached: {fault}. The model is as it was")
 
 
-def _fault(layer: insert.Attached, before: Dataflow, after: Dataflow) -> str | None:
+def _fault(layer: Attached, before: Dataflow, after: Dataflow) -> str | None:
     """Return what is wrong with an inserted layer, from the data flow before and after."""
     calls, name = after.by_name(), layer.name
     if (count := len(calls.get(name, []))) != 1:

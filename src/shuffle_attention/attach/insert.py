@@ -112,7 +112,7 @@ class Blend(nn.Module):
 
 @dataclass(eq=False)
 class Insertion:
-    """One attention layer that was inserted.
+    """How one attention layer was inserted.
 
     Attributes:
         how: ``"block"``, ``"after"`` or ``"before"``.
@@ -125,56 +125,63 @@ class Insertion:
     handle: RemovableHandle | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attached:
-    """An attached layer, found in a model: its module, the module's name, and the name and child that it has there."""
+    """An attention layer in a model: the module that it is a child of, that module's name, and how it was inserted."""
 
     owner: nn.Module
     owner_name: str
     insertion: Insertion
 
     @property
+    def child(self) -> str:
+        """Name of the layer in its owner."""
+        return CHILD[self.insertion.how]
+
+    @property
     def name(self) -> str:
-        child = CHILD[self.insertion.how]
-        return f"{self.owner_name}.{child}" if self.owner_name else child
+        """Name of the layer in the model."""
+        return f"{self.owner_name}.{self.child}" if self.owner_name else self.child
 
     @property
     def layer(self) -> nn.Module:
-        return cast(nn.Module, getattr(self.owner, CHILD[self.insertion.how]))
+        """The layer itself."""
+        return cast(nn.Module, getattr(self.owner, self.child))
 
 
 def attached(model: nn.Module, *, every_name: bool = False) -> Iterator[Attached]:
-    """Yield each attention layer that is attached in a model, once or under every name of its module."""
+    """Yield each attention layer that is attached in a model, once or under every name of its owner."""
     for name, module in model.named_modules(remove_duplicate=not every_name):
         for insertion in vars(module).get(_INSERTIONS, ()):
             yield Attached(module, name, insertion)
 
 
-def insert(module: nn.Module, how: str, layer: nn.Module, start: dict[str, Tensor] | None) -> None:
-    """Insert a layer at the end of the branch of a block, after a module or before it."""
-    insertion = Insertion(how, start)
-    module.add_module(CHILD[how], layer)
-    if how == "after":
+def insert(place: Attached, layer: nn.Module) -> None:
+    """Insert a layer."""
+    module, insertion = place.owner, place.insertion
+    module.add_module(place.child, layer)
+    if insertion.how == "after":
         insertion.handle = module.register_forward_hook(_attend_after)
-    elif how == "before":
+    elif insertion.how == "before":
         insertion.handle = module.register_forward_pre_hook(_attend_before)
     _set_insertions(module, (*vars(module).get(_INSERTIONS, ()), insertion))
 
 
-def remove(module: nn.Module, insertion: Insertion) -> None:
+def remove(place: Attached) -> None:
     """Undo an insertion."""
-    if insertion.handle is not None:
-        insertion.handle.remove()
-    delattr(module, CHILD[insertion.how])
-    _set_insertions(module, tuple(other for other in vars(module)[_INSERTIONS] if other is not insertion))
+    if place.insertion.handle is not None:
+        place.insertion.handle.remove()
+    delattr(place.owner, place.child)
+    _set_insertions(place.owner, tuple(x for x in vars(place.owner)[_INSERTIONS] if x is not place.insertion))
 
 
-def check_removable(module: nn.Module) -> None:
-    """Raise an InputError if a module was given another class after attention was inserted."""
-    if "_root" not in vars(type(module)):
+def check_removable(place: Attached) -> None:
+    """Raise an InputError if the owner was given another class after attention was inserted."""
+    cls = type(place.owner)
+    if "_root" not in vars(cls):
         raise InputError(
-            f"{type(module).__name__} is a class that was made after attention was attached, as parametrisation and "
-            f"sharding do; undo that first"
+            f"{cls.__name__} is a class that was made after attention was attached, as parametrisation and sharding "
+            f"do; undo that first"
         )
 
 
