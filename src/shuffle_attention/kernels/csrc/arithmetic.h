@@ -1,6 +1,12 @@
 // Arithmetic on vectors: roots, reciprocals and the gate.
 //
 // What takes a V also takes a single number, for what a plane has only one of.
+#pragma once
+
+#include "simd.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 template <class V>
 SIMD_INLINE V square_root(V v) {
@@ -102,3 +108,6 @@ SIMD_INLINE DoubleLanes gate_of(DoubleLanes t, double one) {
 SIMD_INLINE double gate_of(double t, double one) {
   return gate_of_double<double, uint64_t>(t, one);
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -1,6 +1,6 @@
 // The CPU kernels of shuffle_attention::block_tail and its backward, for PyTorch's dispatcher.
 //
-// The schemas, shapes and autograd are Python's (ops/block.py), the algebra is in ops/block_reference.py.
+// The schemas, shapes and autograd are Python's (../schema.py), the algebra is in ../block_reference.py.
 // Where BatchNorm's statistics are given, a span makes all its steps while it is in cache; where they
 // are those of the batch, all spans are summed up in between. Sums over samples have one order.
 #include <memory>

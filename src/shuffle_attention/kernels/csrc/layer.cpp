@@ -1,6 +1,6 @@
 // The CPU kernels of shuffle_attention::shuffle_attention and its backward, for PyTorch's dispatcher.
 //
-// The schemas, shapes and autograd are Python's (ops/layer.py). Only PyTorch's stable C++ interface
+// The schemas, shapes and autograd are Python's (../schema.py). Only PyTorch's stable C++ interface
 // is used, so that one binary serves every later PyTorch and Python.
 #include <memory>
 #include <tuple>

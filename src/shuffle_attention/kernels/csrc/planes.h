@@ -3,6 +3,12 @@
 // A unit is two planes, channel k of each half of the map, whose outputs lie side by side. What has
 // a parameter N works on planes of that many vectors, the last of them ragged or not, without a
 // loop; N = 0 is for planes of any size from a vector up.
+#pragma once
+
+#include "formulas.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 // Elements that a pivot is taken from; a plane up to this size is standardised by two exact passes,
 // a larger one by its sums of (x - pivot) and (x - pivot)^2, which lose no digits that matter.
@@ -86,8 +92,8 @@ SIMD_INLINE void store_plane(T* out, int64_t size, const Value& value) {
 }
 
 template <class A>
-struct PlaneStatistics {
-  A pivot, offset, rstd;  // the mean is pivot + offset
+struct PlaneMoments {
+  A pivot, offset, variance;  // the mean is pivot + offset
 };
 
 template <int N, class T>
@@ -108,28 +114,27 @@ SIMD_INLINE A guess_mean(const T* x, int64_t size) {
 }
 
 template <int N, class T, class A = Accumulator<T>>
-SIMD_INLINE PlaneStatistics<A> statistics_of(const T* x, int64_t size, A eps) {
+SIMD_INLINE PlaneMoments<A> moments_of(const T* x, int64_t size) {
   const A pivot = N > 0 ? guess_mean<N>(x, size) : mean_of<N>(x, size < kPivotElements ? size : kPivotElements);
-  const A each = A(1) / size;
-  A sums[2];
+  A sums[2], offset, variance;
   sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int) {
     t[0] = load(x + i) - pivot;
     t[1] = t[0] * t[0];
   });
-  const A offset = sums[0] * each;
-  const A variance = sums[1] * each - offset * offset;
-  return {pivot, offset, 1 / square_root((variance < 0 ? 0 : variance) + eps)};
+  find_moments(sums[0], sums[1], A(1) / size, offset, variance);
+  return {pivot, offset, variance};
 }
 
 template <int N, class T, class A = Accumulator<T>>
 SIMD_INLINE void forward_plane(const T* x, T* y, int64_t size, int64_t c, const Gates<A>& gates) {
   constexpr A to_exponent = kToExponent;
   if (gates.spatial[c] != 0) {
-    const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
-    const A scale = to_exponent * gates.alpha[c] * s.rstd, shift = to_exponent * gates.beta[c] - gates.log_gain - scale * s.offset;
+    const PlaneMoments<A> s = moments_of<N>(x, size);
+    const A rstd = 1 / square_root(s.variance + gates.eps);
+    const A scale = to_exponent * gates.alpha[c] * rstd, shift = to_exponent * gates.beta[c] - gates.log_gain - scale * s.offset;
     store_plane<N>(y, size, [&](int64_t i, int) {
       const Vec<A> v = load(x + i);
-      return v * gate_of((v - s.pivot) * scale + shift, gates.inverse_gain);
+      return gated(v, (v - s.pivot) * scale + shift, gates.inverse_gain);
     });
   } else {
     const A gate = gate_of(
@@ -146,23 +151,25 @@ SIMD_INLINE void backward_plane(
   const A each = A(1) / size;
   A sums[2];
   if (gates.spatial[c] != 0) {
-    const PlaneStatistics<A> s = statistics_of<N>(x, size, gates.eps);
-    const A scale = gates.alpha[c] * s.rstd, shift = gates.beta[c] - scale * s.offset;
+    const PlaneMoments<A> s = moments_of<N>(x, size);
+    const A rstd = 1 / square_root(s.variance + gates.eps);
+    const A scale = gates.alpha[c] * rstd, shift = gates.beta[c] - scale * s.offset;
     const A exponent_scale = to_exponent * scale, exponent_shift = to_exponent * shift - gates.log_gain;
     Vec<A> kept[N > 0 ? N : 1];
     sum_over_plane<N>(size, sums, [&](int64_t i, Vec<A>* t, int k) {
       const Vec<A> v = load(x + i), d = v - s.pivot;
-      const Vec<A> gate = gate_of(d * exponent_scale + exponent_shift, gates.inverse_gain), through = gate * load(dy + i);
-      t[0] = (1 - gate * gates.inverse_gain) * through * v;
+      Vec<A> q;
+      const Vec<A> own = own_gradient(
+          load(dy + i), v, d * exponent_scale + exponent_shift, A(1), scale, gates.inverse_gain, q, t[0]);
       t[1] = t[0] * d;
-      const Vec<A> own = through + scale * t[0];
       if (N > 0) kept[k] = own;
       else store(stash + i, own);
     });
     sum = sums[0];
-    weighted = s.rstd * (sums[1] - s.offset * sums[0]);
-    const A by_distance = -scale * s.rstd * weighted * each;
-    const A by_mean = -scale * sum * each - by_distance * s.offset;
+    weighted = rstd * (sums[1] - s.offset * sums[0]);
+    A by_mean, by_distance;
+    through_statistics(sum, weighted, scale, rstd, A(0), each, by_mean, by_distance);
+    by_mean -= by_distance * s.offset;
     store_plane<N>(dx, size, [&](int64_t i, int k) {
       return (N > 0 ? kept[k] : load(stash + i)) + (by_mean + by_distance * (load(x + i) - s.pivot));
     });
@@ -259,3 +266,6 @@ void backward_planes(
   });
   delete[] scratch;
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -2,6 +2,12 @@
 //
 // What is worked on at a time is a tile: neighbouring channels of each half of the map over one
 // image. Their outputs interleave, so that every store is a whole vector.
+#pragma once
+
+#include "formulas.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 // The pivot of a channel is its mean over this many pixels at the most; what it is further off
 // the mean of the image than that costs the variance a few bits, never its digits.
@@ -147,9 +153,9 @@ struct Tile {
     const A each = A(1) / pixels;
     s.inverse_gain = gates.inverse_gain;
     for (int c = 0; c < kColumns; ++c) {
-      s.offset[c] = s.moments[c] * each;
-      const V variance = s.moments[kColumns + c] * each - s.offset[c] * s.offset[c];
-      s.rstd[c] = 1.0f / square_root((variance < 0 ? V{} : variance) + gates.eps);
+      V variance;
+      find_moments(s.moments[c], s.moments[kColumns + c], each, s.offset[c], variance);
+      s.rstd[c] = 1.0f / square_root(variance + gates.eps);
       s.scale[c] = of_channels(gates.alpha, c) * s.rstd[c];
       const V mean = s.pivot[c] + s.offset[c];
       const V shift = of_channels(gates.beta, c) + of_channels(gates.slope, c) * mean - s.scale[c] * s.offset[c];
@@ -167,7 +173,7 @@ struct Tile {
       V out[kColumns];
       for (int c = 0; c < kColumns; ++c) {
         const V v = source(x, i, c);
-        out[c] = v * gate_of((v - s.pivot[c]) * s.exponent_scale[c] + s.exponent_shift[c], s.inverse_gain);
+        out[c] = gated(v, (v - s.pivot[c]) * s.exponent_scale[c] + s.exponent_shift[c], s.inverse_gain);
       }
       store_target(y, i, out);
     }
@@ -176,12 +182,12 @@ struct Tile {
   // Whether dx can hold the first part of itself unrounded, or has to be computed again.
   static constexpr bool kStash = sizeof(T) == sizeof(A);
 
-  // What one pixel's own gradient is; h and d are what the sums over the plane are made of.
-  static SIMD_INLINE V own_gradient(const State& s, V v, V grad, int c, V& h, V& d) {
+  // The own gradient of one pixel; the sums over the plane are those of h and h d.
+  static SIMD_INLINE V own_gradient_of(const State& s, V v, V grad, int c, V& h, V& d) {
+    V q;
     d = v - s.pivot[c];
-    const V gate = gate_of(d * s.exponent_scale[c] + s.exponent_shift[c], s.inverse_gain), through = gate * grad;
-    h = (1.0f - gate * s.inverse_gain) * through * v;
-    return through + s.scale[c] * h;
+    const V t = d * s.exponent_scale[c] + s.exponent_shift[c], one = splat(A(1));
+    return own_gradient(grad, v, t, one, s.scale[c], s.inverse_gain, q, h);
   }
 
   SIMD_INLINE void add_to_gradients(
@@ -195,7 +201,7 @@ struct Tile {
       V grad[kColumns];
       load_target(dy, i, grad);
       for (int c = 0; c < kColumns; ++c) {
-        const V own = own_gradient(s, source(x, i, c), grad[c], c, h, d);
+        const V own = own_gradient_of(s, source(x, i, c), grad[c], c, h, d);
         if (kStash) store_source(dx, i, c, own);
         sums[c] += h;
         sums[kColumns + c] += h * d;
@@ -211,8 +217,9 @@ struct Tile {
       const V mean = s.pivot[c] + s.offset[c];
       store_of_channels(sums, c, sum);
       store_of_channels(sums + channels, c, of_channels(gates.spatial, c) != 0 ? standardised : sum * mean);
-      s.by_distance[c] = -s.scale[c] * s.rstd[c] * standardised * each;
-      s.by_mean[c] = (of_channels(gates.slope, c) - s.scale[c]) * sum * each - s.by_distance[c] * s.offset[c];
+      const V cweight = of_channels(gates.slope, c);
+      through_statistics(sum, standardised, s.scale[c], s.rstd[c], cweight, each, s.by_mean[c], s.by_distance[c]);
+      s.by_mean[c] -= s.by_distance[c] * s.offset[c];
     }
   }
 
@@ -228,9 +235,12 @@ struct Tile {
       if (!kStash) load_target(dy, i, grad);
       for (int c = 0; c < kColumns; ++c) {
         const V v = source(x, i, c);
-        const V own = kStash ? source(dx, i, c) : own_gradient(s, v, grad[c], c, h, d);
+        const V own = kStash ? source(dx, i, c) : own_gradient_of(s, v, grad[c], c, h, d);
         store_source(dx, i, c, own + (s.by_mean[c] + s.by_distance[c] * (v - s.pivot[c])));
       }
     }
   }
 };
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -1,8 +1,19 @@
 // Vectors of SIMD_BYTES bytes, in the vector extension of GCC and Clang.
 //
-// Included once by each isa_*.cpp, inside that file's own namespace and after it has chosen an
-// instruction set. No function here may have the same name in two instruction sets, or the linker
-// would keep one of them for both; hence no standard library calls either.
+// Each isa_*.cpp compiles this and all headers that include it, in a namespace named after its instruction set: an
+// inline function that two instruction sets shared would be kept by the linker once for both. For the same reason
+// nothing here calls the standard library. Opened alone, a header is that of any processor.
+#pragma once
+
+#include "kernels.h"
+
+#ifndef SIMD_NAMESPACE
+#define SIMD_NAMESPACE generic
+#define SIMD_BYTES 16
+#endif
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 #define SIMD_INLINE inline __attribute__((always_inline))
 
@@ -199,3 +210,6 @@ template <class T>
 SIMD_INLINE void store(T* p, Vec<Accumulator<T>> v) {
   Memory<T>::store(p, v);
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

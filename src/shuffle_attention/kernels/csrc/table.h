@@ -1,4 +1,13 @@
-// The kernels of one instruction set; included last by each isa_*.cpp, inside its namespace.
+// The kernels of one instruction set.
+#pragma once
+
+#include "planes.h"
+#include "tail_planes.h"
+#include "tail_rows.h"
+#include "tiles.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 template <class T>
 constexpr Kernels planes_of() {
@@ -34,3 +43,6 @@ constexpr KernelTable table = {
         {tail_rows_of<float>(), tail_rows_of<double>(), tail_rows_of<BFloat16>(), tail_rows_of<Half>()},
     },
 };
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

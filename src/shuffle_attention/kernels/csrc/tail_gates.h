@@ -1,4 +1,14 @@
 // The steps of a block's end that work on the numbers of planes, not on maps; lanes are channels.
+#pragma once
+
+#include "formulas.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
+
+// Whether du can hold the first part of itself unrounded, or that has to be computed again.
+template <class T>
+constexpr bool kKeepsPart = sizeof(T) == sizeof(Accumulator<T>);
 
 template <class A>
 SIMD_INLINE Vec<A> load_first(const A* p, int64_t count) {
@@ -104,11 +114,15 @@ void find_gradient(const Tail& t, const Span& span) {
     using V = Vec<A>;
     const V h = p.row(t.gate_sums, kGateSums, kSumH), weighted = p.row(t.gate_sums, kGateSums, kWeighted);
     const V by_weight = p.channel(channels.by_weight);
-    const V by_distance = -p.slope * p.scale * p.rho * weighted * each - by_weight;
-    const V by_statistics = p.channel(channels.by_bias) + by_weight * p.from_mean;
-    const V by_mean = (p.scale * p.cweight - p.slope) * h * each - by_statistics;
+    V by_mean, by_distance;
+    through_statistics(h, weighted, p.slope, p.scale * p.rho, p.scale * p.cweight, each, by_mean, by_distance);
+    by_mean -= p.channel(channels.by_bias) + by_weight * p.from_mean;
+    by_distance -= by_weight;
     const auto set = [&](Coefficient r, V v) { store_first(coefficients_of<A>(t, r) + p.c, v, p.count); };
     set(kByMean, by_mean - by_distance * p.rest);
     set(kByDistance, by_distance);
   });
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -1,4 +1,11 @@
 // The end of a residual block on (batch, channels, plane) in memory; N is that of planes.h.
+#pragma once
+
+#include "planes.h"
+#include "tail_gates.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 // A plane to be read, copied to where a whole vector may be read if it is smaller than one.
 template <int N, class T>
@@ -53,26 +60,17 @@ SIMD_INLINE void for_planes(const Map& map, const Span& span, const Run& run) {
 template <class T, int N = kMostVectors<Accumulator<T>>>
 void statistics_planes(const Tail& t, const Span& span) {
   using A = Accumulator<T>;
-  using V = Vec<A>;
   const int64_t size = t.map.plane;
   if constexpr (N > 0) {
     if ((size + Lanes<A>::count - 1) / Lanes<A>::count != N) return statistics_planes<T, N - 1>(t, span);
   }
   A* const row = row_of<A>(t.statistics, t, span.image, kStatistics, 0);
-  const A each = A(1) / size;
   for_planes(t.map, span, [&](int64_t c, int64_t source, int64_t) {
     const Readable<N, T> u(t.u, source, size);
-    const int64_t begin = size < kPivotElements ? size : kPivotElements;
-    const A pivot = N > 0 ? guess_mean<N>(u.at, size) : mean_of<N>(u.at, begin);
-    A sums[2];
-    sum_over_plane<N>(size, sums, [&](int64_t i, V* s, int) {
-      s[0] = load(u.at + i) - pivot;
-      s[1] = s[0] * s[0];
-    });
-    const A rest = sums[0] * each, variance = sums[1] * each - rest * rest;
-    row[kPivot * t.map.channels + c] = pivot;
-    row[kRest * t.map.channels + c] = rest;
-    row[kVariance * t.map.channels + c] = variance < 0 ? 0 : variance;
+    const PlaneMoments<A> moments = moments_of<N>(u.at, size);
+    row[kPivot * t.map.channels + c] = moments.pivot;
+    row[kRest * t.map.channels + c] = moments.offset;
+    row[kVariance * t.map.channels + c] = moments.variance;
   });
 }
 
@@ -118,7 +116,7 @@ void output_planes(const Tail& t, const Span& span) {
     if (p.spatial) {
       store_plane<N>(out.at, size, [&](int64_t i, int) {
         const V d = load(u.at + i) - p.pivot;
-        return finish((d * p.scale + p.shift) * gate_of(d * p.exponent_scale + p.exponent, p.inverse_gain), i);
+        return finish(gated(d * p.scale + p.shift, d * p.exponent_scale + p.exponent, p.inverse_gain), i);
       });
     } else {
       const A scale = p.scale * p.gate, shift = p.shift * p.gate;
@@ -138,17 +136,11 @@ SIMD_INLINE Vec<Accumulator<T>> passed(const T* grad, const T* activated, int64_
   return load(activated + i) <= 0 ? V{} : g;
 }
 
-// Whether du can hold the first part of itself unrounded, or that has to be computed again.
-template <class T>
-constexpr bool kKeepsPart = sizeof(T) == sizeof(Accumulator<T>);
-
-// a q + S h at one place of the spatial branch.
+// a q + S h at one position of the spatial branch.
 template <class A, class V = Vec<A>>
-SIMD_INLINE V own_gradient(const PlaneNumbers<A>& p, V g, V d, V& q, V& h) {
-  const V gate = gate_of(d * p.exponent_scale + p.exponent, p.inverse_gain);
-  q = gate * g;
-  h = (1 - gate * p.inverse_gain) * q * (d * p.scale + p.shift);
-  return p.scale * q + p.slope * h;
+SIMD_INLINE V own_gradient_of(const PlaneNumbers<A>& p, V g, V d, V& q, V& h) {
+  const V z = d * p.scale + p.shift, t = d * p.exponent_scale + p.exponent;
+  return own_gradient(g, z, t, p.scale, p.slope, p.inverse_gain, q, h);
 }
 
 template <class T, int N = kMostVectors<Accumulator<T>>>
@@ -174,7 +166,7 @@ void gradient_sums_planes(const Tail& t, const Span& span) {
       const Writable<N, T> du(kKeepsPart<T> ? t.du : nullptr, source, size);
       sum_over_plane<N>(size, sums, [&](int64_t i, V* s, int) {
         const V d = load(u.at + i) - p.pivot;
-        const V own = own_gradient<A>(p, take(i), d, s[kQ], s[kH]);
+        const V own = own_gradient_of<A>(p, take(i), d, s[kQ], s[kH]);
         if constexpr (kKeepsPart<T>) store(du.at + i, own);
         s[kQd] = s[kQ] * d;
         s[kHd] = s[kH] * d;
@@ -220,7 +212,7 @@ void gradient_planes(const Tail& t, const Span& span) {
       store_plane<N>(du.at, size, [&](int64_t i, int) {
         const V d = load(u.at + i) - p.pivot;
         V q, h;
-        return own_gradient<A>(p, passed(grad.at, activated.at, i), d, q, h) + rest(d);
+        return own_gradient_of<A>(p, passed(grad.at, activated.at, i), d, q, h) + rest(d);
       });
     } else {
       const A scale = p.scale * p.gate;
@@ -230,3 +222,6 @@ void gradient_planes(const Tail& t, const Span& span) {
     }
   });
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -2,6 +2,13 @@
 //
 // A span is gone through in the order of memory, kRowPixels pixels at a time; of these a tile of a
 // vector of each half of the channels is worked on with its numbers in registers.
+#pragma once
+
+#include "tail_gates.h"
+#include "tiles.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 // Pixels, spread evenly, whose mean is the pivot of a plane: near enough to its own mean wherever they
 // are typical of it, and where they are not, the variance is large.
@@ -121,10 +128,10 @@ void statistics_rows(const Tail& t, const Span& span) {
   });
   for_tiles<T>(t, span, 1, [&](const auto& tile, int64_t, int64_t) {
     for (int c = 0; c < 2; ++c) {
-      const V rest = tile.of_channels(rests, c) * (A(1) / plane);
-      const V variance = tile.of_channels(variances, c) * (A(1) / plane) - rest * rest;
+      V rest, variance;
+      find_moments(tile.of_channels(rests, c), tile.of_channels(variances, c), A(1) / plane, rest, variance);
       tile.store_of_channels(rests, c, rest);
-      tile.store_of_channels(variances, c, variance < 0 ? V{} : variance);
+      tile.store_of_channels(variances, c, variance);
     }
   });
 }
@@ -147,7 +154,8 @@ void output_rows(const Tail& t, const Span& span) {
         shortcut.ahead(tile, i, places.channel[c]);
         if (cold) out.ahead(tile, i, places.channel[c]);
         const V d = tile.source(u.at, i, c) - n.pivot[c];
-        placed[c] = y[c] = (d * n.scale[c] + n.shift[c]) * gate_of(d * n.exponent_scale[c] + n.exponent[c], n.inverse_gain);
+        const V t = d * n.exponent_scale[c] + n.exponent[c];
+        placed[c] = y[c] = gated(d * n.scale[c] + n.shift[c], t, n.inverse_gain);
       }
       if (places.shuffle) interleave<A>(y[0], y[1], placed[0], placed[1]);
       for (int k = 0; k < 2; ++k) {
@@ -176,11 +184,9 @@ SIMD_INLINE void load_passed(
 
 // a q + S h at one pixel of a column.
 template <class Numbers, class V>
-SIMD_INLINE V own_gradient(const Numbers& n, int c, V g, V d, V& q, V& h) {
-  const V gate = gate_of(d * n.exponent_scale[c] + n.exponent[c], n.inverse_gain);
-  q = gate * g;
-  h = (1 - gate * n.inverse_gain) * q * (d * n.scale[c] + n.shift[c]);
-  return n.scale[c] * q + n.slope[c] * h;
+SIMD_INLINE V own_gradient_of(const Numbers& n, int c, V g, V d, V& q, V& h) {
+  const V z = d * n.scale[c] + n.shift[c], t = d * n.exponent_scale[c] + n.exponent[c];
+  return own_gradient(g, z, t, n.scale[c], n.slope[c], n.inverse_gain, q, h);
 }
 
 template <class T>
@@ -209,7 +215,7 @@ void gradient_sums_rows(const Tail& t, const Span& span) {
       for (int c = 0; c < 2; ++c) {
         const V d = tile.source(u.at, i, c) - n.pivot[c];
         V q, h;
-        const V own = own_gradient(n, c, g[c], d, q, h);
+        const V own = own_gradient_of(n, c, g[c], d, q, h);
         if constexpr (kKeepsPart<T>) tile.store_source(du.at, i, c, own);
         total[kQ][c] += q;
         total[kQd][c] += q * d;
@@ -256,10 +262,13 @@ void gradient_rows(const Tail& t, const Span& span) {
           du.ahead(tile, i, tile.channel_of(c));
           own = tile.source(du.at, i, c);
         } else {
-          own = own_gradient(n, c, g[c], d, q, h);
+          own = own_gradient_of(n, c, g[c], d, q, h);
         }
         tile.store_source(du.at, i, c, own + (by_mean[c] + by_distance[c] * d));
       }
     }
   });
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention

@@ -3,6 +3,12 @@
 // A unit of one tile makes all its passes while the tile is in cache. An image too large for that is
 // one unit with all of its tiles, and every pass goes through the image from end to end in the order
 // of memory, kSumPixels at a time. Which of the two it is changes no number.
+#pragma once
+
+#include "rows.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
 
 constexpr int kTileVectors = 2;
 // Pixels that are worked on in the order of memory have at the most this many tiles.
@@ -133,3 +139,6 @@ void backward_rows(
           static_cast<Accumulator<T>*>(sums)},
       begin, end);
 }
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention
