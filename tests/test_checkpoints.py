@@ -13,7 +13,7 @@ from torch import nn
 
 from shuffle_attention import attach, load_checkpoint
 from shuffle_attention.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
-from shuffle_attention.sanet.network import identify, restore_network
+from shuffle_attention.sanet.tasks.classification.predictor import identify, restore_network
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from shuffle_attention.attention.shuffle_ablation import ShuffleAttentionAblatio
 from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.attention_resnet import resnet_with
-from shuffle_attention.sanet.network import restore_network
+from shuffle_attention.sanet.tasks.classification.predictor import restore_network
 
 NAMES = attention_names()
 SHUFFLENETS = ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.utils.distributed import init_distributed_device_so
@@ -32,6 +33,13 @@ class Process:
         """Return a network moved to the device, its convolutions in NHWC memory format if asked for."""
         model = model.to(self.device)
         return model.to(memory_format=torch.channels_last) if channels_last else model
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank; all call it together."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            distributed.all_gather_object(values, value)
+        return values
 
 
 @contextmanager

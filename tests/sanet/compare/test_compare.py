@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from shuffle_attention.sanet.compare.variants import Variant, variants_of
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.statistics import paired_difference, summary
 from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
-from shuffle_attention.sanet.training.loop import Outcome
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -196,7 +196,7 @@ def test_a_run_that_fails_does_not_lose_the_others(shared_tree, tmp_path, monkey
         Path(folder).mkdir(parents=True)
         (Path(folder) / "metrics.csv").write_text("epoch,val_top1\n1,40\n2,30\n")
         (Path(folder) / "summary.json").write_text("{}")
-        return Outcome({}, RunFolder(Path(folder)))
+        return SimpleNamespace(stop=None)
 
     monkeypatch.setattr(comparing, "train", failing)
     arguments = (
@@ -258,12 +258,12 @@ def test_the_network_to_start_from_is_a_plain_one(shared_tree, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> Outcome:
+def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> SimpleNamespace:
     """Leaves what a run leaves that a comparison reads."""
     files = RunFolder(Path(folder))
     files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)])
     files.summary.write_text("{}")
-    return Outcome({}, files)
+    return SimpleNamespace(stop=None)
 
 
 def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree, tmp_path, monkeypatch, capsys):
@@ -271,7 +271,8 @@ def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree
 
     def ended(*arguments, **options):
         late.append(arguments)
-        return Outcome({}, trained_nothing(*arguments).files, signal.SIGTERM)
+        trained_nothing(*arguments)
+        return SimpleNamespace(stop=signal.SIGTERM)
 
     monkeypatch.setattr(comparing, "train", ended)
     arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", tmp_path / "out", "--seeds", 1)

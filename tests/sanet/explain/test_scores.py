@@ -15,8 +15,8 @@ from shuffle_attention.sanet.data.find import ImageFile
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
 from shuffle_attention.sanet.explain.view import View
-from shuffle_attention.sanet.network import Classifier
 from shuffle_attention.sanet.recipes.recipe import Recipe
+from shuffle_attention.sanet.tasks.classification.predictor import Classifier
 
 
 class Corner(nn.Module):

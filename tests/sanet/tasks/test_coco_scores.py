@@ -12,15 +12,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detections import ground_truth_results
 from shuffle_attention.errors import DataError, InputError
+from shuffle_attention.files import write_json
 from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.data.masks import decode_mask, encode_mask
 from shuffle_attention.sanet.tasks.detection.coco_scores import (
     coco_results,
     coco_scores,
-    ground_truth_results,
-    read_results,
-    write_results,
 )
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 from shuffle_attention.sanet.tasks.detection.drawing import draw_detections
@@ -100,8 +99,10 @@ def test_only_so_many_detections_count(data):
     """Of an image and category, here one for all digits."""
     annotations = [{**found, "category_id": 1} for found in data.annotations]
     data = CocoData(data.images, data.pictures, annotations, data.categories[:1], "digits")
-    results = ground_truth_results(data)
-    assert coco_scores(data, results, max_detections=1)["box_AP"] < coco_scores(data, results)["box_AP"]
+    right = [result for result in ground_truth_results(data) if result["image_id"] == 1][:1]
+    wrong = {**right[0], "bbox": [0.0, 0.0, 1.0, 1.0], "score": 2.0}
+    counted, too_many = (coco_scores(data, [wrong] * number + right, masks=False)["box_AP"] for number in (99, 100))
+    assert counted > too_many == 0
 
 
 def test_scoring_leaves_data_and_results_as_they_were(data, detections):
@@ -139,11 +140,8 @@ def test_results_have_the_categories_of_the_data_and_survive_a_file(tmp_path):
         (4, [1, 1, 2, 1.5], 0.25),
     ]
     np.testing.assert_array_equal(decode_mask(results[0]["segmentation"], 6, 8), mask[0, 0].numpy() > 0.5)
-    write_results(results, tmp_path / "results.json")
-    assert read_results(tmp_path / "results.json") == results
-    (tmp_path / "results.json").write_text('[{"image_id": 5}]')
-    with pytest.raises(DataError, match="no list of COCO results"):
-        read_results(tmp_path / "results.json")
+    write_json(tmp_path / "results.json", results)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
 def test_what_was_found_is_drawn_and_the_rest_is_not():
@@ -168,5 +166,5 @@ def test_what_was_found_is_drawn_and_the_rest_is_not():
 
 def test_without_the_evaluator_it_is_said_how_to_get_it(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(InputError, match=r"pip install shuffle-attention\[detection\]"):
+    with pytest.raises(InputError, match=r"pip install 'shuffle-attention\[detection\]'"):
         coco_scores(data, [])

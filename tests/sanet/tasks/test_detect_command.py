@@ -19,7 +19,7 @@ from shuffle_attention.sanet.data.coco import find_split
 from shuffle_attention.sanet.data.coco_reading import read_coco
 from shuffle_attention.sanet.profile.detectors import training_step, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
-from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores, read_results
+from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 from shuffle_attention.sanet.tasks.detection.predictor import restore_detector
 from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
@@ -80,7 +80,7 @@ def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
         {name: value for name, value in best.items() if name.startswith("val_")}, abs=1e-6
     )
     # The results file says the same to anyone who evaluates it.
-    again = coco_scores(read_coco(*find_split(data, "val"), masks=True), read_results(results))
+    again = coco_scores(read_coco(*find_split(data, "val"), masks=True), json.loads(results.read_text()))
     assert again["box_AP"] == pytest.approx(scores["box_AP"], abs=1e-9)
     capsys.readouterr()
     drawn = tmp_path / "drawn"
@@ -223,9 +223,9 @@ def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):
 def test_each_command_says_whose_checkpoint_it_got(trained, run, tmp_path, capsys):
     _, folder = trained
     assert sanet_here("eval", folder / "best.pt") == 2
-    assert "best.pt holds a detector, and not a classifier of sanet train" in capsys.readouterr().err
+    assert "best.pt holds a detector, not a classifier of sanet train" in capsys.readouterr().err
     assert sanet_here("detect", "eval", run / "best.pt") == 2
-    assert "best.pt holds a classifier, and not a detector of sanet detect train" in capsys.readouterr().err
+    assert "best.pt holds a classifier, not a detector of sanet detect train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trained", ["fcos"], indirect=True)

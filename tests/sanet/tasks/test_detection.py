@@ -20,10 +20,10 @@ from shuffle_attention.models.pyramid import create_body
 from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.profile.detectors import detector_cost
 from shuffle_attention.sanet.tasks.detection import ARCHITECTURES, create_detector
-from shuffle_attention.sanet.tasks.detection.batches import DetectionTask, collate
+from shuffle_attention.sanet.tasks.detection.coco_scores import evaluate_detector
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
-from shuffle_attention.sanet.tasks.detection.evaluation import evaluate_detector
-from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, detection_transform
+from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, collate, detection_transform
+from shuffle_attention.sanet.tasks.task import Trainer
 
 SMALL = {"min_size": 64, "max_size": 96}
 # Few of what torchvision takes hundreds of.
@@ -110,9 +110,9 @@ def test_it_learns_from_objects_and_from_images_without_any(arch):
     torch.manual_seed(0)
     model = create_detector(arch, "sa_resnet18", 4, **small(arch))
     images, targets = batch()
-    result = DetectionTask(model)(images, targets)
-    assert result["loss"].item() == pytest.approx(sum(float(part) for part in result["parts"].values()), rel=1e-6)
-    result["loss"].backward()
+    parts = Trainer(model)(images, targets)
+    assert list(parts) == list(ARCHITECTURES[arch].losses)
+    torch.stack(list(parts.values())).sum().backward()
     # The first convolution is the furthest from the losses; the box head's is beyond the choice of proposals.
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -137,11 +137,11 @@ def test_in_mixed_precision_losses_gradients_and_boxes_are_finite():
     torch.manual_seed(0)
     model = create_detector("mask_rcnn", "sa_resnet18", 4, **small("mask_rcnn"))
     with torch.autocast("cpu", torch.bfloat16):
-        result = DetectionTask(model)(*batch())
+        loss = torch.stack(list(Trainer(model)(*batch()).values())).sum()
         with torch.no_grad():
             outputs = model.eval()(batch()[0])
-    result["loss"].backward()
-    assert result["loss"].isfinite()
+    loss.backward()
+    assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert all(output["boxes"].isfinite().all() for output in outputs)
 
@@ -310,7 +310,7 @@ BAD = {
     "argument": (
         ("fcos", "sa_resnet18"),
         {"nms_treshold": 0.5},
-        "fcos takes no argument 'nms_treshold'; did you mean nms_thresh",
+        "no argument of fcos 'nms_treshold'; did you mean nms_thresh",
     ),
     "value": (("mask_rcnn", "sa_resnet18"), {"min_size": 64, "box_roi_pool": 3}, "box_roi_pool=3 cannot be used"),
     "no-anchors": (("fcos", "sa_resnet18"), {"anchor_sizes": (8, 16, 32, 64, 128)}, "fcos has no anchors"),
@@ -345,7 +345,7 @@ def test_strides_are_those_asked_for():
 
 def test_a_checkpoint_of_the_task_restores_the_detector(tmp_path):
     torch.manual_seed(0)
-    task = DetectionTask(create_detector("retinanet", "sa_resnet18", 3))
+    task = Trainer(create_detector("retinanet", "sa_resnet18", 3))
     task.setup_ema(decay=0.9)
     path = tmp_path / "last.pt"
     torch.save({**task.get_checkpoint_state(), **task.get_checkpoint_state(ema=True)}, path)
@@ -390,8 +390,8 @@ def test_an_evaluation_scores_all_images_and_leaves_things_as_they_were(data):
     assert (scores.images, scores.unreadable, seen) == (6, 0, [4, 2])
     missed = len(data.objects(1))
     assert len(scores.results) == len(data.annotations) - missed
-    assert 0.5 < scores.figures["box_AP"] < 1
-    assert scores.figures["box_AP"] == pytest.approx(scores.figures["mask_AP"])
+    assert 0.5 < scores.metrics["box_AP"] < 1
+    assert scores.metrics["box_AP"] == pytest.approx(scores.metrics["mask_AP"])
 
 
 def test_an_unreadable_image_is_counted_and_not_scored(data, tmp_path):
@@ -404,7 +404,7 @@ def test_an_unreadable_image_is_counted_and_not_scored(data, tmp_path):
     batches = torch.utils.data.DataLoader(samples, batch_size=1, collate_fn=collate)
     scores = evaluate_detector(Oracle(samples), batches, spoilt, CPU)
     assert (scores.images, scores.unreadable) == (5, 1)
-    assert scores.figures["box_AP"] == 1
+    assert scores.metrics["box_AP"] == 1
     assert samples.failures() == [data.images[1]["file_name"]]
     with pytest.raises(DataError, match="no image could be evaluated"):
         evaluate_detector(Oracle(samples), [], spoilt, CPU)

@@ -20,13 +20,13 @@ from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.files import locked
 from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.loading import evaluation_batches
-from shuffle_attention.sanet.network import restore_network
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
+from shuffle_attention.sanet.tasks.classification.predictor import restore_network
 from shuffle_attention.sanet.tasks.classification.task import Classification, ClassificationTask
 from shuffle_attention.sanet.training.loop import train
 from shuffle_attention.sanet.training.progress import Progress
-from shuffle_attention.sanet.training.signals import StopRequest, StopSignal, stop_signals_raised
+from shuffle_attention.sanet.training.signals import Interrupted, StopRequest, stop_signals_raised
 
 # Everything random that a run can have: augmentation in workers, mixing, stochastic depth, averaged weights.
 EVENTFUL = [
@@ -100,8 +100,8 @@ def test_the_best_checkpoint_scores_what_was_reported(run, shared_tree):
     data = open_split(restored.recipe, "val", restored.classes)
     scores = evaluate(restored.model, evaluation_batches(data, restored.recipe, CPU, 7), CPU)
     reported = json.loads((run / "summary.json").read_text())["best"]
-    assert (scores.top1, scores.images) == (pytest.approx(reported["val_top1"]), 32)
-    assert scores.loss == pytest.approx(reported["val_loss"], rel=1e-5)
+    assert (scores.metrics["top1"], scores.images) == (pytest.approx(reported["val_top1"]), 32)
+    assert scores.metrics["loss"] == pytest.approx(reported["val_loss"], rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run_with_other_workers(uninterrupted, shared_tree, tmp_path):
@@ -199,7 +199,7 @@ def test_the_end_of_the_terminal_is_told_twice_and_not_to_nohup():
                 os.kill(os.getpid(), signal.SIGHUP)
             assert stop.agreed()
             assert stop.signal == signal.SIGHUP
-        with stop_signals_raised(), pytest.raises(StopSignal, match="SIGHUP"):
+        with stop_signals_raised(), pytest.raises(Interrupted, match="SIGHUP"):
             os.kill(os.getpid(), signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with StopRequest(CPU) as stop, stop_signals_raised():
@@ -273,7 +273,7 @@ def test_a_checkpoint_of_another_network_is_not_continued(run, tmp_path, capsys)
     folder.mkdir()
     (folder / "last.pt").write_bytes((run / "last.pt").read_bytes())
     assert sanet_here("train", "--resume", folder, "--model", "sa_resnet34") == 2
-    assert "last.pt is of another network or optimiser" in capsys.readouterr().err
+    assert "last.pt belongs to another model or optimiser" in capsys.readouterr().err
     assert (folder / "last.pt").read_bytes() == (run / "last.pt").read_bytes()
     assert os.listdir(folder) == ["last.pt"]
 
@@ -296,7 +296,7 @@ def test_a_run_is_not_continued_with_other_labels_or_in_mid_epoch_with_other_ima
     torch.save({**content, "epoch": 2, "step": 1}, folder / "last.pt")
     (tree / "train/digit3/900.png").rename(tree / "train/digit3/000.png")
     assert sanet_here("train", "--resume", folder, "--epochs", 3) == 2
-    assert "over other images than those that are there now" in capsys.readouterr().err
+    assert "over other images than the present ones" in capsys.readouterr().err
 
 
 def test_a_broken_image_stops_before_anything_is_written(tree, tmp_path, capsys):

@@ -55,8 +55,7 @@ class Compare(Command):
         from ..console import console
         from ..device import open_process
         from ..network import recipe_of
-        from ..training.loop import Interrupted
-        from ..training.signals import StopSignal, stop_signals_raised
+        from ..training.signals import Interrupted, stop_signals_raised
 
         overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
         folder = Path(self.output)
@@ -98,10 +97,9 @@ class Compare(Command):
                 with comparison.begun() if process.rank == 0 else nullcontext():
                     failed = comparison.train(process, _Overview(comparison, process).announce)
                     return _report(comparison, failed, process=process)
-            except (Interrupted, StopSignal) as stopped:
+            except Interrupted as stopped:
                 if process.rank == 0:
-                    said = stopped.where if isinstance(stopped, Interrupted) else str(stopped)
-                    console.print(f"{said}. Go on with the same command; finished runs are kept")
+                    console.print(f"{stopped.where or stopped}. Go on with the same command; finished runs are kept")
                 return stopped.exit_code
 
     def _refuse_unused(self) -> None:

@@ -44,8 +44,7 @@ class Demo(Command):
         from ..demo.predictors import open_networks
         from ..demo.server import serve, temporary_uploads, training_status
         from ..device import open_process
-        from ..training.loop import Interrupted
-        from ..training.signals import StopSignal, stop_signals_raised
+        from ..training.signals import Interrupted, stop_signals_raised
 
         host = self.host
         try:
@@ -72,10 +71,9 @@ class Demo(Command):
                         console.print(f"the network is ready; the page at {address} shows it")
                     threading.Event().wait()
             except Interrupted as interrupted:
-                console.print(f"{interrupted.where}. The next sanet demo goes on from there")
+                if interrupted.where:
+                    console.print(f"{interrupted.where}. The next sanet demo goes on from there")
                 return interrupted.exit_code
-            except StopSignal as stop:
-                return stop.exit_code
         return 0
 
 

@@ -50,10 +50,11 @@ class EvaluateDetector(Command):
         """Evaluate the checkpoint, and print and write its metrics."""
         from ..device import open_process
         from ..environment import environment
-        from ..tasks.detection.coco_scores import write_results
-        from ..tasks.detection.evaluation import evaluate_detector
+        from ..tasks.detection.coco_scores import evaluate_detector
         from ..tasks.detection.predictor import open_coco, restore_detector
-        from ..tasks.detection.task import evaluation_samples, held_out_batches
+        from ..tasks.detection.samples import collate
+        from ..tasks.detection.task import evaluation_samples
+        from ..tasks.evaluation import held_out_batches
 
         checkpoint, overrides, batch_size = self.checkpoint, self.overrides, self.batch_size
         for flag, file in (("--json", self.json), ("--results", self.results)):
@@ -64,7 +65,7 @@ class EvaluateDetector(Command):
         with open_process(recipe.device) as process:
             scores = evaluate_detector(
                 process.to_device(restored.model, channels_last=recipe.channels_last),
-                held_out_batches(evaluation_samples(data), recipe.workers, process, batch_size),
+                held_out_batches(evaluation_samples(data), recipe.workers, process, batch_size, collate),
                 data,
                 process,
                 precision=recipe.precision,
@@ -88,7 +89,7 @@ class EvaluateDetector(Command):
         if self.json is not None:
             write_json(self.json, figures)
         if self.results is not None:
-            write_results(scores.results, self.results)
+            write_json(self.results, scores.results, indent=None)
         return 0
 
 

@@ -36,8 +36,8 @@ class Evaluate(Command):
         from ..data.loading import evaluation_batches
         from ..device import open_process
         from ..environment import environment
-        from ..network import restore_network
         from ..tasks.classification.evaluation import evaluate
+        from ..tasks.classification.predictor import restore_network
 
         checkpoint, overrides, batch_size = self.checkpoint, self.overrides, self.batch_size
         require_folder_of("--json", self.json)

@@ -29,7 +29,7 @@ class Export(Command):
 
         from ...deploy import export, find_format
         from ..console import console
-        from ..network import restore_network
+        from ..tasks.classification.predictor import restore_network
 
         chosen = find_format(self.format, Path(self.output))
         restored = restore_network(self.checkpoint, ema=self.ema)

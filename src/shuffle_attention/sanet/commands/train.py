@@ -15,7 +15,7 @@ from . import Command
 
 if TYPE_CHECKING:
     from ..device import Process
-    from ..training.loop import Outcome
+    from ..training.state import RunState
 
 R = TypeVar("R", bound=RunRecipe)
 
@@ -41,8 +41,9 @@ class Train(Command):
         from ..device import open_process
         from ..network import recipe_of
         from ..tasks import task_named
-        from ..training.loop import Interrupted, train
+        from ..training.loop import train
         from ..training.run_folder import RunFolder
+        from ..training.signals import Interrupted
 
         task = task_named(self.recipe_type.kind)
         overrides, output, resume = self.overrides, self.output, self.resume
@@ -83,13 +84,13 @@ class Train(Command):
                     f"{verb} {recipe.title} on {recipe.data}, {recipe.epochs} epochs, {_where(process)}, in {folder}"
                 )
             try:
-                outcome = train(recipe, folder, process, resume=continued is not None, task=task)
+                state = train(recipe, folder, process, resume=continued is not None, task=task)
             except Interrupted as interrupted:
                 if process.rank == 0:
                     console.print(str(interrupted))
                 return interrupted.exit_code
             if process.rank == 0:
-                _print_outcome(outcome, task.best_figures(outcome.best))
+                _print_outcome(state)
         return 0
 
 
@@ -117,16 +118,17 @@ def _where(process: Process) -> str:
     )
 
 
-def _print_outcome(outcome: Outcome, figures: dict[str, str]) -> None:
+def _print_outcome(state: RunState) -> None:
     from rich.table import Table
 
     from ..console import console
+    from ..tasks.task import outcome
 
-    table = Table(title=f"best epoch: {outcome.best['epoch']:.0f}", title_justify="left", show_header=False)
-    for name, text in figures.items():
+    best, files = state.best or {}, state.files
+    table = Table(title=f"best epoch: {best['epoch']:.0f}", title_justify="left", show_header=False)
+    for name, text in outcome(state.task.metrics, best).items():
         table.add_row(name, text)
-    files = outcome.files
-    for name, path in (("checkpoint", files.best), ("curves", files.curves), ("figures", files.metrics)):
+    for name, path in (("checkpoint", files.best), ("curves", files.curves), ("metrics", files.metrics)):
         table.add_row(name, str(path))
     if files.report.exists():
         table.add_row("report", str(files.report))

@@ -20,7 +20,7 @@ from ..recipes.recipe import Recipe
 from ..tasks.classification.task import Classification
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
-from ..training.signals import StopSignal
+from ..training.signals import Interrupted
 from .variants import Variant
 
 # What changes how fast a run goes, or when it looks or saves, and not what comes out of it.
@@ -155,8 +155,7 @@ class Comparison:
             announce: Called with each run that is about to start, and its process among all of them.
 
         Raises:
-            Interrupted: If a signal to stop arrived while a network trained; its run is saved.
-            StopSignal: If it arrived too late for that: the run is finished.
+            Interrupted: If a signal to stop arrived; the run in training is saved or finished.
         """
         failed = {}
         base = self.base
@@ -164,7 +163,7 @@ class Comparison:
             announce(run, number)
             recipe = run.variant.recipe(base, run.seed)
             try:
-                outcome = train(recipe, run.files.folder, process, task=Classification, resume=run.files.last.exists())
+                result = train(recipe, run.files.folder, process, task=Classification, resume=run.files.last.exists())
             except (InputError, RuntimeError, OSError) as error:
                 # Processes that do not fail together would wait for one another.
                 if process.world_size > 1:
@@ -172,8 +171,8 @@ class Comparison:
                 failed[os.fspath(run.files.folder)] = str(error) or type(error).__name__
             else:
                 base = base.replaced(check_images=False)
-                if outcome.stop is not None:
-                    raise StopSignal(outcome.stop)
+                if result.stop is not None:
+                    raise Interrupted(result.stop)
             if process.device.type == "cuda":
                 torch.cuda.empty_cache()
         return failed

@@ -13,7 +13,7 @@ from ...explain.stages import eval_mode
 from ...files import atomic_write, write_json
 from ..data.find import ImageFile
 from ..environment import environment
-from ..network import Classifier
+from ..tasks.classification.predictor import Classifier
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_spatial_gates, spread_layers
 from .models import folder_of
 

@@ -16,7 +16,7 @@ from ..console import console
 from ..data.coco import CocoData
 from ..data.find import ImageFile
 from ..device import Process
-from ..network import Classifier
+from ..tasks.classification.predictor import Classifier
 from .gate_charts import chosen_channels, draw_shuffle
 from .gate_files import GatePictures
 from .map_files import MapPictures

@@ -12,7 +12,7 @@ from ...explain.maps import TITLES, Explanation
 from ...files import atomic_write, write_json
 from ..data.find import ImageFile
 from ..environment import environment
-from ..network import Classifier
+from ..tasks.classification.predictor import Classifier
 from .models import folder_of
 from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
 

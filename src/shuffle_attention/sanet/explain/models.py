@@ -9,8 +9,9 @@ import timm
 from timm.data import ImageNetInfo, resolve_model_data_config
 
 from ...errors import InputError, asked_for
-from ..network import Classifier, create_network, restore_network, with_normalisation
+from ..network import create_network, with_normalisation
 from ..recipes.recipe import Recipe
+from ..tasks.classification.predictor import Classifier, restore_network
 
 
 def open_models(

@@ -16,8 +16,8 @@ from ..console import console, table
 from ..data.coco import CocoData
 from ..data.find import ImageFile
 from ..environment import environment
-from ..network import Classifier
 from ..statistics import PairedDifference, Summary, paired_difference, summary
+from ..tasks.classification.predictor import Classifier
 from .pointing_game import Boxes, boxes_of, hits
 
 # Name of each score, and whether higher is better; None if neither.

@@ -13,7 +13,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ...models.detectors import ARCHITECTURES
 from ...models.pyramid import PyramidBackbone
-from ..tasks.detection.batches import to_device
+from ..tasks.evaluation import to_device
 from ..timing import wait_for
 
 __all__ = ["Cost", "detector_cost", "inference", "keep_all", "training_step", "work_alike"]
@@ -139,7 +139,7 @@ def training_step(
     if ARCHITECTURES[arch].masks:
         for target in targets:
             target["masks"] = torch.ones(_OBJECTS, *size, dtype=torch.uint8)
-    images, targets = to_device(torch.rand(batch_size, 3, *size).unbind(), targets, device)
+    images, targets = to_device((torch.rand(batch_size, 3, *size).unbind(), targets), device)
     # A step takes the same time at any learning rate; at 0 all detectors keep the same proposals.
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
 

@@ -8,7 +8,7 @@ from ...errors import InputError
 from ..device import Process
 from ..recipes.recipe import RunRecipe
 from ..recipes.settings import GROUPS
-from ..tasks.task import Task
+from ..tasks.task import Task, outcome, panels
 from ..training.run_folder import RunFolder, curves_figure, read_rows
 from .html import embedded_figure, write_page
 
@@ -28,27 +28,30 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
         InputError: If the results or the images cannot be read.
     """
     recipe = task.recipe
-    model = task.create_network(restored=True)
+    model = task.create_model(restored=True)
     load_checkpoint(model, files.best)
     model = process.to_device(model, channels_last=recipe.channels_last).eval()
     shown = trained_with or task.recipe
     history = read_rows(files.metrics)
     if not history or task.metric not in history[0]:
         raise InputError(f"{files.metrics} has no {task.metric} of any epoch")
-    best = max(history, key=lambda row: row[task.metric])
+    best = task.best_of(history)
     values = {
         "title": f"{shown.title} on {Path(shown.data).name}",
         "kind": f"{recipe.kind}, trained by {recipe.command}",
-        "metrics": task.best_figures(best),
+        "metrics": outcome(task.metrics, best),
         "epoch": int(best["epoch"]),
         "epochs": len(history),
         "changed": changed_fields(shown),
         "settings": fields_by_group(shown),
         "machines": [files.record()],
-        "charts": [(panel.title, embedded_figure(curves_figure(history, [panel]))) for panel in task.panels(history)],
+        "charts": [
+            (title, embedded_figure(curves_figure(history, {title: metrics})))
+            for title, metrics in panels(task.metrics).items()
+        ],
         "columns": list(history[0]),
         "history": [[f"{value:.5g}" for value in row.values()] for row in history],
-        "sections": task.report_sections(model, best, process),
+        "sections": task.sections(model, best, process),
     }
     write_page("run.html", values, files.report)
     return files.report

@@ -1,37 +1,63 @@
-"""What a training run is about: the network, its data, its loss and its scores."""
+"""The contract of a task: data, model, loss, metrics, evaluation and report."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from PIL import Image
-from timm.task import TrainingTask
+from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 
 from ...checkpoints import load_checkpoint
 from ..data.loading import TrainingBatches
 from ..device import Process
 from ..recipes.recipe import RunRecipe
+from .evaluation import Scores, held_out_batches
 from .predictor import Predictor
 
 R = TypeVar("R", bound=RunRecipe)
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One of the pictures of a run's figures over its epochs.
+class Metric:
+    """A column of a run's history, declared once for the CSV, the progress line, the curves and the outcome.
 
     Attributes:
-        title: What stands above it.
-        unit: What its values are.
-        curves: Label of each column of the history that it shows.
+        name: Column; names of the training data begin with ``train_``, of the validation data with ``val_``.
+        label: Name for people.
+        format: Format of a value, with its unit.
+        panel: Title of the panel of curves that shows it; empty for none.
+        better: Which values are better; the outcome of a run lists the metrics that say so.
+        line: Whether the progress line shows it.
     """
 
-    title: str
-    unit: str
-    curves: Mapping[str, str]
+    name: str
+    label: str
+    format: str = "{:.4f}"
+    panel: str = ""
+    better: Literal["higher", "lower", ""] = ""
+    line: bool = True
+
+
+def progress_text(metrics: Sequence[Metric], row: Mapping[str, float]) -> str:
+    """Return the metrics of a row for the progress line, without those that are missing or NaN."""
+    shown = [m for m in metrics if m.line and not math.isnan(row.get(m.name, math.nan))]
+    return "  ".join(f"{metric.label} {metric.format.format(row[metric.name])}" for metric in shown)
+
+
+def outcome(metrics: Sequence[Metric], row: Mapping[str, float]) -> dict[str, str]:
+    """Return label and value of the metrics that tell how good a model is."""
+    return {m.label: m.format.format(row[m.name]) for m in metrics if m.better and m.name in row}
+
+
+def panels(metrics: Sequence[Metric]) -> dict[str, list[Metric]]:
+    """Return the panels of curves: title and metrics."""
+    titles = dict.fromkeys(metric.panel for metric in metrics if metric.panel)
+    return {title: [metric for metric in metrics if metric.panel == title] for title in titles}
 
 
 @dataclass(frozen=True)
@@ -39,9 +65,9 @@ class Section:
     """A part of a run's report.
 
     Attributes:
-        title: Its heading.
+        title: Heading.
         template: File and macro of ``report/templates`` that lay it out, such as ``classification/matrix``.
-        values: What it lays out.
+        values: Values for the template.
     """
 
     title: str
@@ -49,30 +75,52 @@ class Section:
     values: Mapping[str, Any]
 
 
-class Task(ABC, Generic[R]):
-    """A network to train with its data: all that differs between training a classifier and training a detector.
+class Trainer(TrainingTask):
+    """timm's wrapper of a model in training (checkpoints, averaged weights, processes), without a loss."""
 
-    The loop asks in this order: :meth:`open` the data, :meth:`create_network`, :meth:`try_once` before anything is
-    written, :meth:`batches` and :meth:`held_out`, :meth:`create_trainer`, then :meth:`loss` for each batch and
-    :meth:`evaluate` after each epoch.
+    def __init__(self, model: nn.Module, device: torch.device | None = None):
+        super().__init__(device=device, verbose=False)
+        self.trainable_module = model
+
+    # DistributedDataParallel wraps every model in the same way.
+    prepare_distributed = ClassificationTask.prepare_distributed  # pyright: ignore[reportAssignmentType]
+
+    def forward(self, *inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return what the model returns."""
+        return self.trainable_module(*inputs)
+
+
+class Task(ABC, Generic[R]):
+    """What to train: data and model, loss and metrics.
+
+    A task implements :meth:`open`, :meth:`restore`, :meth:`create_model`, :meth:`loss` and :meth:`evaluate`;
+    everything else has a default. :func:`train` calls, in this order, ``open``, ``create_model``, ``try_once``
+    (before anything is written), ``batches``, ``held_out`` and ``create_trainer``, then ``loss`` for each batch
+    and ``evaluate`` after each epoch.
 
     Args:
         recipe: Settings of the run.
-        training: Data to train on, as long as there are images.
+        training: Data to train on; ``len`` is the number of images.
         validation: Data to evaluate on.
 
     Attributes:
-        classes: Names of the classes, where they are known.
-        num_classes: How many the network tells apart.
-        sums: How many sums :meth:`loss` returns.
+        Recipe: Class of the settings; its ``kind`` is the name of the task in checkpoints.
+        metric: Column of the history that chooses the best epoch.
+        compiles: Whether the model is compiled.
+        averages: Columns whose sums :meth:`loss` returns, with the factor of each mean: 100 for percent, NaN for
+            a column without a value.
+        metrics: All columns that the task adds to the history, in order.
+        classes: Class names, or None if unknown.
+        num_classes: Number of classes of the model.
     """
 
     Recipe: ClassVar[type[RunRecipe]]
-    metric: ClassVar[str]  # column of the history; the epoch in which it is highest is the best
+    metric: ClassVar[str]
     compiles: bool = False
-    classes: list[str] | None
-    num_classes: int
-    sums: int
+    averages: Mapping[str, float]
+    metrics: Sequence[Metric]
+    classes: list[str] | None = None
+    num_classes: int = 0
 
     def __init__(self, recipe: R, training: Any, validation: Any):
         self.recipe, self.training, self.validation = recipe, training, validation
@@ -80,7 +128,7 @@ class Task(ABC, Generic[R]):
     @classmethod
     @abstractmethod
     def open(cls, recipe: Any, *, check: bool) -> "Task":
-        """Returns the task of a recipe with its data; they are looked over if ``check`` is set.
+        """Return the task of a recipe with its data; check every image file if ``check`` is set.
 
         Raises:
             InputError: If the data cannot be used.
@@ -95,96 +143,88 @@ class Task(ABC, Generic[R]):
             CheckpointError: If the file cannot be read, or holds no model of this task.
         """
 
-    @classmethod
-    def examples(cls) -> list[tuple[Image.Image, str]]:
-        """Return validation images of the embedded data with their names, for the demo."""
-        return []
-
     @abstractmethod
-    def create_network(self, *, restored: bool) -> nn.Module:
-        """Returns the network on the CPU, initialised afresh or to be filled from a checkpoint.
+    def create_model(self, *, restored: bool) -> nn.Module:
+        """Return the model on the CPU, initialised or, if ``restored``, to be filled from a checkpoint.
 
-        Fields of the recipe that depend on the network are filled in.
+        Fields of the recipe that depend on the model are filled in.
         """
 
     @abstractmethod
-    def try_once(self, model: nn.Module, count: int) -> None:
-        """Sends ``count`` images of zeros through a copy of the network, and raises InputError if that fails."""
-
-    def load_initial(self, model: nn.Module) -> None:
-        """Loads the checkpoint that the recipe starts from, if it names one."""
-        if self.recipe.initial is not None:
-            load_checkpoint(model, self.recipe.initial, may_differ=self.recipe.may_differ)
-
-    @abstractmethod
-    def batches(self, process: Process) -> TrainingBatches:
-        """Returns the batches to train on."""
-
-    @abstractmethod
-    def held_out(self, process: Process, batch_size: int) -> Any:
-        """Returns a loader of the data to evaluate on, dealt out among the processes."""
-
-    @abstractmethod
-    def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
-        """Returns the network with its loss."""
-
-    def set_training_mode(self, model: nn.Module) -> None:
-        """Sets the mode in which the network is trained."""
-        model.train()
-
-    @abstractmethod
     def loss(self, trainer: TrainingTask, batch: Any, process: Process) -> tuple[Tensor, Tensor]:
-        """Returns the mean loss () of a batch, and the sums (``sums``,) that are kept over an epoch.
+        """Return the mean loss of a batch, shape (), and sums over its images without gradient.
 
-        The first of the sums is that of the loss over images, the last the number of images; neither has a gradient.
+        The sums are those of :attr:`averages`, the loss first, then the number of images, shape (len + 1,).
         """
 
     @abstractmethod
     def evaluate(
         self, model: nn.Module, batches: Any, process: Process, *, watch: Callable[[int], None] | None = None
-    ) -> dict[str, float]:
-        """Returns the figures of a network over the batches of :meth:`held_out`, for the history."""
+    ) -> Scores:
+        """Return the metrics of a model over the batches of :meth:`held_out`, named without ``val_``."""
 
-    @abstractmethod
-    def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        """Returns the figures of training for the history, given the sums of an epoch."""
+    @classmethod
+    def examples(cls) -> list[tuple[Image.Image, str]]:
+        """Return validation images of the embedded data with their names, for the demo."""
+        return []
 
-    @abstractmethod
-    def running(self, sums: Sequence[float]) -> str:
-        """Returns the same for people, in the middle of an epoch."""
+    def try_once(self, model: nn.Module, count: int) -> None:
+        """Run ``count`` images of zeros through a copy of the model; raise InputError if that fails."""
 
-    @abstractmethod
-    def line(self, row: Mapping[str, float]) -> str:
-        """Returns the figures of an epoch for people."""
+    def load_initial(self, model: nn.Module) -> None:
+        """Load the checkpoint that the recipe starts from, if it names one."""
+        if self.recipe.initial is not None:
+            load_checkpoint(model, self.recipe.initial, may_differ=self.recipe.may_differ)
 
-    @abstractmethod
-    def panels(self, history: Sequence[Mapping[str, float]]) -> list[Panel]:
-        """Returns what to draw of the history."""
+    def batches(self, process: Process) -> TrainingBatches:
+        """Return the batches to train on."""
+        return TrainingBatches(self.training, self.recipe, process)
 
-    @staticmethod
-    @abstractmethod
-    def best_figures(row: Mapping[str, float]) -> dict[str, str]:
-        """Returns the figures of the best epoch for people, by name."""
+    def held_out(self, process: Process, batch_size: int) -> Any:
+        """Return a loader of the data to evaluate on, split among the processes."""
+        return held_out_batches(self.validation, self.recipe.workers, process, batch_size)
 
-    @abstractmethod
-    def report_sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
-        """Returns what a report shows beside the figures over the epochs.
+    def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
+        """Return timm's wrapper of the model in training."""
+        return Trainer(model, device=process.device)
 
-        One process alone calls it.
+    def set_training_mode(self, model: nn.Module) -> None:
+        """Set the mode in which the model is trained."""
+        model.train()
+
+    def sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
+        """Return what a report shows besides the metrics over the epochs; one process calls it alone.
 
         Args:
-            model: The best network, in evaluation mode.
-            best: The figures of its epoch.
-            process: Where the run trained.
+            model: The best model, in evaluation mode.
+            best: Row of its epoch.
+            process: Process of the run.
         """
+        return []
+
+    @property
+    def sums(self) -> int:
+        """Number of sums that :meth:`loss` returns."""
+        return len(self.averages) + 1
+
+    def means(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return the training metrics for the sums of :meth:`loss` over some images."""
+        images = max(1.0, sums[-1])
+        factors = self.averages.items()
+        return {name: factor * value / images for (name, factor), value in zip(factors, sums[:-1], strict=True)}
+
+    def best_of(self, history: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Return the first row with the best value of :attr:`metric`."""
+        better = next(metric.better for metric in self.metrics if metric.name == self.metric)
+        return (min if better == "lower" else max)(history, key=lambda row: row[self.metric])
 
     def fingerprint(self) -> str:
-        """Returns what tells the training data from others, where that can be told."""
+        """Return a digest of the training data, empty where there is none."""
         fingerprint = getattr(self.training, "fingerprint", None)
         return fingerprint() if fingerprint is not None else ""
 
     def content(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside weights: what an evaluation needs to know."""
+        """Return what a checkpoint holds besides weights, for evaluation."""
         return {
             "kind": self.recipe.kind,
             "recipe": self.recipe.to_dict(),
@@ -193,10 +233,10 @@ class Task(ABC, Generic[R]):
         }
 
     def failures(self) -> list[str]:
-        """Returns the names of images that could not be decoded since this was last asked, and forgets them."""
-        found = []
+        """Return the names of images that could not be decoded since the last call."""
+        names = []
         for data in (self.training, self.validation):
             if hasattr(data, "failures"):
-                found += data.failures()
+                names += data.failures()
                 data.failed.fill_(False)
-        return found
+        return names

@@ -1,1 +1,1 @@
-"""Training, whatever is trained: the loop, what a run keeps, and what it leaves."""
+"""Training of any task: the loop, the state of a run, and the files that a run leaves."""

@@ -1,8 +1,8 @@
-"""The files of a run: figures as CSV, TensorBoard and a picture, settings and summary."""
+"""Files of a run: metrics as CSV, TensorBoard and curves, settings, summary."""
 
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,54 +14,37 @@ from ...files import remove_left_over, write_csv, write_json, write_text
 from ..charts import save
 from ..environment import environment
 from ..recipes.recipe import RunRecipe
-from ..tasks.task import Panel, Task
+from ..tasks.task import Metric, Task, panels
 
 REPORT = "report.html"
-# Of what a run was made with: what its figures, and not only its speed, may depend on.
+# Fields of a summary that a run's metrics, and not only its speed, may depend on.
 _RECORD = ("machine", "cpu", "threads", "shuffle_attention", "commit", "torch", "timm", "python")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Names of the files in a run's folder."""
+    """Folder of a run with the paths of its files.
 
-    folder: Path
+    Attributes:
+        last: Checkpoint that the run continues from.
+        best: Weights of the best epoch.
+        config: Settings.
+        metrics: One row per epoch.
+        curve: One row per evaluation within the epochs.
+        curves: Metrics over the epochs, drawn.
+        summary: Best epoch, machine and versions; a run that has it is finished.
+        report: Report of the finished run.
+    """
 
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.pt"
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.csv"
-
-    @property
-    def curve(self) -> Path:
-        return self.folder / "curve.csv"
-
-    @property
-    def curves(self) -> Path:
-        return self.folder / "curves.png"
-
-    @property
-    def summary(self) -> Path:
-        return self.folder / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        return self.folder / REPORT
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.config, self.summary = folder / "config.yaml", folder / "summary.json"
+        self.metrics, self.curve, self.curves = folder / "metrics.csv", folder / "curve.csv", folder / "curves.png"
+        self.report = folder / REPORT
 
     @cached_property
     def _board(self) -> Any:
-        """TensorBoard's writer where it is installed."""
+        """Writer of TensorBoard's event files, or None if TensorBoard is not installed."""
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
@@ -69,10 +52,7 @@ class RunFolder:
         return SummaryWriter(str(self.folder))
 
     def begin(self, recipe: RunRecipe, history: list[dict[str, float]]) -> None:
-        """Makes the folder and writes the settings; figures beyond the point continued from are dropped.
-
-        So is the report of a run that goes on for longer.
-        """
+        """Create the folder, write the settings, and drop metrics and report from after the point to continue from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
         self.report.unlink(missing_ok=True)
@@ -80,7 +60,7 @@ class RunFolder:
         self._write_metrics(history)
 
     def add_row(self, row: dict[str, float], history: list[dict[str, float]]) -> None:
-        """Adds the figures of an epoch."""
+        """Add the metrics of an epoch."""
         self._write_metrics(history)
         if self._board is None:
             return
@@ -90,30 +70,32 @@ class RunFolder:
         self._board.flush()
 
     def finish(self, task: Task, best: dict[str, float], history: list[dict[str, float]]) -> None:
-        """Draws the curves and writes the summary; nothing is added to the figures after that."""
+        """Draw the curves and write the summary; no metrics are added after that."""
         recipe = task.recipe
-        draw_curves(history, task.panels(history), f"{recipe.title} on {Path(recipe.data).name}", self.curves)
+        figure = curves_figure(history, panels(task.metrics))
+        figure.suptitle(f"{recipe.title} on {Path(recipe.data).name}")
+        save(figure, self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_json(self.summary, summary | environment())
         if self._board is not None:
             self._board.close()
 
     def record(self) -> dict[str, Any]:
-        """Returns what the summary of a finished run says of the machine, the software and the source.
+        """Return machine, software and source from the summary of a finished run.
 
         Raises:
             InputError: If the summary cannot be read.
         """
         try:
-            said = json.loads(self.summary.read_text(encoding="utf-8"))
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.summary} cannot be read: {error}") from error
-        if not isinstance(said, dict):
+        if not isinstance(summary, dict):
             raise InputError(f"{self.summary} holds no summary of a run")
-        return {name: said[name] for name in _RECORD if said.get(name)}
+        return {name: summary[name] for name in _RECORD if summary.get(name)}
 
     def write_curve(self, rows: list[dict[str, float]]) -> None:
-        """Writes the figures of the evaluations within the epochs."""
+        """Write the metrics of the evaluations within the epochs."""
         write_csv(self.curve, rows)
 
     def _write_metrics(self, history: list[dict[str, float]]) -> None:
@@ -121,43 +103,40 @@ class RunFolder:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Returns the figures in a CSV file of a run.
+    """Return the metrics in a CSV file of a run, one dict per row.
 
     Raises:
-        InputError: If they cannot be read.
+        InputError: If the file cannot be read.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file, strict=True)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a line without all of the columns
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a line with too few columns
         raise InputError(
-            f"{path} cannot be read ({error}); delete {path.parent}, and the command that trained it trains it anew"
+            f"{path} cannot be read ({error}); delete {path.parent}, and the command that trained it trains it again"
         ) from error
 
 
-def draw_curves(history: list[dict[str, float]], panels: list[Panel], title: str, path: Path) -> None:
-    """Draws figures over the epochs into a PNG, panels side by side."""
-    figure = curves_figure(history, panels)
-    figure.suptitle(title)
-    save(figure, path)
+def curves_figure(history: Sequence[Mapping[str, float]], shown: Mapping[str, Sequence[Metric]]) -> Any:
+    """Return a figure of metrics over the epochs, one panel beside the other.
 
-
-def curves_figure(history: list[dict[str, float]], panels: list[Panel]) -> Any:
-    """Returns figures over the epochs as a drawing, panels side by side."""
+    Args:
+        history: One row of metrics per epoch.
+        shown: Title of each panel with the metrics in it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
     FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 30 else None
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, label in panel.curves.items():
-            axes.plot(epochs, [row[name] for row in history], label=label, marker=marker, ms=3)
-        axes.set_title(panel.title, fontsize=9)
+    for axes, (title, metrics) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for metric in metrics:
+            axes.plot(epochs, [row[metric.name] for row in history], label=metric.label, marker=marker, ms=3)
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()

@@ -1,10 +1,11 @@
-"""Signals as a wish to stop: in training the first is granted at the next step, the second at once."""
+"""Signals that stop a run: the first is granted at the next step, a second one at once."""
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import torch
@@ -12,16 +13,44 @@ import torch
 from ..device import Process
 
 
-def stop_signals() -> list[signal.Signals]:
-    """Returns SIGTERM, SIGINT and, where the terminal's end is not to be ignored (nohup), SIGHUP."""
+class Interrupted(BaseException):
+    """A signal stopped a command; a run in training was saved before.
+
+    Args:
+        number: The signal.
+        where: After which step of a run, if one was in training.
+        continuation: Command that continues the run.
+
+    Attributes:
+        exit_code: 128 plus the number of the signal, as a shell reports it.
+        where: Signal and step; empty if no run was in training.
+    """
+
+    def __init__(self, number: int, where: str = "", continuation: str = ""):
+        stopped = f"stopped by {signal.Signals(number).name}"
+        self.exit_code = 128 + number
+        self.where = f"{stopped} {where}" if where else ""
+        super().__init__(f"{self.where}. Continue with: {continuation}" if where else stopped)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP; only the main thread can receive signals."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    return numbers
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _silence_closed_terminal(number: int) -> None:
-    """Where the terminal has ended, what is still said goes nowhere; it would fail, and end what is to be saved."""
+    """Redirect output of a closed terminal to nowhere, since writing to it would fail before the run is saved."""
     if signal.Signals(number).name != "SIGHUP":
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -34,11 +63,10 @@ def _silence_closed_terminal(number: int) -> None:
 
 
 class StopRequest:
-    """While entered, the first of the signals is noted instead of ending the process; a second one ends it.
+    """While entered, note the first signal instead of ending the process; a second one ends it.
 
-    Under torchrun a Ctrl-C arrives twice, from the terminal and from torchrun, so that there a second
-    one counts only when a second has passed. The end of a terminal may be told twice too, by shell and system,
-    and never ends it at once.
+    Under torchrun a Ctrl-C arrives twice, from the terminal and from torchrun: there a second signal counts only
+    after a second. SIGHUP may come from shell and system, and never ends the process at once.
 
     Attributes:
         signal: The signal that was received, or None.
@@ -48,22 +76,19 @@ class StopRequest:
         self.process = process
         self.signal: signal.Signals | None = None
         self._since = 0.0
-        self._before = {}
+        self._handled = _handled(self._note)
 
     def __enter__(self) -> "StopRequest":
-        for number in stop_signals():
-            self._before[number] = signal.signal(number, self._note)
+        self._handled.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error) -> None:
+        self._handled.__exit__(*error)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         _silence_closed_terminal(number)
         if self.signal is None:
-            self.signal = signal.Signals(number)
-            self._since = time.monotonic()
+            self.signal, self._since = signal.Signals(number), time.monotonic()
         elif signal.Signals(number).name != "SIGHUP" and (
             self.process.world_size == 1 or time.monotonic() - self._since > 1
         ):
@@ -71,39 +96,20 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all call it together, so that all stop at the same step."""
-        if self.process.world_size == 1:
-            return self.signal is not None
-        asked = torch.tensor([self.signal or 0], dtype=torch.int32, device=self.process.device)
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        if int(asked):
-            self.signal = self.signal or signal.Signals(int(asked))
-        return bool(asked)
+        """Return whether any process received a signal; all call it together, so that all stop at the same step."""
+        if self.process.world_size > 1:
+            number = torch.tensor([self.signal or 0], dtype=torch.int32, device=self.process.device)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+            if int(number):
+                self.signal = self.signal or signal.Signals(int(number))
+        return self.signal is not None
 
 
-class StopSignal(BaseException):
-    """A signal to stop between the runs of a command that trains several.
-
-    Attributes:
-        exit_code: 128 and the number of the signal, as a shell reports it.
-    """
-
-    def __init__(self, number: int):
-        self.exit_code = 128 + number
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-
-
-@contextmanager
-def stop_signals_raised() -> Iterator[None]:
-    """Raises StopSignal for the signals wherever no :class:`StopRequest` is entered."""
+def stop_signals_raised() -> AbstractContextManager[None]:
+    """Return a context in which signals raise :class:`Interrupted` wherever no :class:`StopRequest` is entered."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _silence_closed_terminal(number)
-        raise StopSignal(number)
+        raise Interrupted(number)
 
-    before = {number: signal.signal(number, stop) for number in stop_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handled(stop)

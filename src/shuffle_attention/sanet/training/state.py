@@ -1,59 +1,59 @@
-"""Everything that a training run is made of, so that it can be written down and taken up again to the bit."""
+"""State of a training run: saved, and restored bit for bit."""
 
 import logging
 import random
-from dataclasses import dataclass, field
+from functools import partial
+from signal import Signals
 from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from ...checkpoints import CheckpointError
+from ...attention import gate_names
+from ...checkpoints import CheckpointError, write_checkpoint
 from ...errors import asked_for, listed
 from ..device import Process
+from ..recipes.recipe import RunRecipe
 from ..tasks.task import Task
+from .run_folder import RunFolder
+from .signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Position:
-    """Where a run stands: ``step`` optimiser steps into ``epoch``, with what it has seen.
+class RunState:
+    """Model, optimiser, schedule, loss scaling, averaged weights, randomness and position of a run.
+
+    Args:
+        task: The task with its data and settings.
+        model: Model on the CPU.
+        steps_per_epoch: Optimiser steps per epoch.
+        process: This process.
+        files: Folder of the run.
 
     Attributes:
         epoch: Epochs finished.
         step: Steps finished in the current epoch.
-        sums: What :meth:`Task.loss` gave over the current epoch, on this process.
-        history: A row of figures for each finished epoch.
-        curve: A row for each evaluation within the epochs.
+        sums: Sums over the current epoch that :meth:`Task.loss` returned on this process.
+        history: A row of metrics per finished epoch.
+        curve: A row of metrics per evaluation within the epochs.
+        lr: Learning rate of the last step.
+        stop: Signal that arrived after the last step of the run, or None.
     """
 
-    sums: list[float]
-    epoch: int = 0
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
-class RunState:
-    """Model, optimiser, schedule, loss scaling, averaged weights and randomness of one run.
-
-    Args:
-        task: What is trained, with the settings of the run.
-        model: Network, on the CPU.
-        steps_per_epoch: Optimiser steps of one epoch.
-        process: Where to train.
-    """
-
-    def __init__(self, task: Task, model: nn.Module, steps_per_epoch: int, process: Process):
-        self.task, self.process = task, process
+    def __init__(self, task: Task, model: nn.Module, steps_per_epoch: int, process: Process, files: RunFolder):
+        self.task, self.process, self.files = task, process, files
         self.recipe = recipe = task.recipe
         self.images = task.fingerprint()
-        self.position = Position([0.0] * task.sums)
-        self.lr = recipe.peak_lr  # of the step before
+        self.epoch = self.step = 0
+        self.sums = [0.0] * task.sums
+        self.history: list[dict[str, float]] = []
+        self.curve: list[dict[str, float]] = []
+        self.lr = recipe.peak_lr
+        self.stop: Signals | None = None
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and process.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -66,7 +66,7 @@ class RunState:
                 lr=recipe.peak_lr,
                 weight_decay=recipe.weight_decay,
                 momentum=recipe.momentum,
-                filter_bias_and_bn=not recipe.decay_norm_and_bias,
+                param_group_fn=partial(_parameter_groups, recipe=recipe),
             )
         with asked_for(sched=recipe.sched):
             self.scheduler, _ = create_scheduler_v2(
@@ -76,7 +76,7 @@ class RunState:
                 decay_epochs=recipe.decay_epochs,
                 decay_milestones=tuple(recipe.decay_milestones),  # pyright: ignore[reportArgumentType]
                 decay_rate=recipe.decay_rate,
-                warmup_epochs=cast(int, recipe.warmup_epochs),  # parts of an epoch work as well
+                warmup_epochs=cast(int, recipe.warmup_epochs),  # fractions of an epoch work as well
                 warmup_lr=recipe.warmup_lr,
                 min_lr=recipe.min_lr,
                 step_on_epochs=False,
@@ -92,32 +92,32 @@ class RunState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose accuracy counts: the averaged one where there is one."""
+        """The model that is evaluated: the averaged one if there is one."""
         if self.trainer.has_ema():
             return cast(nn.Module, self.trainer.get_trainable_module(ema=True))
         return cast(nn.Module, self.trainer.eval_model) if self.task.compiles else self.model
 
     @property
     def trained(self) -> nn.Module:
-        """The network as it is trained: compiled and distributed where asked for."""
+        """The model that is trained, compiled and distributed if the recipe asks for it."""
         return cast(nn.Module, self.trainer.get_trainable_module())
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The first of the epochs with the highest score on the validation data."""
-        history = self.position.history
-        return max(history, key=lambda row: row[self.task.metric]) if history else None
+        """Row of the first epoch with the best score on the validation data."""
+        return self.task.best_of(self.history) if self.history else None
 
     @property
     def steps_done(self) -> int:
-        return self.position.epoch * self.steps_per_epoch + self.position.step
+        """Optimiser steps since the start of the run."""
+        return self.epoch * self.steps_per_epoch + self.step
 
     def weights(self) -> dict[str, Any]:
-        """Returns what an evaluation needs: weights, recipe and classes."""
+        """Return the content of a checkpoint to evaluate: weights, recipe and classes."""
         content = {
             **self.trainer.get_checkpoint_state(),
             **self.task.content(),
-            "epoch": self.position.epoch,
+            "epoch": self.epoch,
             "best_acc": self.best[self.task.metric] if self.best else 0.0,
         }
         if self.trainer.has_ema():
@@ -125,32 +125,40 @@ class RunState:
         return content
 
     def snapshot(self) -> dict[str, Any]:
-        """Returns the content of a checkpoint that :meth:`restore` continues from. All processes call it together."""
-        own = {"random": _randomness(self.process.device), "totals": list(self.position.sums)}
-        processes: list[Any] = [own]
-        if self.process.world_size > 1:
-            processes = [None] * self.process.world_size
-            torch.distributed.all_gather_object(processes, own)
+        """Return the content of a checkpoint to continue from; all processes call it together."""
+        own = {"random": _randomness(self.process.device), "totals": list(self.sums)}
+        processes = self.process.gather(own)
         return {
             **self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {},
             "scaler": self.scaler.state_dict(),
-            "step": self.position.step,
+            "step": self.step,
             "lr": self.lr,
             "steps_per_epoch": self.steps_per_epoch,
             "images": self.images,
-            "history": self.position.history,
-            "curve": self.position.curve,
+            "history": self.history,
+            "curve": self.curve,
             "processes": processes,
         }
 
+    def save(self) -> None:
+        """Write the checkpoint to continue from; all processes call it together."""
+        content = self.snapshot()
+        if self.process.rank == 0:
+            write_checkpoint(content, self.files.last)
+
+    def interrupted(self, stop: StopRequest) -> Interrupted:
+        """Return the exception that ends this run, which is saved."""
+        where = f"after step {self.step} of {self.steps_per_epoch} in epoch {self.epoch + 1}; saved"
+        return Interrupted(int(stop.signal or 0), where, f"{self.recipe.command} --resume {self.files.folder}")
+
     def restore(self, content: dict[str, Any], path: object) -> None:
-        """Takes a run up where a checkpoint left it.
+        """Continue from the content of a checkpoint.
 
         Raises:
-            CheckpointError: If the checkpoint is of another network, of another number of processes in the middle
-                of an epoch, or was not written by a training run.
+            CheckpointError: If it belongs to another model or other data, was written in the middle of an epoch by
+                another number of processes, or holds weights alone.
         """
         if "processes" not in content:
             raise CheckpointError(f"{path} holds weights and not a run to continue; start from it with --initial")
@@ -159,21 +167,21 @@ class RunState:
             unnamed = ["of unknown names"]
             raise CheckpointError(
                 f"{path} was trained on the classes {listed(content['classes'] or unnamed, 8)}, and the data now have "
-                f"{listed(classes or unnamed, 8)}; the labels would mean something else"
+                f"{listed(classes or unnamed, 8)}; the labels would no longer mean the same"
             )
         step = int(content["step"])
         if content["images"] != self.images:
             if step:
                 raise CheckpointError(
-                    f"{path} stands in the middle of an epoch over other images than those that are there now"
+                    f"{path} was saved in the middle of an epoch over other images than the present ones"
                 )
-            logger.warning("the training images are not those that the run has had so far")
+            logger.warning("the training images are not those that the run was trained on so far")
         same = (
             content["steps_per_epoch"] == self.steps_per_epoch and len(content["processes"]) == self.process.world_size
         )
         if step and not same:
             raise CheckpointError(
-                f"{path} stands in the middle of an epoch of {content['steps_per_epoch']} steps on "
+                f"{path} was saved in the middle of an epoch of {content['steps_per_epoch']} steps on "
                 f"{len(content['processes'])} processes, and this run has {self.steps_per_epoch} steps on "
                 f"{self.process.world_size}; continue it with the same batch size, data and processes"
             )
@@ -184,17 +192,17 @@ class RunState:
                 self.trainer.load_checkpoint_state(ema, ema=True)
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} is of another network or optimiser: {error}") from error
+            raise CheckpointError(f"{path} belongs to another model or optimiser: {error}") from error
         if self.scheduler:
-            # The length of the schedule is the recipe's, which may have been changed to train for longer.
+            # The recipe, not the checkpoint, gives the length of the schedule: it may have been extended.
             self.scheduler.step_update(int(content["epoch"]) * self.steps_per_epoch + step)
         self.scaler.load_state_dict(content["scaler"])
         self.lr = float(content["lr"])
-        self.position.epoch, self.position.step = int(content["epoch"]), step
-        self.position.history, self.position.curve = list(content["history"]), list(content.get("curve", []))
+        self.epoch, self.step = int(content["epoch"]), step
+        self.history, self.curve = list(content["history"]), list(content.get("curve", []))
         if len(content["processes"]) == self.process.world_size:
             own = content["processes"][self.process.rank]
-            self.position.sums = list(own["totals"])
+            self.sums = list(own["totals"])
             _set_randomness(own["random"], self.process.device)
 
 
@@ -215,3 +223,16 @@ def _set_randomness(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _parameter_groups(model: nn.Module, recipe: RunRecipe) -> Any:
+    """Return parameters with and without weight decay; gates, also of attached layers, count as norms and biases."""
+    left_out = set()
+    if not recipe.decay_norm_and_bias:
+        left_out = gate_names(model) | set(getattr(model, "no_weight_decay", set)())
+    return param_groups_weight_decay(
+        model,
+        recipe.weight_decay,
+        weight_decay_exclude_1d=not recipe.decay_norm_and_bias,
+        no_weight_decay_list=left_out,
+    )

@@ -1,45 +1,20 @@
-"""Accuracy, loss and speed of a network over a data set."""
+"""Accuracy and loss of a classifier, and its predictions with the worst mistakes."""
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.data import IterableImageDataset
-from timm.task.evaluator import ClassificationEvaluator, evaluation_sample_limit
-from torch import nn
+from timm.task.evaluator import ClassificationEvaluator
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ....errors import DataError
-from ...device import Process, autocast
+from ...device import Process
+from ..evaluation import Scores, run_model
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation measured.
-
-    Attributes:
-        top1: Images whose highest score is their class, in percent.
-        top5: Images whose class is among the five highest scores, in percent.
-        loss: Mean cross-entropy.
-        images: Images counted.
-        unreadable: Images that could not be decoded and are not counted.
-        images_per_second: Speed, loading included; without the first batch, for which the loader starts, if
-            there are others.
-    """
-
-    top1: float
-    top5: float
-    loss: float
-    images: int
-    unreadable: int
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Any,
@@ -49,67 +24,140 @@ def evaluate(
     channels_last: bool = False,
     watch: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Returns the scores of a network over the batches of all processes.
-
-    The mode of the network and the generators of randomness are afterwards as they were.
+    """Return ``loss``, ``top1`` and ``top5`` of a classifier over the batches of all processes.
 
     Args:
-        model: Network giving (B, classes) logits.
-        batches: A loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
-        process: Where to compute.
+        model: Model that returns logits (B, classes).
+        batches: Loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
+        process: This process.
         precision: fp32, bf16 or fp16.
-        channels_last: Whether the images are given in NHWC memory format.
+        channels_last: Whether the model receives NHWC images.
         watch: Called with the number of images after each batch.
 
     Raises:
-        DataError: If a label exceeds the classes of the network, or there is no image at all.
+        DataError: If a label exceeds the classes of the model, or no image can be read.
     """
-    training = model.training
-    model.eval()
     evaluator = ClassificationEvaluator(process.device)
-    limit = evaluation_sample_limit(batches)
-    seen = unreadable = 0
-    marks = [(time.perf_counter(), 0)]
-    # A loader draws seeds for its workers when it starts, and how often it starts must not matter.
-    state = torch.get_rng_state()
-    try:
-        for images, labels in batches:
-            images, labels = images.to(process.device), labels.to(process.device)
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(process, precision):
-                logits = model(images)
-            # What the sampler added to give every process as many images is computed but not counted.
-            counted = len(labels) if limit is None else max(0, min(len(labels), limit - seen))
-            seen += counted
-            logits, labels = logits[:counted], labels[:counted]
-            readable = labels >= 0
-            unreadable += int((~readable).sum())
-            if counted and int(labels.max()) >= logits.shape[1]:
-                raise DataError(f"label {int(labels.max())} exceeds the {logits.shape[1]} classes of the network")
-            evaluator.update(logits[readable], labels[readable])
-            if watch is not None:
-                watch(counted)
-            marks.append((time.perf_counter(), seen))
-    finally:
-        model.train(training)
-        torch.set_rng_state(state)
-    totals = torch.tensor([int(evaluator.counts[0]), unreadable], dtype=torch.int64, device=process.device)
-    if process.world_size > 1:
-        torch.distributed.all_reduce(totals)
-    images, unreadable = (int(total) for total in totals)
+    unreadable = 0
+
+    def count(images: Tensor, logits: Tensor, labels: Tensor) -> None:
+        nonlocal unreadable
+        readable = labels >= 0
+        unreadable += int((~readable).sum())
+        if len(labels) and int(labels.max()) >= logits.shape[1]:
+            raise DataError(f"label {int(labels.max())} exceeds the {logits.shape[1]} classes of the model")
+        evaluator.update(logits[readable], labels[readable])
+
+    options: dict[str, Any] = {"precision": precision, "channels_last": channels_last, "watch": watch}
+    speed = run_model(model, batches, process, count, **options)
+    counts = process.gather((int(evaluator.counts[0]), unreadable))
+    images, unreadable = (sum(column) for column in zip(*counts, strict=True))
     if isinstance(getattr(batches, "dataset", None), IterableImageDataset):
-        # A stream passes over what it cannot read; how many there should have been is known.
+        # A stream skips unreadable images; how many there should have been is known.
         unreadable += max(0, len(batches.dataset) - images - unreadable)
     if images == 0:
         raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
-    (began, first), (ended, last) = marks[1 if len(marks) > 2 else 0], marks[-1]
-    found = evaluator.compute(distributed=process.world_size > 1)
-    return Scores(
-        found["top1"],
-        found["top5"],
-        found["loss"],
-        images,
-        unreadable,
-        process.world_size * (last - first) / (ended - began),
-    )
+    result = evaluator.compute(distributed=process.world_size > 1)
+    return Scores({name: result[name] for name in ("top1", "top5", "loss")}, images, unreadable, speed)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image whose most probable class is wrong.
+
+    Attributes:
+        index: Number of the image in the order of the batches, from 0.
+        image: Input of the model, (C, H, W), normalised, on the CPU.
+        label: True class.
+        predicted: Most probable class.
+        probability: Probability of ``predicted``.
+        probability_of_label: Probability of ``label``.
+        loss: Cross-entropy.
+    """
+
+    index: int
+    image: Tensor
+    label: int
+    predicted: int
+    probability: float
+    probability_of_label: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for labelled images.
+
+    Attributes:
+        labels: True class of each readable image, (images,), int64.
+        predicted: Most probable class of each, (images,).
+        classes: Number of classes.
+        mistakes: Wrong predictions of the highest loss, the highest first.
+        loss: Mean cross-entropy.
+        unreadable: Images that could not be decoded and are not counted.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    classes: int
+    mistakes: list[Mistake]
+    loss: float
+    unreadable: int
+
+    @property
+    def wrong(self) -> Tensor:
+        """Whether each prediction is wrong, (images,)."""
+        return self.labels != self.predicted
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    process: Process,
+    classes: int,
+    *,
+    worst: int = 12,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> Predictions:
+    """Return the predictions of a classifier for the images of this process.
+
+    Args:
+        model: Model that returns logits (B, classes).
+        batches: Images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
+        process: This process.
+        classes: Number of classes.
+        worst: Number of mistakes to keep.
+        precision: fp32, bf16 or fp16.
+        channels_last: Whether the model receives NHWC images.
+
+    Raises:
+        DataError: If no image can be read.
+    """
+    pairs: list[Tensor] = []
+    mistakes: list[Mistake] = []
+    total, first = 0.0, 0
+
+    def keep(images: Tensor, logits: Tensor, labels: Tensor) -> None:
+        nonlocal total, first, mistakes
+        labels, logits = labels.cpu(), logits.float().cpu()
+        numbers = (labels >= 0).nonzero().flatten()
+        losses = functional.cross_entropy(logits[numbers], labels[numbers], reduction="none")
+        predicted = logits[numbers].argmax(1)
+        total += float(losses.double().sum())
+        pairs.append(torch.stack([labels[numbers], predicted]))
+        wrong = (predicted != labels[numbers]).nonzero().flatten()
+        for at in wrong[losses[wrong].argsort(descending=True, stable=True)][:worst].tolist():
+            loss, number, label, other = float(losses[at]), int(numbers[at]), *pairs[-1][:, at].tolist()
+            if len(mistakes) == worst and loss <= mistakes[-1].loss:
+                break
+            share, image = logits[number].softmax(0), images[number].cpu().contiguous()
+            mistake = Mistake(first + number, image, label, other, float(share[other]), float(share[label]), loss)
+            mistakes = sorted([*mistakes, mistake], key=lambda mistake: -mistake.loss)[:worst]
+        first += len(labels)
+
+    run_model(model, batches, process, keep, precision=precision, channels_last=channels_last)
+    labels, predicted = torch.cat(pairs, 1) if pairs else torch.empty(2, 0)
+    if not len(labels):
+        raise DataError(f"no image could be evaluated ({first} unreadable)")
+    return Predictions(labels, predicted, classes, mistakes, total / len(labels), first - len(labels))

@@ -1,4 +1,4 @@
-"""What the report of a classifier shows beside the curves: classes, confusions, and the worst mistakes."""
+"""Report of a classifier: classes, confusions, and the worst mistakes."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -24,10 +24,10 @@ from ...recipes.recipe import Recipe
 from ...report.html import embedded, embedded_pixels
 from ..task import Section
 from .classes import classes_section, confusion_section
-from .predictions import Mistake, predict
+from .evaluation import Mistake, predict
 
 __all__ = ["classifier_sections"]
-# ImageNet's validation images; more would make a report take longer than people, or other processes, wait for it.
+# The size of ImageNet's validation set; a report over more images would keep people and processes waiting.
 MOST_IMAGES = 50_000
 _MOST_AT_A_TIME = 256
 
@@ -35,17 +35,15 @@ _MOST_AT_A_TIME = 256
 def classifier_sections(
     model: nn.Module, validation: Any, recipe: Recipe, process: Process, classes: Sequence[str] | None, num_classes: int
 ) -> list[Section]:
-    """Returns the sections of a network in evaluation mode, over the validation images of its run.
-
-    This process computes alone, whatever others there are.
+    """Return the sections of a model over the validation images of its run; this process computes alone.
 
     Args:
-        model: The network.
+        model: The model.
         validation: The images.
-        recipe: How they are prepared, and how the network computes.
-        process: Where to compute, and of how many processes that trained.
-        classes: Names of the classes, if they are known.
-        num_classes: How many there are.
+        recipe: Settings of the run.
+        process: This process.
+        classes: Class names, or None if unknown.
+        num_classes: Number of classes.
     """
     share = recipe.batch_size // (process.world_size * recipe.grad_accum)
     batch_size = max(1, min(share, _MOST_AT_A_TIME))
@@ -56,29 +54,29 @@ def classifier_sections(
     shown = {"console": console, "transient": True, "disable": not console.is_terminal}
     watched = track(islice(batches, count), "report", total=count, **shown)
     options = {"precision": recipe.precision, "channels_last": recipe.channels_last}
-    found = predict(model, watched, alone, num_classes, **options)
+    predictions = predict(model, watched, alone, num_classes, **options)
     names = readable(classes, num_classes)
     whole = len(validation)
-    wrong = int(found.wrong.sum())
+    wrong = int(predictions.wrong.sum())
     summary = {
-        "images": len(found.labels),
+        "images": len(predictions.labels),
         "of": whole if whole > MOST_IMAGES else None,
         "how": "at even distances" if isinstance(data, Samples) else "the first",
-        "top1": 100 - 100 * wrong / len(found.labels),
-        "loss": found.loss,
-        "unreadable": found.unreadable,
+        "top1": 100 - 100 * wrong / len(predictions.labels),
+        "loss": predictions.loss,
+        "unreadable": predictions.unreadable,
         "wrong": wrong,
     }
     return [
         Section("Over the validation images", "classification/summary", summary),
-        classes_section(found, names),
-        confusion_section(found, names),
-        _mistakes_section(model, found.mistakes, names, data, View(recipe), alone),
+        classes_section(predictions, names),
+        confusion_section(predictions, names),
+        _mistakes_section(model, predictions.mistakes, names, data, View(recipe), alone),
     ]
 
 
 def _bounded(data: Any) -> Any:
-    """The data, or images of all of its classes at even distances."""
+    """Return the data or, of too many images, some at even distances, so that all classes are present."""
     if not isinstance(data, Samples) or len(data) <= MOST_IMAGES:
         return data
     chosen = copy(data)
@@ -114,12 +112,12 @@ def _mistakes_section(
 
 
 def _explained(model: nn.Module, mistakes: Sequence[Mistake], process: Process) -> tuple[Explanation | None, str]:
-    """Grad-CAM of what each was taken for, or why there is none."""
+    """Return Grad-CAM of each predicted class, or the reason why there is none."""
     if not mistakes:
         return None, ""
     images = torch.stack([mistake.image for mistake in mistakes]).to(process.device)
     try:
         layer = last_readable_stage(model, images)
         return explain(model, images, target=[mistake.predicted for mistake in mistakes], layer=layer), ""
-    except (InputError, RuntimeError) as error:  # a network without maps is no reason to leave its mistakes out
+    except (InputError, RuntimeError) as error:  # a model without maps still has mistakes to show
         return None, str(error)

@@ -1,8 +1,8 @@
-"""Training a classifier: its data, its loss, and the figures that tell how good it is."""
+"""Image classification: data, loss and metrics."""
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -18,10 +18,15 @@ from ....errors import DataError, asked_for
 from ...data.datasets import Samples, load_digits, open_split
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
-from ...network import Classifier, create_network, restore_network, with_normalisation
+from ...network import create_network, with_normalisation
 from ...recipes.recipe import Recipe
-from ..task import Panel, Section, Task
+from ..evaluation import Scores
+from ..task import Metric, Section, Task
 from .evaluation import evaluate
+from .predictor import Classifier, restore_network
+
+_LOSS = "cross-entropy (training includes smoothing and augmentation)"
+_ACCURACY = "accuracy, %"
 
 
 class Classification(Task[Recipe]):
@@ -31,30 +36,38 @@ class Classification(Task[Recipe]):
         recipe: Settings of the run.
         training: Images to train on.
         validation: Images to evaluate on.
-        classes: Names of the classes, if they are known.
-        num_classes: How many there are.
+        classes: Class names, or None if unknown.
+        num_classes: Number of classes.
     """
 
     Recipe = Recipe
     metric = "val_top1"
-    sums = 3
+    metrics = (
+        Metric("train_loss", "loss", panel=_LOSS),
+        Metric("train_top1", "training top-1", "{:.1f} %", _ACCURACY),
+        Metric("val_loss", "val loss", "{:.4f}", _LOSS, "lower"),
+        Metric("val_top1", "top-1", "{:.2f} %", _ACCURACY, "higher"),
+        Metric("val_top5", "top-5", "{:.2f} %", _ACCURACY, "higher"),
+    )
 
     def __init__(self, recipe: Recipe, training: Any, validation: Any, classes: list[str] | None, num_classes: int):
         super().__init__(recipe, training, validation)
         self.classes, self.num_classes = classes, num_classes
         self.compiles = recipe.compile
         self.mixing = bool(recipe.mixup or recipe.cutmix)
+        # Mixed images have no single right answer.
+        self.averages = {"train_loss": 1.0, "train_top1": math.nan if self.mixing else 100.0}
         self.mixup = None
         if self.mixing:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
 
     @classmethod
     def open(cls, recipe: Recipe, *, check: bool) -> "Classification":
-        # What is left out has to be known by every process.
-        looked_over = recipe.replaced(check_images=recipe.check_images and (check or recipe.skip_bad_images))
-        training = open_split(looked_over, "train")
+        # Every process must know which images are left out.
+        checked = recipe.replaced(check_images=recipe.check_images and (check or recipe.skip_bad_images))
+        training = open_split(checked, "train")
         classes = training.classes if isinstance(training, Samples) else None
-        validation = open_split(looked_over, "val", classes)
+        validation = open_split(checked, "val", classes)
         num_classes = recipe.num_classes or len(classes or ())
         if not num_classes:
             raise DataError(f"{recipe.data} does not say how many classes it has; give --num-classes")
@@ -72,7 +85,7 @@ class Classification(Task[Recipe]):
         first = {label: image for image, label in reversed(images)}
         return [(first[digit].convert("RGB"), f"digit {digit}") for digit in range(10)]
 
-    def create_network(self, *, restored: bool) -> nn.Module:
+    def create_model(self, *, restored: bool) -> nn.Module:
         model = create_network(self.recipe, self.num_classes, restored=restored)
         self.recipe = with_normalisation(self.recipe, model)
         return model
@@ -84,12 +97,12 @@ class Classification(Task[Recipe]):
             logits = deepcopy(model).train()(images)
             shape = tuple(getattr(logits, "shape", ()))
             if shape != (count, self.num_classes):
-                raise ValueError(f"it gives {shape or type(logits).__name__} and not ({count}, {self.num_classes})")
+                raise ValueError(f"it returns {shape or type(logits).__name__}, not ({count}, {self.num_classes})")
 
     def load_initial(self, model: nn.Module) -> None:
         recipe = self.recipe
         if recipe.initial is not None:
-            # Attention that does not preserve the function has no values in a plain network's weights.
+            # The weights of a plain model have no values for attention that does not start as the identity.
             published = recipe.attach.get("start") == "published" or not recipe.attach.get("preserve", True)
             new = [f"*.{child}.*" for child in set(CHILD.values())] if published else []
             load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
@@ -130,45 +143,11 @@ class Classification(Task[Recipe]):
 
     def evaluate(
         self, model: nn.Module, batches: Any, process: Process, *, watch: Callable[[int], None] | None = None
-    ) -> dict[str, float]:
+    ) -> Scores:
         options = {"precision": self.recipe.precision, "channels_last": self.recipe.channels_last}
-        scores = evaluate(model, batches, process, **options, watch=watch)
-        return {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
+        return evaluate(model, batches, process, **options, watch=watch)
 
-    def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        loss, right, images = sums
-        # With mixed images there is no one right answer.
-        return {"train_loss": loss / images, "train_top1": math.nan if self.mixing else 100 * right / images}
-
-    def running(self, sums: Sequence[float]) -> str:
-        loss, right, images = sums
-        images = max(1.0, images)
-        accuracy = "" if self.mixing else f"  top-1 {100 * right / images:.1f} %"
-        return f"loss {loss / images:.4f}{accuracy}"
-
-    def line(self, row: Mapping[str, float]) -> str:
-        return (
-            f"loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:5.2f} %  "
-            f"top-5 {row['val_top5']:5.2f} %"
-        )
-
-    def panels(self, history: Sequence[Mapping[str, float]]) -> list[Panel]:
-        loss = {"train_loss": "training", "val_loss": "validation"}
-        right = {"train_top1": "training top-1", "val_top1": "validation top-1", "val_top5": "validation top-5"}
-        return [
-            Panel("loss (training includes smoothing and augmentation)", "cross-entropy", loss),
-            Panel("accuracy", "%", right),
-        ]
-
-    @staticmethod
-    def best_figures(row: Mapping[str, float]) -> dict[str, str]:
-        return {
-            "top-1": f"{row['val_top1']:.2f} %",
-            "top-5": f"{row['val_top5']:.2f} %",
-            "loss": f"{row['val_loss']:.4f}",
-        }
-
-    def report_sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
+    def sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
         from .report import classifier_sections
 
         return classifier_sections(model, self.validation, self.recipe, process, self.classes, self.num_classes)

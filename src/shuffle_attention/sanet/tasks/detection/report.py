@@ -11,8 +11,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ...data.coco import CocoData
 from ...device import Process, autocast
 from ...report.html import embedded
+from ..evaluation import to_device
 from ..task import Section
-from .batches import to_device
 from .drawing import draw_detections
 from .samples import UNREADABLE, CocoSamples, detection_transform
 
@@ -60,9 +60,8 @@ def _pictures(model: nn.Module, data: CocoData, process: Process, masks: bool, p
         image, target = samples[index]
         if int(target["image_id"]) == UNREADABLE:
             continue
-        images, _ = to_device([image], [target], process.device)
         with autocast(process, precision):
-            output = model(images)[0]
+            output = model(to_device([image], process.device))[0]
         truth = {name: target[name] for name in ("boxes", "labels")}
         if "masks" in target:
             truth["masks"] = target["masks"][:, None].float()

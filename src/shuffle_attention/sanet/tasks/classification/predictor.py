@@ -1,0 +1,137 @@
+"""A trained classifier, from a checkpoint or published weights."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+from ....checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
+from ...data.images import to_mode
+from ...explain.view import View
+from ...network import create_network, recipe_of, with_normalisation
+from ...recipes.recipe import Recipe
+from ..predictor import Prediction, Predictor
+
+_LISTED = 5  # classes of a prediction
+
+
+@dataclass(kw_only=True, eq=False)
+class Classifier(Predictor):
+    """A classifier that predicts."""
+
+    has_maps = True
+
+    recipe: Recipe
+
+    @cached_property
+    def view(self) -> View:
+        """The resize, crop and normalisation that the model is evaluated with."""
+        return View(self.recipe)
+
+    def inputs(self, image: Image.Image) -> Tensor:
+        return self.view.transform(to_mode(image, self.view.mode))[None].to(self.process.device)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        return self.view.pixels(inputs[0])
+
+    @torch.inference_mode()
+    def predict(self, image: Image.Image, threshold: float = 0.0) -> Prediction:
+        """Return the most probable classes, at most five, and the image as the model sees it."""
+        seen = self.inputs(image)
+        top = self.model(seen)[0].float().softmax(0).topk(min(_LISTED, self.num_classes))
+        names = self.names
+        best = [(names[index], share) for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        pixels = (255 * self.pixels(seen)).round().to(torch.uint8).numpy()
+        return Prediction(
+            [pair for pair in best if pair[1] >= threshold],
+            "what the model sees",
+            lambda: Image.fromarray(pixels),
+        )
+
+
+def restore_network(
+    path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
+) -> Classifier:
+    """Return the classifier in a checkpoint; the number of classes and the input size come from the file.
+
+    Args:
+        path: A checkpoint of ``sanet train``, a published one, or bare weights.
+        ema: Whether to load averaged weights; None loads them if the file has some.
+        settings: Fields of the recipe for a file that holds none: ``model`` and ``model_args`` for a model other
+            than the published SA-ResNets.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its model is neither known nor named.
+    """
+    content = read_checkpoint(path)
+    weights, _ = find_state_dict(content, ema=ema, path=path)
+    settings = settings or {}
+    if isinstance(content.get("recipe"), dict):
+        recipe, num_classes = recipe_of(content, path)
+        classes = content.get("classes")
+        if classes is not None and (not isinstance(classes, list) or len(classes) > num_classes):
+            raise CheckpointError(f"{path} has {num_classes} classes and names them {str(classes)[:80]}")
+        if settings.get("model", recipe.model) != recipe.model:
+            raise CheckpointError(f"{path} holds a {recipe.model}, not a {settings['model']}")
+    else:
+        weights = unwrapped(weights)
+        recipe = _published_recipe(settings.get("model") or identify(weights, path))
+        stem = weights.get("conv1.weight")
+        if stem is not None and stem.dim() == 4:
+            recipe = recipe.replaced(in_chans=stem.shape[1], small_stem=stem.shape[-1] == 3)
+        recipe = recipe.replaced(**settings)
+        num_classes = _head_size(recipe.model, weights, path)
+        classes = ImageNetInfo().label_names() if num_classes == 1000 else None
+    model = create_network(recipe, num_classes, restored=True)
+    report = load_checkpoint(model, path, ema=ema)
+    return Classifier(
+        model=model,
+        recipe=with_normalisation(recipe, model),
+        classes=classes,
+        num_classes=num_classes,
+        source=str(path),
+        label=recipe.model,
+        weights=report.weights,
+    )
+
+
+def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> str:
+    """Return the name of the SA-ResNet that a state dict belongs to.
+
+    Raises:
+        CheckpointError: If it belongs to no SA-ResNet.
+    """
+    names = timm.list_models("sa_resnet*")
+    for name in names:
+        expected = timm.create_model(name, device=torch.device("meta")).state_dict()
+        # The head and the first convolution depend on the data, not on the model.
+        if expected.keys() == weights.keys() and all(
+            value.shape == weights[key].shape for key, value in expected.items() if not key.startswith(("fc", "conv1"))
+        ):
+            return name
+    raise CheckpointError(
+        f"{path} does not say which model it holds, and its {len(weights)} entries are not those of "
+        f"{', '.join(names)}; name the model with --model, and its options with --model-args"
+    )
+
+
+def _published_recipe(name: str) -> Recipe:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is None:
+        return Recipe(model=name)
+    size, crop_pct = cfg.input_size[-1], cfg.crop_pct or 0.875
+    return Recipe(model=name).replaced(img_size=size, crop_pct=crop_pct, interpolation=cfg.interpolation)
+
+
+def _head_size(name: str, weights: dict[str, Tensor], path: str | os.PathLike) -> int:
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    head = f"{cfg.classifier if cfg else 'fc'}.bias"
+    if head not in weights:
+        raise CheckpointError(f"{path} has no {head}, whose length is the number of classes")
+    return len(weights[head])
