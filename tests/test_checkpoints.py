@@ -211,7 +211,7 @@ def test_the_network_is_known_from_its_weights(tmp_path):
     restored = restore_network(tmp_path / "a.pth.tar")
     assert (restored.recipe.model, restored.num_classes, restored.recipe.img_size) == ("sa_resnet18", 1000, 224)
     assert restored.classes[0] == "n01440764"
-    with pytest.raises(CheckpointError, match="none of sa_resnet18.*--model"):
+    with pytest.raises(CheckpointError, match="not those of sa_resnet18.*--model"):
         identify(timm.create_model("resnet18").state_dict())
 
 

@@ -1,4 +1,4 @@
-"""What a detector found, drawn on the picture: boxes, masks, names and scores."""
+"""Drawings of detections: boxes, masks, names and scores."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ def draw_detections(
     mask_threshold: float = 0.5,
     scale: int | None = None,
 ) -> Image.Image:
-    """Returns a copy of an image with what was found on it, the smallest on top, each in a colour of its own.
+    """Return a copy of an image with the detections on it, the smallest on top, each in another colour.
 
     Args:
-        image: The picture, as the detector had it.
+        image: The image that the detector received.
         output: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` (N,), ``scores`` (N,) unless it is the
             truth, and perhaps ``masks`` (N, 1, H, W) in [0, 1].
         names: Name of each label from 1 on.
-        threshold: Score that is drawn at least.
-        mask_threshold: From which value on a pixel is inside.
-        scale: How many times larger to draw; small pictures by default as much as makes a name readable.
+        threshold: Lowest score that is drawn.
+        mask_threshold: Value from which on a pixel is inside a mask.
+        scale: Upscaling factor; by default large enough for labels to be readable.
     """
     scale = scale or max(1, round(640 / max(image.size)))
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
@@ -70,7 +70,7 @@ def draw_detections(
 
 
 def _font() -> str:
-    """The one font that is there wherever this package is."""
+    """Return the path of the font that comes with matplotlib."""
     import matplotlib
 
     return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
@@ -81,6 +81,6 @@ def _name(names: Sequence[str], label: int) -> str:
 
 
 def _colour(index: int) -> tuple[int, int, int]:
-    """Hues a golden section apart are never close to those just before."""
+    """Return a colour; hues a golden section apart are never close to those just before."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618 % 1, 0.75, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)

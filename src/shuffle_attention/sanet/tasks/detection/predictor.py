@@ -1,4 +1,4 @@
-"""The detector that a recipe or a checkpoint speaks of, and its data."""
+"""The detector of a recipe or a checkpoint, and its data."""
 
 import os
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ __all__ = ["Detector", "detector_of", "open_coco", "restore_detector"]
 
 
 def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = False) -> nn.Module:
-    """Returns the detector of a recipe on the CPU, initialised afresh, or to be filled from a checkpoint.
+    """Return the detector of a recipe on the CPU, initialised or, if ``restored``, to be filled from a checkpoint.
 
     Raises:
         InputError: If there is no such detector or backbone, or it does not take these arguments.
@@ -60,7 +60,7 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
 def open_coco(
     recipe: DetectionRecipe, split: str, *, categories: list[dict[str, Any]] | None = None, check: bool = True
 ) -> CocoData:
-    """Returns the training or the validation data of a recipe, looked over.
+    """Return the training or the validation data of a recipe, checked.
 
     Args:
         recipe: Says where the data are, and whether objects must have masks.
