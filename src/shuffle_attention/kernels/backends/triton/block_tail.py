@@ -1,14 +1,13 @@
-"""Triton kernels of a residual block's end for CUDA: what is launched, over what, and what comes out.
+"""Launch the Triton kernels of a residual block's end for CUDA.
 
-Forward, a pass over ``u`` leaves the statistics of planes, and a second writes the output. Backward, a
-pass over the gradient, the output and ``u`` leaves four sums a plane and writes the gradient of the
-shortcut, which a second reads in place of the first two. In between, kernels of a few microseconds pool
-what belongs to planes and channels. The passes are in :mod:`.triton_tail_planes` (NCHW) and
-:mod:`.triton_tail_rows` (channels_last), the pooling in :mod:`.triton_tail_gates`; the sums are float32, no
-sum depends on what finishes first, and nothing is tuned while it runs.
+Forward, a pass over ``u`` leaves the statistics of planes, and a second writes the output. Backward, a pass over the
+gradient, the output and ``u`` leaves four sums per plane and writes the gradient of the shortcut, which a second pass
+reads instead of the first two. In between, kernels of a few microseconds pool planes and channels. The passes are in
+:mod:`.tail_planes` (NCHW) and :mod:`.tail_rows` (channels_last), the pooling in :mod:`.tail_gates`. Sums are float32,
+their order is fixed, and nothing is tuned at run time.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false
-# What a kernel is launched with is not of the types that it is written with.
+# Triton's types do not describe the arguments of a launch.
 
 import math
 from dataclasses import dataclass
@@ -91,21 +90,21 @@ class _Plan:
         return in_layout(x, self.in_rows)
 
     def over_map(self, of_planes, of_rows, *arguments, **constants) -> None:
-        """Launches the pass for the map's layout."""
+        """Launch the pass for the map's layout."""
         kernel = of_rows if self.in_rows else of_planes
         kernel[(self.programs,)](
             *arguments, *self.extent, self.chunks, self.tiles, **constants, **self.tile, num_warps=self.warps
         )
 
     def merge(self, kernel, partial: Tensor, merged: Tensor, *arguments) -> None:
-        """Launches what makes planes of chunks."""
+        """Launch a kernel that merges chunks into planes."""
         chunks, width = (min(triton.next_power_of_2(c), most) for c, most in ((self.chunks, 16), (self.channels, 64)))
         kernel[(self.batch * triton.cdiv(self.channels, width),)](
             partial, merged, self.channels, *arguments, CHUNKS=chunks, CHANNELS=width
         )
 
     def over_channels(self, kernel, *arguments, **constants) -> None:
-        """Launches what pools planes to channels."""
+        """Launch a kernel that pools planes to channels."""
         width = min(self.sizes.pooled_channels, triton.next_power_of_2(self.channels))
         samples = min(self.sizes.pooled_samples, triton.next_power_of_2(self.batch))
         kernel[(triton.cdiv(self.channels, width),)](*arguments, **constants, SAMPLES=samples, CHANNELS=width)
@@ -117,7 +116,7 @@ class _Plan:
 def _pool(
     plan: _Plan, statistics: Tensor, norm, attention: list[Tensor], norm_eps: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns BatchNorm's moments, and the numbers of channels and planes that follow from the statistics."""
+    """Return BatchNorm's moments, and the constants of channels and planes that follow from the statistics."""
     weight, bias, mean, var = (p if p is None else p.contiguous() for p in norm)
     moments, numbers = plan.numbers(statistics, 2, plan.channels), plan.numbers(statistics, NUMBERS, plan.channels)
     coefficients = plan.numbers(statistics, plan.batch, COEFFICIENTS.value, plan.channels)
@@ -139,7 +138,7 @@ def forward(
     var: Tensor | None,
     *arguments,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what the op returns; arguments as those of the op."""
+    """Return the outputs of the op; arguments as those of the op."""
     attention, (norm_eps, eps, shuffle, relu, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     plan = _Plan(u)
     attention = [p.contiguous() for p in attention]
@@ -172,7 +171,7 @@ def backward(
     var: Tensor | None,
     *arguments,
 ) -> tuple[Tensor, ...]:
-    """Returns what the backward op returns; arguments as those of the op."""
+    """Return the outputs of the backward op; arguments as those of the op."""
     attention, (norm_eps, eps, shuffle, has_shortcut, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     separate = out is not None and has_shortcut
     plan = _Plan(u)
@@ -204,13 +203,13 @@ def backward(
         planes.gradient_planes, rows.gradient_rows, dshortcut if separate else upstream, dense, activated, du,
         coefficients, gain, shuffle=shuffle, relu=out is not None and not separate,
     )  # fmt: skip
-    found = [plan.numbers(u, n) for _ in attention]
+    dattention = [plan.numbers(u, n) for _ in attention]
     _, _, sweight, _, gn_weight, gn_bias = attention
     width = min(triton.next_power_of_2(n), 32)
     attention_gradients[(triton.cdiv(n, width),)](
-        channel_sums, sweight, gn_weight, gn_bias, *found, plan.channels, n, GROUPS=32, WIDTH=width
+        channel_sums, sweight, gn_weight, gn_bias, *dattention, plan.channels, n, GROUPS=32, WIDTH=width
     )
-    gradients = zip([dweight, dbias, *found], [weight, bias, *attention], strict=True)
+    gradients = zip([dweight, dbias, *dattention], [weight, bias, *attention], strict=True)
     return (
         _like(u, du),
         _like(u, dshortcut) if separate else dshortcut,
@@ -219,5 +218,5 @@ def backward(
 
 
 def _like(u: Tensor, dense: Tensor) -> Tensor:
-    """The map in the strides that the op promises."""
+    """Return the map in the strides that the op promises."""
     return dense if dense.stride() == torch.empty_like(u).stride() else torch.empty_like(u).copy_(dense)

@@ -1,4 +1,4 @@
-"""Triton kernels of the layer for CUDA. Only the files ``triton_*.py`` import triton, and they load when they run.
+"""Triton kernels of the layer for CUDA.
 
 With ``d = x - mean``, the gate of a plane is ``sigmoid(slope * d + offset)``:
 
@@ -16,7 +16,7 @@ read once from memory and written once, in the backward it and the gradient are 
 not fit a program's registers is read again, from the cache. Sums and gates are float32.
 """
 # pyright: reportArgumentType=false
-# What a kernel is launched with is not of the types that it is written with.
+# Triton's types do not describe the arguments of a launch.
 
 import torch
 import triton
@@ -29,7 +29,7 @@ _CHANNELS = 32  # channels of each half that a program takes in channels_last: 6
 
 @triton.jit
 def _coefficients(parameters, channel, mean, rstd, n, inside):
-    """Slope and offset of some channels' gates; the weight of their channel gates; which of them have one."""
+    """Return slope and offset of the gates of channels, cweight, and which channels have a channel gate."""
     r = channel % (2 * n)
     j = r % n
     cw = tl.load(parameters + j, inside, 0.0)
@@ -46,14 +46,14 @@ def _coefficients(parameters, channel, mean, rstd, n, inside):
 
 @triton.jit
 def _moments(total, square, first, pixels, eps):
-    """Mean and reciprocal deviation from sums about a pixel of the plane, so that a large mean costs no digits."""
+    """Return mean and reciprocal deviation from sums about the first pixel, so that a large mean costs no digits."""
     shift = total / pixels
     return first + shift, 1.0 / tl.sqrt(tl.maximum(square / pixels - shift * shift, 0.0) + eps)
 
 
 @triton.jit
 def _tangent(value, grad, d, slope, offset, gain):
-    """The gate with its gain, and the gradient of its argument."""
+    """Return the gate with its gain, and the gradient of its argument."""
     gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
     return gain * gate, gain * grad * value * gate * (1.0 - gate)
 
@@ -69,7 +69,7 @@ def _planes(
     x, grad, out, sums, parameters, eps, gain, rows, channels, n, pixels,
     shuffle: tl.constexpr, backward: tl.constexpr, whole: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """NCHW, forward or backward: each program takes ROWS planes, in one tile or in tiles of BLOCK pixels."""
+    """Run NCHW, forward or backward: each program takes ROWS planes, in one tile or in tiles of BLOCK pixels."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     channel = (row % channels).to(tl.int32)
@@ -140,7 +140,7 @@ def _planes(
 def _load_pair(
     source, pixel, inside, base, channels, shuffle: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """Tiles (PIXELS, CHANNELS) of a shuffled map's channels that come from the lower and from the upper half."""
+    """Load tiles (PIXELS, CHANNELS) of the channels that come from the lower and from the upper half."""
     half = channels // 2
     if shuffle:
         c = 2 * base + tl.arange(0, 2 * CHANNELS)
@@ -173,9 +173,9 @@ def _rows(
     x, grad, out, sums, parameters, eps, gain, batch, channels, n, pixels,
     shuffle: tl.constexpr, backward: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """channels_last: each program takes CHANNELS of the lower half and those of the upper that they are shuffled with.
+    """Run channels_last: each program takes CHANNELS of the lower half and their partners of the upper half.
 
-    The two are neighbours on the shuffled side, so that both sides are read and written in whole rows.
+    Partners are neighbours on the shuffled side, so that both sides are read and written in whole rows.
     """
     sample = tl.program_id(1).to(tl.int64)
     base = tl.program_id(0) * CHANNELS
@@ -257,21 +257,21 @@ def _rows(
 
 
 def forward(x: Tensor, *arguments) -> Tensor:
-    """Returns the attended map; arguments as those of the op."""
+    """Return the attended map; arguments as those of the op."""
     parameters, settings = list(arguments[:6]), arguments[6:]
     out, _ = _run(x, None, parameters, *settings)
     return out
 
 
 def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
-    """Returns the gradients of the map and of the six parameters; arguments as those of the op."""
+    """Return the gradients of the map and of the six parameters; arguments as those of the op."""
     parameters, settings = list(arguments[:6]), arguments[6:]
     dx, sums = _run(x, grad, parameters, *settings)
     _, _, sw, _, gw, gb = (p.float() for p in parameters)
     n = sw.numel()
     # (scale or shift, branch, n): the first branch's are those of the channel gate, the second's of the spatial one.
     scale, shift = sums.view(2, -1, 2, n).sum(1)
-    gradients = (  # none a part of another, which PyTorch forbids the outputs of an op
+    gradients = (  # clones, since outputs of an op may not share memory
         scale[0].clone(),
         shift[0].clone(),
         gw.flatten() * scale[1] + gb.flatten() * shift[1],
@@ -285,7 +285,7 @@ def backward(grad: Tensor, x: Tensor, *arguments) -> tuple[Tensor, ...]:
 def _run(
     x: Tensor, grad: Tensor | None, parameters: list[Tensor], eps: float, shuffle: bool, gain: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The map, or its gradient where ``grad`` is given, in the layout of ``x``; and the sums of each plane."""
+    """Return the output, or the gradient of the map if ``grad`` is given, and the sums of each plane."""
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     n = parameters[0].numel()
@@ -314,10 +314,10 @@ def _run(
 
 
 def is_in_rows(x: Tensor) -> bool:
-    """Whether the channels of a position are neighbours in memory: channels_last."""
+    """Return whether the channels of a position are neighbours in memory: channels_last."""
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 def in_layout(x: Tensor, in_rows: bool) -> Tensor:
-    """The map, copied if it does not have the layout."""
+    """Return the map, copied if it does not have the layout."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if in_rows else x.contiguous()

@@ -1,51 +1,57 @@
-"""What the kernels of a residual block's end do with the numbers of planes and channels; Triton, for CUDA.
+"""Triton kernels of a residual block's end that work on planes and channels, and the formulas of all its passes.
 
-The algebra and its letters stand in :mod:`.block_reference`. Statistics of planes are (B, 3, C): a value
-near the mean, what has to be added to it, the biased variance. Where a plane is summed up in chunks by
-several programs, those of chunks are (B, chunks, 3, C), and are merged here in one order, so that results
-are the same every time. Sums over samples are float64: there are few of them, and what cancels in the
-variance of a far mean does not matter there.
+The algebra and its letters are those of :mod:`...block_reference`. Statistics of planes have shape (B, 3, C): a pivot
+near the mean, the mean less the pivot, and the biased variance. Where several programs sum a plane in chunks, those of
+chunks have shape (B, chunks, 3, C), and are merged here in one order, so that results do not vary. Sums over samples
+are float64: they are few, and a large mean then costs the variance no digits.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
-# What a kernel is launched with, and what a tensor of Triton can do, is not in the types that it is written with.
+# Triton's types describe neither the arguments of a launch nor the operators of a tensor.
 
 import triton
 import triton.language as tl
 
-# Rows of what channels have in common, (NUMBERS, C) in float32.
+# Rows of the per-channel constants, shape (NUMBERS, C), float32.
 SCALE = tl.constexpr(0)  # a
 BIAS = tl.constexpr(1)
-MEAN = tl.constexpr(2)  # M is this and the next
+MEAN = tl.constexpr(2)  # M is the sum of this row and the next
 REST = tl.constexpr(3)
 CWEIGHT = tl.constexpr(4)  # 0 in the spatial branch
 ALPHA = tl.constexpr(5)  # 0 in the channel branch
-BETA = tl.constexpr(6)  # the gate's shift, without what follows from the plane
+BETA = tl.constexpr(6)  # the part of the gate's shift that does not depend on the plane
 INVSTD = tl.constexpr(7)
 NUMBERS = 8
 
-# Rows of what a pass needs of a plane, (B, COEFFICIENTS, C) in float32; with d = u - pivot, z is
-# scale * d + shift, the gate sigmoid(slope * d + offset), and du = scale * q + slope * h + by_mean + by_distance * d.
-# A program needs them for every thread that has a value of the plane, so that they are few and ready.
+# Rows of the coefficients of planes, shape (B, COEFFICIENTS, C), float32. With d = u - pivot, z = scale * d + shift,
+# the gate is sigmoid(slope * d + offset), and du = scale * q + slope * h + by_mean + by_distance * d. Every thread
+# that has a value of the plane needs them, so that they are few and computed beforehand.
+PIVOT = tl.constexpr(0)
+PLANE_SCALE = tl.constexpr(1)
+SHIFT = tl.constexpr(2)
+SLOPE = tl.constexpr(3)
+OFFSET = tl.constexpr(4)
+BY_MEAN = tl.constexpr(5)
+BY_DISTANCE = tl.constexpr(6)
 COEFFICIENTS = tl.constexpr(7)
 
 
 @triton.jit
 def gate_coefficients(coefficients, sample, c, channels, inside):
-    """Pivot, scale, shift, slope and offset of some planes."""
+    """Load pivot, scale, shift, slope and offset of planes."""
     at = coefficients + sample * (COEFFICIENTS * channels) + c
-    pivot = tl.load(at, inside, 0.0)
-    scale = tl.load(at + channels, inside, 0.0)
-    shift = tl.load(at + 2 * channels, inside, 0.0)
-    slope = tl.load(at + 3 * channels, inside, 0.0)
-    return pivot, scale, shift, slope, tl.load(at + 4 * channels, inside, 0.0)
+    pivot = tl.load(at + PIVOT * channels, inside, 0.0)
+    scale = tl.load(at + PLANE_SCALE * channels, inside, 0.0)
+    shift = tl.load(at + SHIFT * channels, inside, 0.0)
+    slope = tl.load(at + SLOPE * channels, inside, 0.0)
+    return pivot, scale, shift, slope, tl.load(at + OFFSET * channels, inside, 0.0)
 
 
 @triton.jit
 def gradient_coefficients(coefficients, sample, c, channels, inside):
-    """The two others."""
+    """Load by_mean and by_distance, which only the backward pass needs."""
     at = coefficients + sample * (COEFFICIENTS * channels) + c
-    return tl.load(at + 5 * channels, inside, 0.0), tl.load(at + 6 * channels, inside, 0.0)
+    return tl.load(at + BY_MEAN * channels, inside, 0.0), tl.load(at + BY_DISTANCE * channels, inside, 0.0)
 
 
 @triton.jit
@@ -61,7 +67,7 @@ def attended(d, scale, shift, slope, offset, gain):
 
 @triton.jit
 def gate_gradient(g, d, scale, shift, slope, offset, gain):
-    """``q`` and ``h``: the gradient behind the gate, and that of the gate's argument."""
+    """Return ``q`` and ``h``: the gradient behind the gate, and the gradient of the gate's argument times z."""
     gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
     q = gain * gate * g
     return q, (1.0 - gate) * q * (scale * d + shift)
@@ -71,7 +77,7 @@ def gate_gradient(g, d, scale, shift, slope, offset, gain):
 def merge_statistics(
     partial, statistics, channels, pixels, chunks, length, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """Merges the statistics of chunks of ``length`` pixels to those of planes, as distances from the first chunk's."""
+    """Merge the statistics of chunks of ``length`` pixels into those of planes, relative to the first chunk."""
     blocks = tl.cdiv(channels, CHANNELS)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -103,7 +109,7 @@ def merge_statistics(
 
 @triton.jit
 def merge_sums(partial, sums, channels, chunks, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Adds the four sums of chunks up to those of planes."""
+    """Add the four sums of chunks to those of planes."""
     blocks = tl.cdiv(channels, CHANNELS)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -123,7 +129,7 @@ def pool_statistics(
     cweight, cbias, sweight, sbias, gn_weight, gn_bias, norm_eps, eps, batch, channels, n,
     by_batch: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Pools planes to channels, as distances from the first sample's, and writes all that follows."""
+    """Pool planes to channels, relative to the first sample, and write the constants of channels and planes."""
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     valid = c < channels
     if by_batch:
@@ -180,11 +186,11 @@ def pool_statistics(
         rho = 1.0 / tl.sqrt(scale[None, :] * scale[None, :] * variance + eps)
         slope = alpha[None, :] * rho * scale[None, :]
         at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
-        tl.store(at, pivot, part)
-        tl.store(at + channels, tl.broadcast_to(scale[None, :], (SAMPLES, CHANNELS)), part)
-        tl.store(at + 2 * channels, mean_of - scale[None, :] * rest, part)
-        tl.store(at + 3 * channels, slope, part)
-        tl.store(at + 4 * channels, beta[None, :] + cw[None, :] * mean_of - slope * rest, part)
+        tl.store(at + PIVOT * channels, pivot, part)
+        tl.store(at + PLANE_SCALE * channels, tl.broadcast_to(scale[None, :], (SAMPLES, CHANNELS)), part)
+        tl.store(at + SHIFT * channels, mean_of - scale[None, :] * rest, part)
+        tl.store(at + SLOPE * channels, slope, part)
+        tl.store(at + OFFSET * channels, beta[None, :] + cw[None, :] * mean_of - slope * rest, part)
 
 
 @triton.jit
@@ -192,10 +198,10 @@ def pool_gradients(
     sums, statistics, numbers, coefficients, plane_sums, channel_sums, dweight, dbias, eps, values,
     batch, channels, n, pixels, by_batch: tl.constexpr, SAMPLES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """From the sums of q, q d, h and h d over each plane to all that follows from them.
+    """Pool the sums of q, q d, h and h d over each plane, and write the gradients and coefficients.
 
-    ``plane_sums`` (B, 2, C) are those of h, and of h times what the gate is a function of: the plane
-    normalised, or its mean. ``channel_sums`` (2, C) are the same over the samples.
+    ``plane_sums`` (B, 2, C) are the sums of h, and of h times the argument of the gate: the normalised plane, or its
+    mean. ``channel_sums`` (2, C) are the same over the samples.
     """
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     valid = c < channels
@@ -241,14 +247,14 @@ def pool_gradients(
     tl.store(dweight + c, by_weight, valid)
     tl.store(channel_sums + c, tl.sum(all_h, 0).to(tl.float32), valid)
     tl.store(channel_sums + channels + c, tl.sum(all_weighted, 0).to(tl.float32), valid)
-    # What goes through BatchNorm's statistics, where they are those of the batch.
+    # The gradient through BatchNorm's statistics, if they are those of the batch.
     if by_batch:
         by_bias = (scale_of * by_bias / values)[None, :]
         by_weight = (scale_of * by_weight * invstd / values)[None, :]
     else:
         by_bias = tl.zeros((1, CHANNELS), tl.float32)
         by_weight = tl.zeros((1, CHANNELS), tl.float32)
-    tl.debug_barrier()  # what one thread stored above another may read here
+    tl.debug_barrier()  # another thread may have stored what is read below
     for start in range(0, batch, SAMPLES):
         sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
         part = (sample < batch) & valid[None, :]
@@ -261,8 +267,8 @@ def pool_gradients(
         by_distance = -slope * scale * rho * tl.load(at + channels, part, 0.0) / pixels - by_weight
         by_mean = (scale * cweight - slope) * h / pixels - (by_bias + by_weight * from_mean)
         at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
-        tl.store(at + 5 * channels, by_mean - by_distance * rest, part)
-        tl.store(at + 6 * channels, by_distance, part)
+        tl.store(at + BY_MEAN * channels, by_mean - by_distance * rest, part)
+        tl.store(at + BY_DISTANCE * channels, by_distance, part)
 
 
 @triton.jit
@@ -270,7 +276,7 @@ def attention_gradients(
     channel_sums, sweight, gn_weight, gn_bias, dcweight, dcbias, dsweight, dsbias, dgn_weight, dgn_bias, channels, n,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the six parameters, which all groups share."""
+    """Sum the gradients of the six parameters over the groups, which share them."""
     j = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     valid = j < n
     cshift = tl.zeros((GROUPS, WIDTH), tl.float32)

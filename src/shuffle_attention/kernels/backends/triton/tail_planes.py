@@ -2,10 +2,10 @@
 
 A program takes ROWS neighbouring planes, tile by tile of BLOCK pixels: ``tiles`` of them, the chunk of its
 number. Pixels are counted in units of MULTIPLE, which divides them, so that the compiler knows how the
-planes are aligned. What a pass computes stands in :mod:`.block_reference`.
+planes are aligned. What a pass computes stands in :mod:`...block_reference`.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
-# What a kernel is launched with, and what a tensor of Triton can do, is not in the types that it is written with.
+# Triton's types describe neither the arguments of a launch nor the operators of a tensor.
 
 import triton
 import triton.language as tl
@@ -14,8 +14,8 @@ from .tail_gates import attended, gate_coefficients, gate_gradient, gradient_coe
 
 
 @triton.jit
-def _place(rows, half, chunks, tiles, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """The rows of the program, which of them there are, sample, channel, chunk, and its first pixel."""
+def _locate(rows, half, chunks, tiles, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the rows of the program, which of them exist, their sample and channel, its chunk and first pixel."""
     program = tl.program_id(0)
     row = (program // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     chunk = program % chunks
@@ -31,8 +31,8 @@ def _shuffled(row, c, half, shuffle: tl.constexpr):
 def statistics_planes(
     u, partial, rows, half, units, chunks, tiles, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Statistics about the mean of the first tile, which lies within some deviations of that of all."""
-    row, inside, sample, c, chunk, begin = _place(rows, half, chunks, tiles, ROWS, BLOCK)
+    """Write the statistics about the mean of the first tile, which is within a few deviations of the mean."""
+    row, inside, sample, c, chunk, begin = _locate(rows, half, chunks, tiles, ROWS, BLOCK)
     pixels = units * MULTIPLE
     pixel = begin + tl.arange(0, BLOCK)[None, :]
     u += row[:, None] * pixels
@@ -65,7 +65,7 @@ def output_planes(
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr,
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, inside, sample, c, _, begin = _place(rows, half, chunks, tiles, ROWS, BLOCK)
+    row, inside, sample, c, _, begin = _locate(rows, half, chunks, tiles, ROWS, BLOCK)
     pixels = units * MULTIPLE
     pixel = begin + tl.arange(0, BLOCK)[None, :]
     here = row[:, None] * pixels
@@ -89,8 +89,8 @@ def sums_planes(
     shuffle: tl.constexpr, relu: tl.constexpr, separate: tl.constexpr,
     MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The sums of q, q d, h and h d; and the gradient that ReLU let through, where it is asked for."""
-    row, inside, sample, c, chunk, begin = _place(rows, half, chunks, tiles, ROWS, BLOCK)
+    """Write the sums of q, q d, h and h d, and the gradient that ReLU let through, if it is asked for."""
+    row, inside, sample, c, chunk, begin = _locate(rows, half, chunks, tiles, ROWS, BLOCK)
     pixels = units * MULTIPLE
     pixel = begin + tl.arange(0, BLOCK)[None, :]
     here = row[:, None] * pixels
@@ -128,7 +128,7 @@ def gradient_planes(
     grad, u, out, du, coefficients, gain, rows, half, units, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, MULTIPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row, inside, sample, c, _, begin = _place(rows, half, chunks, tiles, ROWS, BLOCK)
+    row, inside, sample, c, _, begin = _locate(rows, half, chunks, tiles, ROWS, BLOCK)
     pixels = units * MULTIPLE
     pixel = begin + tl.arange(0, BLOCK)[None, :]
     here = row[:, None] * pixels

@@ -4,10 +4,10 @@ A program takes CHANNELS channels of the lower half and those of the upper half 
 with, as tiles (PIXELS, CHANNELS, 2): before the shuffle the last two dimensions are two runs of channels,
 after it they are one, so that both sides are read and written in whole runs. Tiles follow one another
 along the pixels of a sample: ``tiles`` of them, the chunk of the program's number. What a pass computes
-stands in :mod:`.block_reference`.
+stands in :mod:`...block_reference`.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
-# What a kernel is launched with, and what a tensor of Triton can do, is not in the types that it is written with.
+# Triton's types describe neither the arguments of a launch nor the operators of a tensor.
 
 import triton
 import triton.language as tl
@@ -16,8 +16,8 @@ from .tail_gates import attended, gate_coefficients, gate_gradient, gradient_coe
 
 
 @triton.jit
-def _place(half, chunks, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The sample of the program, its chunk, the chunk's first pixel, and its first channel of each half."""
+def _locate(half, chunks, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the sample of the program, its chunk, the chunk's first pixel, and its first channel of each half."""
     program = tl.program_id(0)
     blocks = tl.cdiv(half, CHANNELS)
     base = program % blocks * CHANNELS
@@ -28,7 +28,7 @@ def _place(half, chunks, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _halves(base, half, CHANNELS: tl.constexpr):
-    """The channels (CHANNELS, 2) of a program, and which of them there are."""
+    """Return the channels (CHANNELS, 2) of a program, and which of them exist."""
     c = base + tl.arange(0, CHANNELS)[:, None] + tl.zeros((1, 2), tl.int32)
     return c + half * tl.arange(0, 2)[None, :], c < half
 
@@ -37,7 +37,7 @@ def _halves(base, half, CHANNELS: tl.constexpr):
 def _load(
     source, left, base, half, shuffled: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """A tile (PIXELS, CHANNELS, 2) whose first pixel is at ``source``; there are ``left`` pixels."""
+    """Load a tile (PIXELS, CHANNELS, 2) whose first pixel is at ``source``; ``left`` pixels exist."""
     if shuffled:
         pixel = tl.arange(0, PIXELS)[:, None]
         c = 2 * base + tl.arange(0, 2 * CHANNELS)[None, :]
@@ -68,8 +68,8 @@ def _store(
 def statistics_rows(
     u, partial, half, pixels, chunks, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """Statistics about the mean of the first tile, which lies within some deviations of that of all."""
-    sample, chunk, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
+    """Write the statistics about the mean of the first tile, which is within a few deviations of the mean."""
+    sample, chunk, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
     channels = 2 * half
     c = 2 * base + tl.arange(0, 2 * CHANNELS)
     valid = (c < channels)[None, :]
@@ -104,7 +104,7 @@ def output_rows(
     u, shortcut, out, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    sample, _, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
+    sample, _, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
     c, valid = _halves(base, half, CHANNELS)
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
     for _tile in range(tiles):
@@ -125,8 +125,8 @@ def sums_rows(
     grad, u, out, dshortcut, raw, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, separate: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The sums of q, q d, h and h d; and the gradient that ReLU let through, where it is asked for."""
-    sample, chunk, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
+    """Write the sums of q, q d, h and h d, and the gradient that ReLU let through, if it is asked for."""
+    sample, chunk, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
     c, valid = _halves(base, half, CHANNELS)
     channels = 2 * half
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
@@ -163,7 +163,7 @@ def gradient_rows(
     grad, u, out, du, coefficients, gain, half, pixels, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    sample, _, begin, base = _place(half, chunks, tiles, PIXELS, CHANNELS)
+    sample, _, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
     c, valid = _halves(base, half, CHANNELS)
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
     by_mean, by_distance = gradient_coefficients(coefficients, sample, c, 2 * half, valid)
