@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tail_rows import halves, load_tile, store_tile
+
 _TILE = 4096  # values that a program holds of each map
 _CHANNELS = 32  # channels of each half that a program takes in channels_last: 64 bytes of a row in half precision
 
@@ -137,38 +139,6 @@ def _planes(
 
 
 @triton.jit
-def _load_pair(
-    source, pixel, inside, base, channels, shuffle: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """Load tiles (PIXELS, CHANNELS) of the channels that come from the lower and from the upper half."""
-    half = channels // 2
-    if shuffle:
-        c = 2 * base + tl.arange(0, 2 * CHANNELS)
-        both = tl.load(source + pixel * channels + c[None, :], inside & (c < channels)[None, :], 0.0).to(tl.float32)
-        lower, upper = tl.split(tl.reshape(both, (PIXELS, CHANNELS, 2)))
-    else:
-        c = base + tl.arange(0, CHANNELS)
-        part = inside & (c < half)[None, :]
-        lower = tl.load(source + pixel * channels + c[None, :], part, 0.0).to(tl.float32)
-        upper = tl.load(source + pixel * channels + half + c[None, :], part, 0.0).to(tl.float32)
-    return lower, upper
-
-
-@triton.jit
-def _store_pair(target, lower, upper, pixel, inside, base, channels, shuffle: tl.constexpr, CHANNELS: tl.constexpr):
-    half = channels // 2
-    if shuffle:
-        c = 2 * base + tl.arange(0, 2 * CHANNELS)
-        both = tl.interleave(lower, upper).to(target.dtype.element_ty)
-        tl.store(target + pixel * channels + c[None, :], both, inside & (c < channels)[None, :])
-    else:
-        c = base + tl.arange(0, CHANNELS)
-        part = inside & (c < half)[None, :]
-        tl.store(target + pixel * channels + c[None, :], lower.to(target.dtype.element_ty), part)
-        tl.store(target + pixel * channels + half + c[None, :], upper.to(target.dtype.element_ty), part)
-
-
-@triton.jit
 def _rows(
     x, grad, out, sums, parameters, eps, gain, batch, channels, n, pixels,
     shuffle: tl.constexpr, backward: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -180,80 +150,53 @@ def _rows(
     sample = tl.program_id(1).to(tl.int64)
     base = tl.program_id(0) * CHANNELS
     half = channels // 2
-    low = base + tl.arange(0, CHANNELS)
-    valid = low < half
+    c, valid = halves(base, half, CHANNELS)
     x += sample * pixels * channels
     out += sample * pixels * channels
-    pixel = tl.arange(0, PIXELS)[:, None]
-    first_l = tl.load(x + low, valid, 0.0).to(tl.float32)
-    first_u = tl.load(x + half + low, valid, 0.0).to(tl.float32)
-    total_l = tl.zeros((CHANNELS,), tl.float32)
-    total_u = tl.zeros((CHANNELS,), tl.float32)
-    square_l = tl.zeros((CHANNELS,), tl.float32)
-    square_u = tl.zeros((CHANNELS,), tl.float32)
+    pixel = tl.arange(0, PIXELS)[:, None, None]
+    first = tl.load(x + c, valid, 0.0).to(tl.float32)
+    total = tl.zeros((CHANNELS, 2), tl.float32)
+    square = tl.zeros((CHANNELS, 2), tl.float32)
     for start in range(0, pixels, PIXELS):
-        inside = start + pixel < pixels
-        lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
-        part = inside & valid[None, :]
-        lower = tl.where(part, lower - first_l[None, :], 0.0)
-        upper = tl.where(part, upper - first_u[None, :], 0.0)
-        total_l += tl.sum(lower, 0)
-        total_u += tl.sum(upper, 0)
-        square_l += tl.sum(lower * lower, 0)
-        square_u += tl.sum(upper * upper, 0)
-    mean_l, rstd_l = _moments(total_l, square_l, first_l, pixels, eps)
-    mean_u, rstd_u = _moments(total_u, square_u, first_u, pixels, eps)
-    slope_l, offset_l, cweight_l, by_channel_l = _coefficients(parameters, low, mean_l, rstd_l, n, valid)
-    slope_u, offset_u, cweight_u, by_channel_u = _coefficients(parameters, half + low, mean_u, rstd_u, n, valid)
+        left = pixels - start
+        value = load_tile(x + start * channels, left, base, half, False, PIXELS, CHANNELS).to(tl.float32)
+        shifted = tl.where((pixel < left) & valid[None, :, :], value - first[None, :, :], 0.0)
+        total += tl.sum(shifted, 0)
+        square += tl.sum(shifted * shifted, 0)
+    mean, rstd = _moments(total, square, first, pixels, eps)
+    slope, offset, cweight, by_channel = _coefficients(parameters, c, mean, rstd, n, valid)
+    slope, offset = slope[None, :, :], offset[None, :, :]
     if not backward:
         for start in range(0, pixels, PIXELS):
-            inside = start + pixel < pixels
-            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
-            lower = gain * lower / (1.0 + tl.exp(-(slope_l[None, :] * (lower - mean_l[None, :]) + offset_l[None, :])))
-            upper = gain * upper / (1.0 + tl.exp(-(slope_u[None, :] * (upper - mean_u[None, :]) + offset_u[None, :])))
-            _store_pair(out, lower, upper, start + pixel, inside, base, channels, shuffle, CHANNELS)
+            left = pixels - start
+            value = load_tile(x + start * channels, left, base, half, False, PIXELS, CHANNELS).to(tl.float32)
+            y = gain * value / (1.0 + tl.exp(-(slope * (value - mean[None, :, :]) + offset)))
+            store_tile(out + start * channels, y, left, base, half, shuffle, PIXELS, CHANNELS)
     else:
         grad += sample * pixels * channels
-        t0_l = tl.zeros((CHANNELS,), tl.float32)
-        t0_u = tl.zeros((CHANNELS,), tl.float32)
-        t1_l = tl.zeros((CHANNELS,), tl.float32)
-        t1_u = tl.zeros((CHANNELS,), tl.float32)
+        t0 = tl.zeros((CHANNELS, 2), tl.float32)
+        t1 = tl.zeros((CHANNELS, 2), tl.float32)
         for start in range(0, pixels, PIXELS):
-            inside = start + pixel < pixels
-            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
-            g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
-            d_l = lower - mean_l[None, :]
-            d_u = upper - mean_u[None, :]
-            _, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :], gain)
-            _, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :], gain)
-            t0_l += tl.sum(t_l, 0)
-            t0_u += tl.sum(t_u, 0)
-            t1_l += tl.sum(t_l * d_l, 0) * rstd_l
-            t1_u += tl.sum(t_u * d_u, 0) * rstd_u
-        at = sample * channels + low
-        all_rows = batch * channels
-        tl.store(sums + at, tl.where(by_channel_l, t0_l * mean_l, t1_l), valid)
-        tl.store(sums + at + half, tl.where(by_channel_u, t0_u * mean_u, t1_u), valid)
-        tl.store(sums + all_rows + at, t0_l, valid)
-        tl.store(sums + all_rows + at + half, t0_u, valid)
-        t0_l, t0_u, t1_l, t1_u = t0_l / pixels, t0_u / pixels, t1_l / pixels, t1_u / pixels
+            left = pixels - start
+            value = load_tile(x + start * channels, left, base, half, False, PIXELS, CHANNELS).to(tl.float32)
+            g = load_tile(grad + start * channels, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+            d = value - mean[None, :, :]
+            _, t = _tangent(value, g, d, slope, offset, gain)
+            t0 += tl.sum(t, 0)
+            t1 += tl.sum(t * d, 0) * rstd
+        at = sums + sample * channels + c
+        tl.store(at, tl.where(by_channel, t0 * mean, t1), valid)
+        tl.store(at + batch * channels, t0, valid)
+        t0, t1 = (t0 / pixels)[None, :, :], (t1 / pixels)[None, :, :]
+        cweight, by_channel = cweight[None, :, :], by_channel[None, :, :]
         for start in range(0, pixels, PIXELS):
-            inside = start + pixel < pixels
-            lower, upper = _load_pair(x, start + pixel, inside, base, channels, False, PIXELS, CHANNELS)
-            g_l, g_u = _load_pair(grad, start + pixel, inside, base, channels, shuffle, PIXELS, CHANNELS)
-            d_l = lower - mean_l[None, :]
-            d_u = upper - mean_u[None, :]
-            gate_l, t_l = _tangent(lower, g_l, d_l, slope_l[None, :], offset_l[None, :], gain)
-            gate_u, t_u = _tangent(upper, g_u, d_u, slope_u[None, :], offset_u[None, :], gain)
-            dx_l = _gradient(
-                gate_l, t_l, g_l, d_l, slope_l[None, :], cweight_l[None, :], rstd_l[None, :], by_channel_l[None, :],
-                t0_l[None, :], t1_l[None, :],
-            )  # fmt: skip
-            dx_u = _gradient(
-                gate_u, t_u, g_u, d_u, slope_u[None, :], cweight_u[None, :], rstd_u[None, :], by_channel_u[None, :],
-                t0_u[None, :], t1_u[None, :],
-            )  # fmt: skip
-            _store_pair(out, dx_l, dx_u, start + pixel, inside, base, channels, False, CHANNELS)
+            left = pixels - start
+            value = load_tile(x + start * channels, left, base, half, False, PIXELS, CHANNELS).to(tl.float32)
+            g = load_tile(grad + start * channels, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+            d = value - mean[None, :, :]
+            gate, t = _tangent(value, g, d, slope, offset, gain)
+            dx = _gradient(gate, t, g, d, slope, cweight, rstd[None, :, :], by_channel, t0, t1)
+            store_tile(out + start * channels, dx, left, base, half, False, PIXELS, CHANNELS)
 
 
 def forward(x: Tensor, *arguments) -> Tensor:

@@ -27,14 +27,14 @@ def _locate(half, chunks, tiles, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _halves(base, half, CHANNELS: tl.constexpr):
+def halves(base, half, CHANNELS: tl.constexpr):
     """Return the channels (CHANNELS, 2) of a program, and which of them exist."""
     c = base + tl.arange(0, CHANNELS)[:, None] + tl.zeros((1, 2), tl.int32)
     return c + half * tl.arange(0, 2)[None, :], c < half
 
 
 @triton.jit
-def _load(
+def load_tile(
     source, left, base, half, shuffled: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     """Load a tile (PIXELS, CHANNELS, 2) whose first pixel is at ``source``; ``left`` pixels exist."""
@@ -44,12 +44,12 @@ def _load(
         run = tl.load(source + pixel * (2 * half) + c, (pixel < left) & (c < 2 * half), 0.0)
         return tl.reshape(run, (PIXELS, CHANNELS, 2))
     pixel = tl.arange(0, PIXELS)[:, None, None]
-    c, valid = _halves(base, half, CHANNELS)
+    c, valid = halves(base, half, CHANNELS)
     return tl.load(source + pixel * (2 * half) + c[None, :, :], (pixel < left) & valid[None, :, :], 0.0)
 
 
 @triton.jit
-def _store(
+def store_tile(
     target, values, left, base, half, shuffled: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
     values = values.to(target.dtype.element_ty)
@@ -60,7 +60,7 @@ def _store(
         tl.store(target + pixel * (2 * half) + c, run, (pixel < left) & (c < 2 * half))
     else:
         pixel = tl.arange(0, PIXELS)[:, None, None]
-        c, valid = _halves(base, half, CHANNELS)
+        c, valid = halves(base, half, CHANNELS)
         tl.store(target + pixel * (2 * half) + c[None, :, :], values, (pixel < left) & valid[None, :, :])
 
 
@@ -105,18 +105,18 @@ def output_rows(
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
-    c, valid = _halves(base, half, CHANNELS)
+    c, valid = halves(base, half, CHANNELS)
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
     for _tile in range(tiles):
         left = pixels - begin
         first = (sample * pixels + begin) * (2 * half)
-        d = _load(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
+        d = load_tile(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
         y = attended(d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         if add:
-            y += _load(shortcut + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+            y += load_tile(shortcut + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
         if relu:
             y = tl.where(y < 0.0, 0.0, y)
-        _store(out + first, y, left, base, half, shuffle, PIXELS, CHANNELS)
+        store_tile(out + first, y, left, base, half, shuffle, PIXELS, CHANNELS)
         begin += PIXELS
 
 
@@ -127,7 +127,7 @@ def sums_rows(
 ):  # fmt: skip
     """Write the sums of q, q d, h and h d, and the gradient that ReLU let through, if it is asked for."""
     sample, chunk, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
-    c, valid = _halves(base, half, CHANNELS)
+    c, valid = halves(base, half, CHANNELS)
     channels = 2 * half
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
     sum_q = tl.zeros((PIXELS, CHANNELS, 2), tl.float32)
@@ -137,13 +137,13 @@ def sums_rows(
     for _tile in range(tiles):
         left = pixels - begin
         first = (sample * pixels + begin) * channels
-        g = _load(grad + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+        g = load_tile(grad + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
         if relu:
-            y = _load(out + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+            y = load_tile(out + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
             g = tl.where(y <= 0.0, 0.0, g)
         if separate:
-            _store(dshortcut + first, g, left, base, half, shuffle, PIXELS, CHANNELS)
-        d = _load(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
+            store_tile(dshortcut + first, g, left, base, half, shuffle, PIXELS, CHANNELS)
+        d = load_tile(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
         # Both are 0 beyond the plane, as g is.
         q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         sum_q += q
@@ -164,18 +164,18 @@ def gradient_rows(
     shuffle: tl.constexpr, relu: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     sample, _, begin, base = _locate(half, chunks, tiles, PIXELS, CHANNELS)
-    c, valid = _halves(base, half, CHANNELS)
+    c, valid = halves(base, half, CHANNELS)
     pivot, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, valid)
     by_mean, by_distance = gradient_coefficients(coefficients, sample, c, 2 * half, valid)
     for _tile in range(tiles):
         left = pixels - begin
         first = (sample * pixels + begin) * (2 * half)
-        d = _load(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
-        g = _load(grad + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+        d = load_tile(u + first, left, base, half, False, PIXELS, CHANNELS).to(tl.float32) - pivot[None, :, :]
+        g = load_tile(grad + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
         if relu:
-            y = _load(out + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
+            y = load_tile(out + first, left, base, half, shuffle, PIXELS, CHANNELS).to(tl.float32)
             g = tl.where(y <= 0.0, 0.0, g)
         q, h = gate_gradient(g, d, scale[None, :, :], shift[None, :, :], slope[None, :, :], offset[None, :, :], gain)
         dx = scale[None, :, :] * q + slope[None, :, :] * h + by_mean[None, :, :] + by_distance[None, :, :] * d
-        _store(du + first, dx, left, base, half, False, PIXELS, CHANNELS)
+        store_tile(du + first, dx, left, base, half, False, PIXELS, CHANNELS)
         begin += PIXELS
