@@ -1,8 +1,7 @@
-"""The CPU kernels: a shared library on PyTorch's stable C++ interface. All else is in pyproject.toml.
+"""Build the CPU kernels: a shared library on PyTorch's stable C++ interface. Everything else is in pyproject.toml.
 
-It has no Python binding and uses nothing of PyTorch that changes between versions, so that one
-binary serves every later PyTorch and Python. Without a compiler that can build it the package is
-installed all the same, and computes the layer with PyTorch's own operations.
+It has no Python binding and uses only PyTorch's stable interface, so that one binary serves every later PyTorch and
+Python. Without a suitable compiler the package is installed without it, and the layer runs on PyTorch's operators.
 """
 
 import shutil
@@ -20,10 +19,10 @@ SOURCES = Path("src/shuffle_attention/kernels/csrc")
 
 
 def torch_directory() -> Path | None:
-    """Where PyTorch is installed: in the build environment, or else in the one being installed into.
+    """Return the folder of PyTorch in the build environment, or else in the environment installed into.
 
-    The second is what an isolated build cannot import. Its headers are enough, and are those that
-    the kernels will run with; PyTorch is not downloaded again to build a few files.
+    An isolated build cannot import the latter, but its headers are enough, and they are those of the PyTorch that
+    the kernels will run with; PyTorch need not be downloaded to build a few files.
     """
     spec = find_spec("torch")
     places = [Path(spec.origin).parent] if spec and spec.origin else []
@@ -40,11 +39,11 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The name without a tag of the Python that built it, which the library does not depend on."""
+        """Return the name without a Python tag, since the library does not depend on Python."""
         return str(Path(*fullname.split("."))) + ".so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
-        """None: the library registers its kernels as it is loaded."""
+        """Return none: the library registers its kernels when it is loaded."""
         return []
 
 

@@ -1,7 +1,7 @@
-"""What one call costs beside its arithmetic, for a map so small that it shows: ``python benchmarks/call.py``.
+"""Measure the fixed cost of one call, on a map small enough to show it: ``python benchmarks/call.py``.
 
-The kernel's own time is proportional to the number of channels, as each plane is worked on by itself,
-and all else (Python, the dispatcher, autograd, allocation, waking threads) is paid once a call. A line
+The kernel's time is proportional to the number of channels, since planes are independent; everything else
+(Python, the dispatcher, autograd, allocation, waking threads) is paid once per call. A line
 through the times of one image of a quarter, a half, three quarters and all of 2048 x 7 x 7, which fit
 in the second cache with their outputs, has the first as its slope and the second where it meets zero.
 """
@@ -22,7 +22,7 @@ TARGET = 25.0  # microseconds
 
 
 def op_of(layer: ShuffleAttention) -> Callable[[Tensor], Tensor]:
-    """The registered op with the layer's parameters, without what the module does around it."""
+    """Return the registered op with the layer's parameters, without the module around it."""
     gates = [p.detach() for p in (layer.cweight, layer.cbias, layer.sweight, layer.sbias)]
     norm = [layer.gn.weight.detach(), layer.gn.bias.detach()]
     return lambda x: torch.ops.shuffle_attention.shuffle_attention(x, *gates, *norm, layer.gn.eps, True)

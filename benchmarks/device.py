@@ -1,4 +1,4 @@
-"""What the kernels cost on a GPU, checked first: ``python benchmarks/device.py``, in one call of a few minutes.
+"""Check and time the kernels on a GPU: ``python benchmarks/device.py``, in one call of a few minutes.
 
 1. The tables of cases of the tests, layer and end of a block, on the GPU against float64 on the CPU.
 2. Layer and end of a block beside a copy of the map on the device, PyTorch's own end of a block, and

@@ -12,7 +12,7 @@ DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # and
 
 
 def check_tail(index: int, device: str) -> list[str]:
-    """Returns what is wrong in one case of ``tests/tail_cases.py``."""
+    """Return the failures of one case of ``tests/tail_cases.py``."""
     import tail_cases as t
 
     case, wrong = t.CASES[index], []
@@ -28,7 +28,7 @@ def check_tail(index: int, device: str) -> list[str]:
 
 
 def check_layer(case: str, device: str) -> list[str]:
-    """Returns what is wrong in one case of ``tests/layer_cases.py``."""
+    """Return the failures of one case of ``tests/layer_cases.py``."""
     import layer_cases as t
 
     (shape, groups), wrong = t.CASES[case], []
@@ -55,7 +55,7 @@ def check_layer(case: str, device: str) -> list[str]:
 
 
 def check(device: str, processes: int) -> list[dict[str, object]]:
-    """Runs both tables in several processes, which compile side by side."""
+    """Run both tables in several processes, which compile side by side."""
     tests = [str(Path(__file__).parents[1] / "tests")]
     sys.path.extend(tests)
     import layer_cases

@@ -74,7 +74,7 @@ def peak(call: Callable[[], object], device: str) -> int:
 
 
 def measure_networks(clock, dry: bool, repetitions: int, until: float) -> list[dict[str, object]]:
-    """Times jobs eager, then compiled; no network is compiled after ``until`` of the monotonic clock."""
+    """Time jobs eager, then compiled; no network is compiled after ``until`` of the monotonic clock."""
     batch, size = (2, 32) if dry else (128, 224)
     images = torch.randn(batch, 3, size, size, device=clock.device).to(memory_format=torch.channels_last)
     nets = {name: net.to(clock.device, memory_format=torch.channels_last) for name, net in networks(dry).items()}

@@ -23,7 +23,7 @@ TYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def losses(dtype: torch.dtype, lr: float, steps: int, *, fused: bool, nudge: float = 0.0) -> Tensor:
-    """The loss of every step, with the input scaled by ``1 + nudge``."""
+    """Return the loss of every step, with the input scaled by ``1 + nudge``."""
     fused_block.can_fuse = can_fuse if fused else lambda *_: False
     torch.manual_seed(0)
     network = timm.create_model("sa_resnet18", num_classes=10).to(dtype).train()

@@ -1,4 +1,4 @@
-"""What the layer costs beside a copy of its map: ``python benchmarks/layer.py``.
+"""Time the layer beside a copy of its map: ``python benchmarks/layer.py``.
 
 The map is read and written once by ``x.clone()``, which is the least that a layer can do. Forward
 alone has that same floor; forward and backward read and write five maps where the clone reads and
@@ -27,7 +27,7 @@ BOTH_WAYS_TARGET = 4.5
 
 
 def targets(batch: int, layout: str, size: int) -> dict[str, float]:
-    """The targets of a row, which are set for batch 32 alone."""
+    """Return the targets of a row, which exist for batch 32 only."""
     if batch != 32:
         return {}
     return {"forward": TARGETS.get((layout, size), TARGETS[layout, None]), "both_ways": BOTH_WAYS_TARGET}
@@ -52,7 +52,7 @@ def both_ways(function, layer: ShuffleAttention, x: Tensor, grad: Tensor) -> tup
 
 
 def check(layer: ShuffleAttention, x: Tensor, grad: Tensor) -> None:
-    """Nothing is timed that computes something else."""
+    """Check that the layer and the reference agree before anything is timed."""
     expected = both_ways(lambda x: by_reference(layer.double(), x), layer.double(), x.double(), grad.double())
     torch.testing.assert_close(layer.float()(x), by_reference(layer, x), rtol=1e-4, atol=1e-5)
     for got, want in zip(both_ways(layer, layer, x, grad), expected, strict=True):
@@ -108,7 +108,7 @@ def _rounded(times: dict[str, Times], name: str) -> list[float]:
 
 
 def line(row: dict) -> str:
-    """What is printed of a row: medians [quartiles], and beside a target whether it is met."""
+    """Return a row as printed: medians [quartiles], and whether a target is met."""
     text = f"{row['layout']:13} {row['batch']:2} x {row['channels']:4} x {row['size']:2}^2"
     text += f"  clone {row['clone_us']:8.1f} us"
     for name, label in (("forward", "forward"), ("both_ways", "both ways")):

@@ -1,4 +1,4 @@
-"""What attention costs a network in memory: ``python benchmarks/memory.py``.
+"""Measure the memory that attention costs a model: ``python benchmarks/memory.py``.
 
 ``kept`` is the bytes that the forward of a training step keeps for the backward, each storage once and
 parameters apart. ``peak`` is how much the process grows in two training steps of a network, which is
@@ -28,7 +28,7 @@ def resident() -> int:
 
 
 def of_one(name: str, batch: int, size: int, layout: str) -> dict[str, int]:
-    """What ``kept`` and ``peak`` are for one network; for a process of its own."""
+    """Measure ``kept`` and ``peak`` of one model, in a separate process."""
     images = images_of(batch, size, layout)
     model = network(name).to(memory_format=FORMATS[layout])
 

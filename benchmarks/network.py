@@ -1,4 +1,4 @@
-"""What attention costs a whole network: ``python benchmarks/network.py``.
+"""Time whole models with attention: ``python benchmarks/network.py``.
 
 SA-ResNet-50 beside timm's ResNet-50, its SE-ResNet-50 and ECA-ResNet-50, and beside itself with its
 blocks run module by module. Every figure is a ratio to ResNet-50 within one repetition; ``compiled`` are
@@ -29,14 +29,14 @@ REPETITIONS = {1: 31, 8: 21, 32: 7}
 
 
 def network(name: str) -> nn.Module:
-    """The network with its BatchNorms as they start, so that all of them compute on like numbers."""
+    """Return the model with its BatchNorms at their start, so that all models compute on similar numbers."""
     torch.manual_seed(0)
     model, options = resnet_with(NETWORKS[name], 50)
     return timm.create_model(model, **options)
 
 
 def unfused(call: Callable[[], T]) -> Callable[[], T]:
-    """The call with the blocks' modules run one by one."""
+    """Return the call with the modules of the blocks run one by one."""
 
     def run() -> T:
         fused_block.can_fuse = lambda *_: False
@@ -79,7 +79,7 @@ def images_of(batch: int, size: int, layout: str) -> Tensor:
 
 
 def calls_of(job: str, names: list[str], images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
-    """The job as a call for each network."""
+    """Return the job as a call for each model."""
     calls = {name: JOBS[job](network(name).to(memory_format=FORMATS[layout]), images) for name in names}
     if "sa-modules" in calls:
         calls["sa-modules"] = unfused(calls["sa-modules"])
@@ -87,7 +87,7 @@ def calls_of(job: str, names: list[str], images: Tensor, layout: str) -> dict[st
 
 
 def compiled_calls_of(job: str, images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
-    """The same for the plain network and for that with attention, compiled."""
+    """Return the job for the plain model and for that with attention, compiled."""
     calls = {}
     for name in ("plain", "sa"):
         torch.compiler.reset()
@@ -97,7 +97,7 @@ def compiled_calls_of(job: str, images: Tensor, layout: str) -> dict[str, Callab
 
 
 def measure(calls: dict[str, Callable[[], object]], repetitions: int, target: float, about: dict) -> dict:
-    """Returns the row of figures of ``calls``, after printing it."""
+    """Time ``calls``, print the row and return it."""
     times = interleaved(calls, repetitions)
     row = {**about, "target": target, "plain_ms": round(times["plain"].median * 1e3, 1)}
     row |= {f"{name}_over_plain": [round(ratio, 3) for ratio in times[name].over(times["plain"])] for name in calls}

@@ -1,4 +1,4 @@
-"""What the end of a residual block costs with attention beside without: ``python benchmarks/tail.py``.
+"""Time the end of a residual block with attention beside the same without: ``python benchmarks/tail.py``.
 
 The baseline is the plain end of timm's block in training, ``y = bn(u); y += shortcut; relu_(y)``, by
 PyTorch's own operations; forward alone keeps nothing for a backward, and ``evaluation`` is the forward
@@ -48,7 +48,7 @@ def both_ways(function, u: Tensor, shortcut: Tensor, grad: Tensor, norm, attenti
 
 
 def check(u: Tensor, shortcut: Tensor, grad: Tensor, norm, attention) -> None:
-    """Nothing is timed that computes something else."""
+    """Check that the op and the modules agree before anything is timed."""
     maps = [t.double().requires_grad_() for t in (u, shortcut)]
     expected = both_ways(by_modules, *maps, grad.double(), norm.double(), attention.double())
     norm, attention = norm.float(), attention.float()
@@ -109,7 +109,7 @@ def _rounded(times: dict[str, Times], name: str, baseline: str) -> list[float]:
 
 
 def line(row: dict) -> str:
-    """What is printed of a row: medians [quartiles], and beside a target whether it is met."""
+    """Return a row as printed: medians [quartiles], and whether a target is met."""
     text = f"{row['layout']:13} {row['batch']:2} x {row['channels']:4} x {row['size']:2}^2"
     for way, label in (("evaluation", "evaluation"), ("forward", "forward"), ("both_ways", "both ways")):
         middle, low, high = row[f"fused_{way}_over_plain"]

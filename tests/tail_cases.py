@@ -110,7 +110,7 @@ def compare(
 
 
 def check_large_mean(size: int, layout) -> None:
-    """A mean of 10^4 deviations costs the variances nothing, nor do planes whose parts differ."""
+    """Check that a mean of 10^4 deviations costs the variances nothing, nor do planes whose parts differ."""
     case = Case((2, 4, size, size), 1, layout)
     norm, attention = (m.requires_grad_(False) for m in case.modules())
     u, shortcut, _ = case.maps(torch.float32)

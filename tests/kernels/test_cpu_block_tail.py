@@ -39,7 +39,7 @@ ends = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fills new memory with NaN, so that an output which is not written cannot pass."""
+    """Fill new memory with NaN, so that an output that is not written fails."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -120,7 +120,7 @@ def test_gradgradcheck(training: bool):
 
 
 def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: bool, relu: bool):
-    """What the forward and the backward op are called with."""
+    """Return the arguments of the forward and of the backward op."""
     norm, attention = case.modules(torch.float64 if dtype == torch.float64 else torch.float32)
     u, shortcut, grad = case.maps(dtype)
     sa = [p.detach() for p in attention.parameters()]

@@ -76,7 +76,7 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d)[6:])
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fills new memory with NaN, so that an output which is not written cannot pass."""
+    """Fill new memory with NaN, so that an output that is not written fails."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -34,7 +34,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS)
 def case(request) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
-    """A model in evaluation mode with random gates, its parameters, and images; float64."""
+    """Return a model in evaluation mode with random gates, its parameters, and images; float64."""
     make, shape = MODELS[request.param]
     torch.manual_seed(0)
     model = make().double().eval()

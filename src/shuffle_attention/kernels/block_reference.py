@@ -31,8 +31,8 @@ Through the statistics of its plane (sums are over the plane; cweight is 0 in th
     dz = q + \alpha\rho\,h + \tfrac1P (\text{cweight} - \alpha\rho) \sum h
         - \tfrac1P \alpha\rho\,(a\rho)^2\,d \sum h d
 
-and, as :math:`\sum d = 0`, :math:`\sum d^2 = P v` and :math:`1 - a^2 v \rho^2 = \epsilon \rho^2`, what
-BatchNorm needs of it is
+and, as :math:`\sum d = 0`, :math:`\sum d^2 = P v` and :math:`1 - a^2 v \rho^2 = \epsilon \rho^2`, BatchNorm
+needs
 
 .. math:: \sum dz = \sum q + \text{cweight} \sum h, \qquad \sum dz\,d = \sum q d + \alpha \epsilon \rho^3 \sum h d.
 
@@ -44,7 +44,7 @@ over the samples they give d bias :math:`= \sum dz` and d weight :math:`= \sum d
 
 without the last term where BatchNorm's statistics are given and not those of the batch. As
 :math:`a q + S h` is known in the first pass and the rest of it is linear in :math:`d`, the first pass
-leaves that much of it in ``du``, and no gate is computed twice.
+stores that part in ``du``, and no gate is computed twice.
 """
 
 import torch
@@ -131,7 +131,7 @@ def block_tail_backward(
 
 
 def _normalise(u: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-    """``u`` in the type of the sums, the same normalised, 1 / deviation, and mean and variance (2, C)."""
+    """Return ``u`` in the type of the sums, normalised, 1 / deviation, and mean and variance (2, C)."""
     x = u.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
     if mean is None or var is None:
         over, values = _sample_and_plane(x), max(x.numel() // x.shape[1], 1)

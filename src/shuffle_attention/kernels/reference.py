@@ -1,4 +1,4 @@
-r"""Shuffle attention in plain PyTorch: the definition that every kernel is measured against.
+r"""Shuffle attention in plain PyTorch: the definition that every kernel is compared with.
 
 With :math:`n` = ``cweight.numel()``, a map of :math:`C` channels has :math:`G = C / 2n` groups.
 Channel :math:`c` has the index :math:`r = c \bmod 2n` inside its group. With :math:`\mu_c` and
@@ -51,7 +51,7 @@ def shuffle_attention(
     shuffle: bool,
     gain: float = 1.0,
 ) -> Tensor:
-    """Returns the attended map, contiguous, of the shape and type of ``x``."""
+    """Return the attended map, contiguous, of the shape and type of ``x``."""
     channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps, gain=gain)
     y = torch.stack([channel * channel_gate, spatial * spatial_gate], dim=2)
@@ -72,9 +72,9 @@ def gates(
     eps: float,
     gain: float = 1.0,
 ) -> Tensor:
-    """Returns what every value of ``x`` is multiplied by before the shuffle, in its shape and in the type of the sums.
+    """Return the factor of every value of ``x`` before the shuffle, in the shape of ``x`` and the type of the sums.
 
-    A plane of the channel branch has one gate throughout, a plane of the spatial branch one at each place.
+    A plane of the channel branch has one gate, a plane of the spatial branch one per position.
     """
     channel, spatial, *params = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     channel_gate, spatial_gate = _gates(channel, spatial, *params, eps=eps, gain=gain)
@@ -94,9 +94,9 @@ def shuffle_attention_backward(
     shuffle: bool,
     gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of ``x`` and of the six parameters, given that of the output.
+    """Return the gradients of ``x`` and of the six parameters, given that of the output.
 
-    The gates are recomputed from ``x``, so that nothing else has to be kept.
+    The gates are recomputed from ``x``, so that nothing else has to be saved.
     """
     channel, spatial, cw, cb, sw, sb, gw, gb = _split(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias)
     if shuffle:
@@ -140,13 +140,13 @@ def _gates(
     eps: float,
     gain: float,
 ) -> tuple[Tensor, Tensor]:
-    """The gates of the two branches: (B, groups, n, 1) and (B, groups, n, plane)."""
+    """Return the gates of the two branches: (B, groups, n, 1) and (B, groups, n, plane)."""
     xhat, _ = _standardise(spatial, eps)
     return gain * torch.sigmoid(cw * _mean(channel) + cb), gain * torch.sigmoid(sw * (gw * xhat + gb) + sb)
 
 
 def _split(x: Tensor, *params: Tensor) -> list[Tensor]:
-    """The two branches of ``x``, each (B, groups, n, plane), and the parameters as (n, 1), in the type of the sums."""
+    """Return the two branches of ``x``, each (B, groups, n, plane), and the parameters (n, 1), in the sums' type."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = params[0].numel()
     groups, plane = x.shape[1] // (2 * n), x.shape[2:].numel()
@@ -155,14 +155,14 @@ def _split(x: Tensor, *params: Tensor) -> list[Tensor]:
 
 
 def _standardise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x`` with zero mean and unit variance over each plane, and the reciprocal of its standard deviation."""
+    """Return ``x`` with zero mean and unit variance over each plane, and the reciprocal of its standard deviation."""
     centred = x - _mean(x)
     rstd = torch.rsqrt(_mean(centred.square()) + eps)
     return centred * rstd, rstd
 
 
 def _mean(x: Tensor) -> Tensor:
-    """The mean of each plane; that of a plane without pixels is zero, so that its gradients are too."""
+    """Return the mean of each plane, zero for planes without pixels, so that their gradients are zero too."""
     return x.sum(-1, keepdim=True) / max(x.shape[-1], 1)
 
 
