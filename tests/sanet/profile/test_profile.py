@@ -1,4 +1,4 @@
-"""What networks cost: counts against those that are known, and the command with what it writes."""
+"""Costs of models: known counts, and the files of the command."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-import shuffle_attention.models  # noqa: F401 - registers the networks
+import shuffle_attention.models  # noqa: F401 - registers the models
 from conftest import sanet_here
 from shuffle_attention.sanet.charts import _spread
 from shuffle_attention.sanet.environment import environment
@@ -38,7 +38,7 @@ def test_a_convolution_is_counted_by_hand():
         ("seresnet50", 28_088_024, 4.092, 4.124),
     ],
 )
-def test_counts_of_known_networks(name, parameters, products, with_pointwise):
+def test_counts_of_known_models(name, parameters, products, with_pointwise):
     with torch.device("meta"):
         size = size_of(timm.create_model(name), 3, 224)
     assert size.parameters == parameters
@@ -57,15 +57,16 @@ def test_ratios_are_taken_within_a_repetition():
     assert Times([3.0]).over(Times([2.0])) == (1.5, 1.5, 1.5)
 
 
-def test_the_first_network_is_one_beside_itself():
-    networks = {name: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for name in "ab"}
-    first, second = profile(networks, torch.randn(2, 3, 8, 8), repetitions=2)
+def test_the_first_model_has_ratios_of_one():
+    models = {name: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for name in "ab"}
+    sizes = {name: size_of(model, 3, 8) for name, model in models.items()}
+    first, second = profile(models, sizes, torch.randn(2, 3, 8, 8), 2)
     over = second.to_dict(first)["over_first"]
     assert over["parameters"] == over["multiply_adds"] == over["kept_bytes"] == 1
     assert first.to_dict(first)["over_first"]["forward"] == (1, 1, 1)
 
 
-def test_the_command_writes_figures_and_a_picture(tmp_path, capsys):
+def test_the_command_writes_measurements_and_a_chart(tmp_path, capsys):
     files = "--json", tmp_path / "costs.json", "--chart", tmp_path / "costs.png"
     small = "--img-size", 32, "--batch-size", 2, "--repetitions", 2, "--device", "cpu", "--threads", 1
     threads = torch.get_num_threads()
@@ -104,13 +105,13 @@ def test_bad_arguments_are_refused(tmp_path, monkeypatch, capsys, arguments, mes
     assert not list(tmp_path.iterdir())
 
 
-def test_published_figures_have_sources_and_explanations():
-    found = [
+def test_published_metrics_have_sources_and_explanations():
+    printed = [
         published(attention, depth)
         for attention in ("none", "se", "cbam", "sge", "eca", "gc", "shuffle")
         for depth in (50, 101)
     ]
-    rows = [row for row in found if row is not None]
+    rows = [row for row in printed if row is not None]
     assert len(rows) == 12
     assert published("gc", 50) is None
     for row in rows:

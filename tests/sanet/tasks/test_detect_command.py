@@ -17,7 +17,8 @@ from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
 from shuffle_attention.sanet.data.coco import find_split
 from shuffle_attention.sanet.data.coco_reading import read_coco
-from shuffle_attention.sanet.profile.detectors import training_step, work_alike
+from shuffle_attention.sanet.profile.costs import training_step
+from shuffle_attention.sanet.profile.detectors import random_objects, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
 from shuffle_attention.sanet.tasks.detection.digits import digits_coco
@@ -253,12 +254,13 @@ def test_what_cannot_be_predicted(trained, tmp_path, capsys):
 
 def test_profile(tmp_path, capsys):
     small = ["--size", 64, 96, "--repetitions", 1, "--device", "cpu", "--num-classes", 3]
-    figures = tmp_path / "cost.json"
-    assert sanet_here("detect", "profile", "resnet18", "sa_resnet18", "--arch", "fcos", *small, "--json", figures) == 0
-    said = json.loads(figures.read_text())["detectors"]
-    assert said["sa_resnet18"]["parameters"] - said["resnet18"]["parameters"] == 96
-    assert said["resnet18"]["training step"]["over_first"] == [1, 1, 1]
-    assert "over resnet18, with quartiles" in capsys.readouterr().out
+    path = tmp_path / "cost.json"
+    assert sanet_here("detect", "profile", "resnet18", "sa_resnet18", "--arch", "fcos", *small, "--json", path) == 0
+    costs = json.loads(path.read_text())["detectors"]
+    assert costs["sa_resnet18"]["parameters"] - costs["resnet18"]["parameters"] == 96
+    assert costs["resnet18"]["training step"]["over_first"] == [1, 1, 1]
+    assert {"macs", "trainable", "by_part", "kept_bytes", "inference"} <= costs["resnet18"].keys()
+    assert "over resnet18, times with quartiles" in capsys.readouterr().out
 
 
 def test_what_is_profiled_learns_from_as_many_proposals_whatever_the_backbone(monkeypatch):
@@ -273,7 +275,8 @@ def test_what_is_profiled_learns_from_as_many_proposals_whatever_the_backbone(mo
         options = {"min_size": 128, "max_size": 192, "backbone_options": {"channels": [8, 8, 16, 16]}}
         detector = create_detector("faster_rcnn", backbone, 3, frozen_norm=True, pyramid_channels=32, **options)
         work_alike(detector, (128, 192))
-        step = training_step(detector, "faster_rcnn", (128, 192), 1, CPU.device)
+        targets = random_objects((128, 192), 1, masks=False)
+        step = training_step(detector, [torch.rand(3, 128, 192)], targets)
         for _ in range(3):
             step()
     assert len(learnt_from) == 6

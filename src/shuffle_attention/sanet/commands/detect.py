@@ -1,8 +1,8 @@
-"""The commands ``sanet detect``: train, evaluate, use and profile detectors."""
+"""The commands ``sanet detect``: train, evaluate and use detectors."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,87 +141,6 @@ class PredictObjects(Command):
             f"{found} objects of score {threshold:g} and more in {len(records)} images; pictures and", end=" "
         )
         console.print(f"detections.json are in {folder}")
-        return 0
-
-
-@dataclass(kw_only=True)
-class ProfileDetectors(Command):
-    """Measure parameters, multiply-adds and time of a detector on several backbones, compared with the first."""
-
-    name = "detect profile"
-    summary = "measure the cost of detectors"
-
-    backbones: list[str] = option(..., "models of timm or of this package", positional=True, metavar="BACKBONE")
-    arch: str = option("mask_rcnn", "detector")
-    backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML")
-    num_classes: int = option(81, "classes, background included")
-    size: list[int] = option([800, 1333], "sides of the images, pixels", minimum=1, nargs=2)
-    batch_size: int = option(1, "images at a time", minimum=1)
-    frozen_norm: bool = option(True, "frozen BatchNorm, as in fine-tuning")
-    device: str = option("auto", "cpu, cuda, mps, ...")
-    threads: int | None = option(None, "threads of the CPU; by default PyTorch's choice", minimum=1)
-    repetitions: int = option(7, "how often each is timed", minimum=1)
-    json: str | None = option(None, "write the measurements to FILE", metavar="FILE")
-
-    def run(self) -> int:
-        """Measure all backbones, and print and write the costs."""
-        import torch
-
-        from ...models.detectors import create_detector
-        from ..device import open_process
-        from ..environment import environment
-        from ..profile.detectors import detector_cost, inference, training_step, work_alike
-        from ..profile.tables import print_detector_costs
-        from ..timing import interleaved
-
-        backbones, arch, num_classes, batch_size = self.backbones, self.arch, self.num_classes, self.batch_size
-        size = (self.size[0], self.size[1])
-        if len(set(backbones)) < len(backbones):
-            raise InputError(f"each backbone can be named once, got {', '.join(backbones)}")
-        require_folder_of("--json", self.json)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        options: dict[str, Any] = {"min_size": min(size), "max_size": max(size), "frozen_norm": self.frozen_norm}
-        options["backbone_options"] = self.backbone_args
-        networks: dict[str, torch.nn.Module] = {}
-        for backbone in backbones:
-            torch.manual_seed(0)
-            networks[backbone] = create_detector(arch, backbone, num_classes, **options)
-        costs = {name: detector_cost(network, *size) for name, network in networks.items()}
-        for network in networks.values():
-            work_alike(network, size)
-        with open_process(self.device) as place:
-            networks = {name: network.to(place.device) for name, network in networks.items()}
-            times = {}
-            for job, make in {"inference": inference, "training step": training_step}.items():
-                calls = {name: make(net, arch, size, batch_size, place.device) for name, net in networks.items()}
-                times[job] = interleaved(calls, self.repetitions)
-        print_detector_costs(costs, times)
-        if self.json is not None:
-            settings: dict[str, Any] = {
-                "arch": arch,
-                "size": size,
-                "batch_size": batch_size,
-                "num_classes": num_classes,
-            }
-            settings["backbone_args"] = self.backbone_args
-            first = backbones[0]
-            rows = {
-                name: {
-                    **asdict(costs[name]),
-                    **{
-                        job: {"seconds": t[name].median, "over_first": t[name].over(t[first])}
-                        for job, t in times.items()
-                    },
-                }
-                for name in backbones
-            }
-            content = {
-                "machine": environment(),
-                "settings": {**settings, "frozen_norm": self.frozen_norm, "repetitions": self.repetitions},
-                "detectors": rows,
-            }
-            write_json(self.json, content)
         return 0
 
 

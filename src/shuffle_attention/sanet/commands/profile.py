@@ -1,8 +1,10 @@
-"""The command ``sanet profile``."""
+"""The commands ``sanet profile`` and ``sanet detect profile``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +16,38 @@ from ..recipes.settings import option
 from . import Command
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..profile.costs import Profile
+    from ..device import Process
 
 PAPER_DEPTHS = (50, 101)  # of table 1
 
 
 @dataclass(kw_only=True)
-class ProfileModels(Command):
+class Profiling(Command):
+    """Options that both commands have."""
+
+    device: str = option("auto", "cpu, cuda, mps, ...")
+    threads: int | None = option(None, "threads of the CPU; by default PyTorch's choice", minimum=1)
+    json: str | None = option(None, "write the measurements to FILE", metavar="FILE")
+
+    @contextmanager
+    def on_device(self) -> Iterator[Process]:
+        """Open the device and use the CPU threads that were asked for; restore their number afterwards."""
+        import torch
+
+        from ..device import open_process
+
+        threads = torch.get_num_threads()
+        try:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            with open_process(self.device) as process:
+                yield process
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass(kw_only=True)
+class ProfileModels(Profiling):
     """Measure parameters, multiply-adds, time and memory of models, compared with the first of them."""
 
     name = "profile"
@@ -33,33 +58,23 @@ class ProfileModels(Command):
     img_size: int = option(224, "side of the input, pixels", minimum=1)
     batch_size: int = option(8, "images at a time", minimum=1)
     layout: Literal["nchw", "nhwc"] = option("nchw", "memory format")
-    device: str = option("auto", "cpu, cuda, mps, ...")
-    threads: int | None = option(None, "threads of the CPU; by default PyTorch's choice", minimum=1)
     repetitions: int = option(9, "how often each is timed", minimum=1)
-    json: str | None = option(None, "write the measurements to FILE", metavar="FILE")
     chart: str | None = option(None, "draw the ratios to FILE, as PNG", metavar="FILE", aliases=("--picture",))
 
     def run(self) -> int:
         """Measure all models, and print, write and draw the costs."""
+        import timm
         import torch
 
         from ...attention import attention_names
+        from ...models.attention_resnet import resnet_with
         from ..console import console
-        from ..device import open_process
         from ..environment import environment
-        from ..profile.costs import profile
-        from ..profile.published import notes
-        from ..profile.tables import compare_with_paper, draw_costs, print_costs, print_published
+        from ..network import create_network
+        from ..profile.costs import draw_costs, print_costs, profile, size_of
+        from ..profile.published import compare_with_paper, notes, print_published
 
-        models, paper, img_size, batch_size, layout = (
-            self.models,
-            self.paper,
-            self.img_size,
-            self.batch_size,
-            self.layout,
-        )
-        layouts = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-        if bool(models) == paper:
+        if bool(self.models) == self.paper:
             raise InputError("give the models to profile, or --paper for those of the paper's table 1")
         for flag, file in (("--json", self.json), ("--chart", self.chart)):
             require_folder_of(flag, file)
@@ -67,71 +82,115 @@ class ProfileModels(Command):
                 raise InputError(f"{flag} {file}: that is a folder; name a file in it")
             if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
                 raise InputError(f"{flag} {file}: {Path(file).parent} cannot be written to")
-        if len(set(models)) < len(models):
-            raise InputError(f"a model is named twice: {', '.join(models)}")
-        threads_before = torch.get_num_threads()
-        groups = [[(a, d) for a in attention_names()] for d in PAPER_DEPTHS] if paper else [list(models)]
-        tables: list[list[Profile]] = []
-        try:
-            if self.threads is not None:
-                torch.set_num_threads(self.threads)
-            with open_process(self.device) as process:
-                torch.manual_seed(0)
-                images = torch.randn(batch_size, 3, img_size, img_size, device=process.device)
-                images = images.contiguous(memory_format=layouts[layout])
-                console.print(
-                    f"{batch_size} images of {img_size} pixels, float32, {layout.upper()}, on {process.device}"
-                    + (f" with {torch.get_num_threads()} threads" if process.device.type == "cpu" else "")
-                )
-                for group in groups:
-                    networks = {}
-                    for which in group:
-                        label, network = _network(which)
-                        networks[label] = process.to_device(network, channels_last=layout == "nhwc")
-                    with asked_for(model=", ".join(networks), img_size=img_size, batch_size=batch_size):
-                        tables.append(profile(networks, images, self.repetitions))
-                    del networks
-                    print_costs(tables[-1])
+        if len(set(self.models)) < len(self.models):
+            raise InputError(f"a model is named twice: {', '.join(self.models)}")
+        layers = [[(attention, depth) for attention in attention_names()] for depth in PAPER_DEPTHS]
+        settings = {name: getattr(self, name) for name in ("img_size", "batch_size", "layout", "repetitions")}
+        batch, tables = f"{self.batch_size} images of {self.img_size} pixels, float32, {self.layout.upper()}", []
+        with self.on_device() as process:
+            on_cpu = process.device.type == "cpu"
+            torch.manual_seed(0)
+            images = torch.randn(self.batch_size, 3, self.img_size, self.img_size, device=process.device)
+            if self.layout == "nhwc":
+                images = images.contiguous(memory_format=torch.channels_last)
+            threads = f" with {torch.get_num_threads()} threads" if on_cpu else ""
+            console.print(f"{batch}, on {process.device}{threads}")
+            for group in layers if self.paper else [self.models]:
+                models = {}
+                for each in group:
+                    if isinstance(each, str):
+                        label, model = each, create_network(Recipe(model=each), 1000)
+                    else:
+                        label, options = resnet_with(*each)
+                        model = timm.create_model(label, **options)
+                    models[label] = process.to_device(model, channels_last=self.layout == "nhwc")
+                with asked_for(model=", ".join(models), img_size=self.img_size, batch_size=self.batch_size):
+                    sizes = {label: size_of(model, 3, self.img_size) for label, model in models.items()}
+                    tables.append(profile(models, sizes, images, self.repetitions))
+                del models
+                print_costs(tables[-1])
             console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image, and no others")
             measured = environment()
-            on_cpu = process.device.type == "cpu"
-        finally:
-            torch.set_num_threads(threads_before)
-        compared = compare_with_paper(groups) if paper else []
-        if paper:
+        content: dict[str, Any] = {
+            "machine": measured,
+            "settings": settings,
+            "profiles": [p.to_dict(profiles[0]) for profiles in tables for p in profiles],
+        }
+        if self.paper:
+            compared = compare_with_paper([layer for group in layers for layer in group])
             print_published(compared)
+            content["paper"] = [
+                {"name": name, **asdict(size), "published": None if printed is None else asdict(printed)}
+                for name, size, printed in compared
+            ]
+            content["notes"] = notes()
         if self.json is not None:
-            content: dict[str, Any] = {
-                "machine": measured,
-                "settings": {
-                    "img_size": img_size,
-                    "batch_size": batch_size,
-                    "layout": layout,
-                    "repetitions": self.repetitions,
-                },
-                "profiles": [p.to_dict(table[0]) for table in tables for p in table],
-            }
-            if paper:
-                content["paper"] = [
-                    {"name": name, **asdict(size), "published": None if found is None else asdict(found)}
-                    for name, size, found in compared
-                ]
-                content["notes"] = notes()
             write_json(self.json, content)
         if self.chart is not None:
-            title = f"{batch_size} x {img_size} px, {layout.upper()}, {measured['cpu' if on_cpu else 'accelerator']}"
+            machine = measured["cpu" if on_cpu else "accelerator"]
+            title = f"{self.batch_size} x {self.img_size} px, {self.layout.upper()}, {machine}"
             draw_costs(tables, title, Path(self.chart))
         return 0
 
 
-def _network(which: str | tuple[str, int]) -> tuple[str, nn.Module]:
-    """Return the name and the model of a row, which a model's name or the paper's layer and depth stand for."""
-    import timm
+@dataclass(kw_only=True)
+class ProfileDetectors(Profiling):
+    """Measure parameters, multiply-adds, time and memory of a detector on several backbones.
 
-    from ...models.attention_resnet import resnet_with
-    from ..network import create_network
+    Ratios are those to the first backbone.
+    """
 
-    if isinstance(which, str):
-        return which, create_network(Recipe(model=which), 1000)
-    name, options = resnet_with(*which)
-    return name, timm.create_model(name, **options)
+    name = "detect profile"
+    summary = "measure the cost of detectors"
+
+    backbones: list[str] = option(..., "models of timm or of this package", positional=True, metavar="BACKBONE")
+    arch: str = option("mask_rcnn", "detector")
+    backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML")
+    num_classes: int = option(81, "classes, background included")
+    size: list[int] = option([800, 1333], "sides of the images, pixels", minimum=1, nargs=2)
+    batch_size: int = option(1, "images at a time", minimum=1)
+    frozen_norm: bool = option(True, "frozen BatchNorm, as in fine-tuning")
+    repetitions: int = option(7, "how often each is timed", minimum=1)
+
+    def run(self) -> int:
+        """Measure all backbones, and print and write the costs."""
+        import torch
+
+        from ...models.detectors import ARCHITECTURES, create_detector
+        from ..environment import environment
+        from ..profile.costs import print_costs, profile
+        from ..profile.detectors import detector_cost, random_objects, work_alike
+        from ..tasks.evaluation import to_device
+
+        size = (self.size[0], self.size[1])
+        if len(set(self.backbones)) < len(self.backbones):
+            raise InputError(f"each backbone can be named once, got {', '.join(self.backbones)}")
+        require_folder_of("--json", self.json)
+        options: dict[str, Any] = {"min_size": min(size), "max_size": max(size), "frozen_norm": self.frozen_norm}
+        with self.on_device() as process:
+            models: dict[str, torch.nn.Module] = {}
+            for backbone in self.backbones:
+                torch.manual_seed(0)
+                models[backbone] = create_detector(
+                    self.arch, backbone, self.num_classes, backbone_options=self.backbone_args, **options
+                )
+            sizes = {name: detector_cost(model, *size) for name, model in models.items()}
+            for model in models.values():
+                work_alike(model, size)
+                model.to(process.device)
+            targets = random_objects(size, self.batch_size, masks=ARCHITECTURES[self.arch].masks)
+            images = list(torch.rand(self.batch_size, 3, *size))
+            images, targets = to_device((images, targets), process.device)
+            profiles = profile(models, sizes, images, self.repetitions, targets)
+            measured = environment()
+        print_costs(profiles)
+        if self.json is not None:
+            first, rows = profiles[0], {}
+            for p in profiles:
+                jobs = {"inference": (p.forward, first.forward), "training step": (p.step, first.step)}
+                times = {job: {"seconds": t.median, "over_first": t.over(of)} for job, (t, of) in jobs.items()}
+                rows[p.name] = {**asdict(p.size), "kept_bytes": p.kept, **times}
+            fields = ("arch", "size", "batch_size", "num_classes", "backbone_args", "frozen_norm", "repetitions")
+            settings = {name: getattr(self, name) for name in fields}
+            write_json(self.json, {"machine": measured, "settings": settings, "detectors": rows})
+        return 0

@@ -1,33 +1,27 @@
 """Parameters and multiply-adds of a detector at a given size of image."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from ...models.detectors import ARCHITECTURES
 from ...models.pyramid import PyramidBackbone
-from ..tasks.evaluation import to_device
-from ..timing import wait_for
-
-__all__ = ["Cost", "detector_cost", "inference", "keep_all", "training_step", "work_alike"]
 
 _OBJECTS = 8  # per image of a training step
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a detector costs.
+class DetectorSize:
+    """Parameters and multiply-adds of a detector.
 
     Attributes:
-        parameters: All of them.
-        trainable: Those that have gradients.
+        parameters: Number of all parameters.
+        trainable: Number of those that have gradients.
         macs: Multiply-adds of convolutions and matrix products for one image; the field's "GFLOPs" for detectors
             are these, in units of 1e9.
         by_part: The same for each part: ``backbone.body``, ``backbone.fpn``, and the heads.
@@ -38,17 +32,22 @@ class Cost:
     macs: int
     by_part: dict[str, int]
 
+    @property
+    def multiply_adds(self) -> int:
+        """Return ``macs`` under the name that classifiers use."""
+        return self.macs
+
 
 @torch.inference_mode()
-def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> Cost:
-    """Returns what a detector costs on an image that is resized to ``height`` x ``width``.
+def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> DetectorSize:
+    """Return the size of a detector for an image that is resized to ``height`` x ``width``.
 
     The image is padded to a multiple of 32 as always, 800 x 1344 by default. R-CNNs are counted with as many
-    proposals, and for masks as many detections, as they take at most (1,000 and 100 by default), whatever the
-    weights would propose.
+    proposals, and for masks as many detections, as they keep at most (1,000 and 100 by default), whatever their
+    weights.
 
     Args:
-        model: Detector from :func:`create_detector`.
+        model: The detector, from :func:`create_detector`.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
     """
@@ -57,14 +56,14 @@ def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> Cos
     parts = cast(Any, model)
     parts.transform.min_size, parts.transform.max_size = (min(height, width),), max(height, width)
     keep_all(model)
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with FlopCounterMode(display=False) as counter:
         model([torch.zeros(len(parts.transform.image_mean), height, width)])
-    counts = {name.removeprefix(f"{type(model).__name__}."): sum(ops.values()) for name, ops in _by_module(counter)}
+    by_module: Any = counter.get_flop_counts().items()
+    counts = {name.removeprefix(f"{type(model).__name__}."): sum(ops.values()) for name, ops in by_module}
     body = cast(PyramidBackbone, parts.backbone)
     names = [f"backbone.{name}" for name, _ in body.named_children()]
     names += [name for name, _ in model.named_children() if name not in ("backbone", "transform")]
-    return Cost(
+    return DetectorSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         macs=counter.get_total_flops() // 2,
@@ -73,19 +72,12 @@ def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> Cos
 
 
 def keep_all(model: nn.Module) -> None:
-    """Lets a detector go on with as many proposals and detections as it takes at most, in place.
-
-    What it computes is then the same whatever its weights are.
-    """
+    """Make a detector keep as many proposals and detections as it can, in place, whatever its weights."""
     parts = cast(Any, model)
     if isinstance(model, GeneralizedRCNN):
         parts.rpn.nms_thresh = 1.0
         parts = parts.roi_heads
     parts.nms_thresh, parts.score_thresh = 1.0, -1.0
-
-
-def _by_module(counter: FlopCounterMode) -> Any:
-    return counter.get_flop_counts().items()
 
 
 def work_alike(model: nn.Module, size: tuple[int, int]) -> None:
@@ -114,40 +106,19 @@ def work_alike(model: nn.Module, size: tuple[int, int]) -> None:
     model.train()
 
 
-def inference(
-    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
-) -> Callable[[], object]:
-    """Return a call that detects objects in random images and waits for the device."""
-    images = list(torch.rand(batch_size, 3, *size, device=device))
+def random_objects(size: tuple[int, int], count: int, *, masks: bool) -> list[dict[str, Tensor]]:
+    """Return the targets of a training step for images of a size: the same random boxes each time, all of class 1.
 
-    @torch.inference_mode()
-    def run() -> None:
-        model.eval()(images)
-        wait_for(device)
-
-    return run
-
-
-def training_step(
-    model: nn.Module, arch: str, size: tuple[int, int], batch_size: int, device: torch.device
-) -> Callable[[], object]:
-    """Return a call that takes one training step on random images and waits for the device."""
+    Args:
+        size: Height and width of the images in pixels.
+        count: Number of images.
+        masks: Whether the targets have masks, each of the whole image.
+    """
     torch.manual_seed(0)  # other objects would have more or fewer proposals to learn from
-    corners = torch.rand(batch_size, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7
+    corners = torch.rand(count, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7
     boxes = torch.cat([corners, corners + 0.25 * min(size)], dim=2)
     targets = [{"boxes": each, "labels": torch.ones(_OBJECTS, dtype=torch.int64)} for each in boxes]
-    if ARCHITECTURES[arch].masks:
+    if masks:
         for target in targets:
             target["masks"] = torch.ones(_OBJECTS, *size, dtype=torch.uint8)
-    images, targets = to_device((torch.rand(batch_size, 3, *size).unbind(), targets), device)
-    # A step takes the same time at any learning rate; at 0 all detectors keep the same proposals.
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-
-    def run() -> None:
-        torch.manual_seed(0)  # proposals are sampled
-        torch.stack([*model.train()(images, targets).values()]).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        wait_for(device)
-
-    return run
+    return targets
