@@ -89,8 +89,8 @@ def test_the_gates_of_a_network_are_those_of_its_layers(network, images):
         layer, x, y = layers[g.layer], inputs[g.layer], outputs[g.layer]
         torch.testing.assert_close(x * g.values, y[:, destinations(layer)])
         assert g.of_channels().shape == (2, layer.channels // 2)
-        assert g.of_places().shape == (2, layer.channels // 2, *x.shape[2:])
-        torch.testing.assert_close(g.of_places(), g.values[:, g.spatial])
+        assert g.of_positions().shape == (2, layer.channels // 2, *x.shape[2:])
+        torch.testing.assert_close(g.of_positions(), g.values[:, g.spatial])
         torch.testing.assert_close(means[g.layer], group_means(y, layer))
     assert not any(module._forward_pre_hooks for module in network.modules())
 

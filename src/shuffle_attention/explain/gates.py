@@ -36,9 +36,11 @@ class Gates:
         """Return the gates of the channel branch, (B, channels / 2)."""
         return self.values[:, ~self.spatial, 0, 0]
 
-    def of_places(self) -> Tensor:
+    def of_positions(self) -> Tensor:
         """Return the gates of the spatial branch, (B, channels / 2, height, width)."""
         return self.values[:, self.spatial]
+
+    of_places = of_positions  # its name until version 0.3
 
 
 @dataclass(frozen=True)

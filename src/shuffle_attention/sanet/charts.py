@@ -1,11 +1,13 @@
 """Charts of measurements, as PNG."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..files import atomic_write
 
@@ -39,15 +41,26 @@ class Curve:
 
 
 @contextmanager
-def drawing(path: Path, **figure: Any):
-    """Yield a figure to draw on, which is written to ``path`` as PNG when the block ends."""
+def drawing(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
+    """Yield a figure to draw on, its sides in inches, which is written to ``path`` as PNG when the block ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas = Figure(layout="constrained", **figure)
-    FigureCanvasAgg(canvas)
-    yield canvas
-    save(canvas, path)
+    figure = Figure(layout="constrained", figsize=(width, height))
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    yield figure
+    save(figure, path)
+
+
+def show_image(axes: Any, pixels: Any, title: str = "", interpolation: str = "nearest", **options: Any) -> Any:
+    """Show an image or a map without ticks, and return matplotlib's image."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if title:
+        axes.set_title(title, fontsize=7, pad=2)
+    return axes.imshow(np.asarray(pixels), interpolation=interpolation, **options)
 
 
 def save(figure: Any, path: Path) -> None:
@@ -70,11 +83,10 @@ def draw_bars(
         names: Names of the bars.
         baselines: The names that are baselines, drawn in grey.
         panels: Ratios of all names by title of the panel.
-        title: Title of the figure.
+        title: Title of the chart.
         path: PNG to write.
     """
-    with drawing(path, figsize=(2 + 2.1 * len(panels), 1.3 + 0.32 * len(names))) as figure:
-        figure.suptitle(title, fontsize=10)
+    with drawing(path, 2 + 2.1 * len(panels), 1.3 + 0.32 * len(names), title) as figure:
         for axes, (panel, ratios) in zip(
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
         ):
@@ -96,7 +108,7 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
     Labels form a column beside the circles, in the order of accuracy, each with a line to its circle: models that
     differ in few parameters lie above one another.
     """
-    with drawing(path, figsize=(8, 5)) as figure:
+    with drawing(path, 8, 5) as figure:
         axes = figure.add_subplot()
         largest = max(circle.gflops for circle in circles)
         for index, circle in enumerate(circles):
@@ -111,9 +123,10 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
         margin = max(0.2 * (high - low), 0.05)
         bottom, top = low - margin, high + margin
         axes.set_ylim(bottom, top)
-        middle = (min(c.millions for c in circles) + max(c.millions for c in circles)) / 2
+        smallest, widest = min(c.millions for c in circles), max(c.millions for c in circles)
+        middle = (smallest + widest) / 2
         # The axis spans at least two percent of the parameters, so that tiny differences look tiny.
-        reach = max(0.7 * (max(c.millions for c in circles) - min(c.millions for c in circles)), 0.01 * middle)
+        reach = max(0.7 * (widest - smallest), 0.01 * middle)
         axes.set_xlim(middle - reach, middle + reach)
         axes.ticklabel_format(axis="both", useOffset=False)
         axes.locator_params(axis="x", nbins=5)  # labels of three decimals must fit side by side
@@ -132,26 +145,27 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
                 arrowprops={"arrowstyle": "-", "lw": 0.6, "color": f"C{index % 10}", "shrinkB": 3, "relpos": (0, 0.5)},
                 annotation_clip=False,
             )
-        axes.set_xlabel("parameters, millions")
-        axes.set_ylabel("top-1, %")
-        axes.grid(alpha=0.3)
-        axes.set_title(title, fontsize=10)
+        _label(axes, "parameters, millions", title)
 
 
 def draw_steps(curves: Sequence[Curve], title: str, path: Path) -> None:
     """Draw accuracy over the steps of training, one line per curve."""
     colours: dict[str, str] = {}
-    with drawing(path, figsize=(10, 5)) as figure:
+    with drawing(path, 10, 5) as figure:
         axes = figure.add_subplot()
         for curve in curves:
             colour = colours.setdefault(curve.colour_of, f"C{len(colours) % 10}")
             steps, accuracies = zip(*curve.points, strict=True)
             axes.plot(steps, accuracies, "--" if curve.dashed else "-", marker=".", label=curve.label, color=colour)
-        axes.set_xlabel("optimiser steps")
-        axes.set_ylabel("top-1, %")
-        axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper")  # beside the axes, since lines can be anywhere inside
-        axes.set_title(title, fontsize=10)
+        _label(axes, "optimiser steps", title)
+
+
+def _label(axes: Any, x: str, title: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel("top-1, %")
+    axes.grid(alpha=0.3)
+    axes.set_title(title, fontsize=10)
 
 
 def _spread(wanted: Sequence[float], gap: float) -> dict[int, float]:

@@ -1,7 +1,9 @@
-"""The terminal: the console that commands print to, tables and durations."""
+"""The terminal: the console that commands print to, tables, progress bars and durations."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
+from rich import progress
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +18,15 @@ def table(columns: Collection[str], *, text: Collection[str] = ("",), title: str
     for column in columns:
         empty.add_column(column, justify="left" if column in text else "right", no_wrap=column not in text)
     return empty
+
+
+@contextmanager
+def progress_bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar over images with the time left, and yield a function that advances it by a number."""
+    columns = (progress.TextColumn(verb), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn())
+    with progress.Progress(*columns, progress.TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda images: bar.advance(task, images)
 
 
 def duration(seconds: float) -> str:

@@ -304,7 +304,7 @@ def test_figures_of_runs_that_cannot_be_used_are_named(shared_tree, tmp_path, mo
         assert f"delete {metrics.parent}" in printed
     (folder / "comparison.yaml").write_text("recipe: {}\nvariants: {none: 3}\n")
     assert sanet_here(*report) == 2
-    assert "does not say what is compared" in capsys.readouterr().err
+    assert "does not name what is compared" in capsys.readouterr().err
 
 
 def test_a_report_needs_no_images(tree, tmp_path, monkeypatch):

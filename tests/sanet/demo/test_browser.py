@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_refused_and_the_page_goes_on(visit, digits, expe
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     for name, said in (
-        ("broken.png", "broken.png is no image"),
+        ("broken.png", "broken.png is not an image"),
         ("huge.png", "100 million, and 50 million are allowed"),
     ):
         upload(page, tmp_path / name)

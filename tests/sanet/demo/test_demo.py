@@ -17,12 +17,19 @@ from pages import write_classifier, write_detector
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.sanet.commands.demo import is_finished, train_digits
 from shuffle_attention.sanet.demo import uploads as incoming
-from shuffle_attention.sanet.demo.examples import examples_for, kinds_of
-from shuffle_attention.sanet.demo.html import as_cards, as_charts, as_message
-from shuffle_attention.sanet.demo.predictors import Network, Picture, Request, Result, open_networks
+from shuffle_attention.sanet.demo.predictors import (
+    CaptionedImage,
+    Network,
+    Request,
+    Result,
+    examples_for,
+    kinds_of,
+    open_networks,
+)
 from shuffle_attention.sanet.demo.security import OwnOriginOnly, UploadsOnly
 from shuffle_attention.sanet.demo.uploads import read_upload
 from shuffle_attention.sanet.recipes.recipe import load_recipe
+from shuffle_attention.sanet.report.html import render_part
 
 torchcam = pytest.mark.skipif(sys.version_info < (3, 11), reason="torchcam needs Python 3.11")
 
@@ -90,8 +97,8 @@ def test_what_is_no_image_is_said_to_be_none(tmp_path):
     saved(floats, tmp_path / "floats.tiff")
     for name, said in {
         "empty.png": "is an empty file",
-        "text.png": "is no image that can be read; JPEG, PNG",
-        "drawing.png": "is no image that can be read",
+        "text.png": "is not an image that can be read; JPEG, PNG",
+        "drawing.png": "is not an image that can be read",
         "cut.png": "cannot be read",
         "floats.tiff": "32-bit float pixels",
     }.items():
@@ -132,7 +139,7 @@ def test_a_classifier_shows_its_classes_and_where_the_evidence_is(networks, digi
         shares = network.model(network.predictor.inputs(digit))[0].softmax(0)
     assert [name for name, _ in look.best] == [network.classes[index] for index in shares.argsort(descending=True)]
     assert [share for _, share in look.best] == pytest.approx(sorted(shares.tolist(), reverse=True), abs=1e-6)
-    saw, drawn = look.pictures
+    saw, drawn = look.images
     assert saw.image.size == drawn.image.size == (32, 32)
     assert np.array_equal(np.asarray(saw.image), np.asarray(digit))
     assert drawn.is_map
@@ -144,11 +151,11 @@ def test_a_classifier_shows_its_classes_and_where_the_evidence_is(networks, digi
 @torchcam
 def test_the_layer_that_is_shown_by_default_shows_places(networks, digit):
     """At 32 pixels the last stage has one place, and the second has 4 x 4."""
-    assert networks[0].look(digit, Request()).pictures[-1].caption.endswith("at layer2, 4 x 4")
-    assert networks[0].look(digit, Request(method="group")).pictures[-1].caption.endswith("at layer2.1.sa, 4 x 4")
+    assert networks[0].look(digit, Request()).images[-1].caption.endswith("at layer2, 4 x 4")
+    assert networks[0].look(digit, Request(method="group")).images[-1].caption.endswith("at layer2.1.sa, 4 x 4")
     last = networks[0].look(digit, Request(layer="stage4"))
     assert last.notes
-    assert not last.pictures[-1].is_map
+    assert not last.images[-1].is_map
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_the_layer_that_is_shown_by_default_shows_places(networks, digit):
 def test_what_cannot_be_shown_leaves_the_rest(networks, digit, wish, said):
     look = networks[0].look(digit, wish)
     assert said in look.fault
-    assert (len(look.best), len(look.pictures)) == (4, 1)
+    assert (len(look.best), len(look.images)) == (4, 1)
 
 
 def test_a_detector_shows_what_it_finds_of_the_score_that_is_asked_for(networks):
@@ -166,16 +173,16 @@ def test_a_detector_shows_what_it_finds_of_the_score_that_is_asked_for(networks)
     every, none = (networks[2].look(photo, Request(threshold=threshold)) for threshold in (0.0, 1.0))
     assert len(every.best) > 0
     assert {name for name, _ in every.best} <= set(map(str, range(10)))
-    assert every.pictures[0].caption.startswith(f"{len(every.best)} object")
-    assert (none.best, none.pictures[0].caption) == ([], "0 objects with a score of at least 1.00")
-    assert not np.array_equal(np.asarray(every.pictures[0].image), np.asarray(none.pictures[0].image))
+    assert every.images[0].caption.startswith(f"{len(every.best)} object")
+    assert (none.best, none.images[0].caption) == ([], "0 objects with a score of at least 1.00")
+    assert not np.array_equal(np.asarray(every.images[0].image), np.asarray(none.images[0].image))
 
 
 def test_gates_are_drawn_where_there_are_some(networks, digit, tmp_path):
     for network in (networks[0], networks[2]):
         before = hooks(network.model)
-        pictures = network.gates(digit)
-        assert [picture.image.width > 400 for picture in pictures] == [True, True]
+        images = network.gates(digit)
+        assert [image.image.width > 400 for image in images] == [True, True]
         assert hooks(network.model) == before
     (plain,) = open_networks([write_classifier(tmp_path / "plain.pt")], CPU)
     assert plain.gates(digit) == []
@@ -194,14 +201,15 @@ def test_visitors_at_once_see_what_each_would_see_alone(networks, digit):
         at_once = list(pool.map(networks[0].look, images, wishes))
     for one, other in zip(alone, at_once, strict=True):
         assert one.best == other.best
-        assert one.pictures[-1].caption == other.pictures[-1].caption
-        assert np.array_equal(np.asarray(one.pictures[-1].image), np.asarray(other.pictures[-1].image))
+        assert one.images[-1].caption == other.images[-1].caption
+        assert np.array_equal(np.asarray(one.images[-1].image), np.asarray(other.images[-1].image))
 
 
 def test_names_are_no_html():
-    image = Picture("<i>", Image.new("RGB", (4, 4)))
+    image = CaptionedImage("<i>", Image.new("RGB", (4, 4)))
     look = Result("<b>", "<u>", [("<s>", 0.5)], [image], ["<p>"], "<a>")
-    page = as_cards([look]) + as_charts([("<b>", [image])]) + as_message("<em>")
+    parts = ("cards", [look]), ("charts", [("<b>", [image])]), ("message", "<em>")
+    page = "".join(render_part("demo.html", *part) for part in parts)
     for text in ("u", "s", "a", "em"):
         assert f"<{text}>" not in page
     for text in ("b", "u", "s", "i", "p", "a", "em"):

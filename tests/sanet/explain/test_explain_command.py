@@ -60,7 +60,7 @@ def test_one_network_gives_an_overlay_an_array_and_the_figures(run, val, tmp_pat
 
 def test_several_networks_stand_side_by_side(run, val, tmp_path, capsys, monkeypatch):
     """A row for each image, on pages; folders for the networks; the named class is explained."""
-    monkeypatch.setattr("shuffle_attention.sanet.explain.map_files.PER_PAGE", 2)
+    monkeypatch.setattr("shuffle_attention.sanet.explain.maps.PER_PAGE", 2)
     out = tmp_path / "out"
     sources = (run / "best.pt", run / "last.pt", "test_resnet")
     asked = ("--limit", 3, "--labels", "best,last,timm's", "--layer", "stage2", "--target", 3, "--method", "layercam")

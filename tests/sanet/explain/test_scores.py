@@ -158,7 +158,7 @@ def test_a_network_is_scored_over_a_folder(subject, tmp_path):
     pytest.importorskip("torchcam", reason="torchcam, which needs Python 3.11")
     pictures, annotations = folder_with_boxes(tmp_path)
     coco = read_coco(annotations, tmp_path)
-    assert [(b.picture.name, b.target, b.boxes) for b in boxes_of(coco, pictures, subject.classes, 2)] == [
+    assert [(b.image.name, b.target, b.boxes) for b in boxes_of(coco, pictures, subject.classes, 2)] == [
         ("1", 0, [(0, 0, 32, 32)]),
         ("2", 0, [(32, 32, 32, 32)]),
     ]

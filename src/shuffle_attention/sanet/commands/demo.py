@@ -40,8 +40,7 @@ class Demo(Command):
     def run(self) -> int:
         """Serve the page until the command is stopped."""
         from ..console import console
-        from ..demo.examples import kinds_of
-        from ..demo.predictors import open_networks
+        from ..demo.predictors import kinds_of, open_networks
         from ..demo.server import serve, temporary_uploads, training_status
         from ..device import open_process
         from ..training.signals import Interrupted, stop_signals_raised

@@ -64,8 +64,10 @@ class Explain(Command):
         from ..data.coco_reading import read_coco
         from ..data.find import find_images, require_apart
         from ..device import open_process
-        from ..explain.jobs import try_size, write_gates, write_maps, write_model_scores
-        from ..explain.models import folder_of, open_models
+        from ..explain.gates import write_gates
+        from ..explain.maps import write_maps
+        from ..explain.models import folder_of, open_models, try_size
+        from ..explain.scoring import write_scores
 
         images, target, layer, batch_size = self.images, self.target, self.layer, self.batch_size
         for one, other in (("checkpoint", "compare"), ("gates", "scores")):
@@ -82,11 +84,11 @@ class Explain(Command):
         if self.channels and not (self.gates and layer):
             raise InputError("--channels goes with --gates and --layer, whose channels they are")
         sources = self._sources()
-        pictures = find_images(images, self.limit, skip_bad=self.skip_bad_images)
+        files = find_images(images, self.limit, skip_bad=self.skip_bad_images)
         coco = None
         if self.boxes is not None:
             coco = read_coco(self.boxes, images[0], check_files=False, skip_bad=self.skip_bad_images)
-        subjects = open_models(
+        classifiers = open_models(
             sources,
             labels=self.labels,
             pretrained=self.pretrained,
@@ -94,22 +96,22 @@ class Explain(Command):
             img_size=self.img_size,
             of_weights=self.model if self.checkpoint is not None else None,
         )
-        require_apart(folder, images, [folder_of(folder, subject, subjects) for subject in subjects])
+        require_apart(folder, images, [folder_of(folder, classifier, classifiers) for classifier in classifiers])
         if target is not None:
-            for subject in subjects:
-                subject.target(target)
+            for classifier in classifiers:
+                classifier.target(target)
         with open_process(self.device) as process:
-            for subject in subjects:
-                process.to_device(subject.model, channels_last=False)
+            for classifier in classifiers:
+                classifier.model, classifier.process = process.to_device(classifier.model, channels_last=False), process
                 if self.img_size is not None:
-                    try_size(subject, self.img_size, process)
+                    try_size(classifier, self.img_size)
             if self.scores:
                 settings = {name: getattr(self, name) for name in ("method", "target", "layer", "steps", "tolerance")}
-                written = write_model_scores(subjects, pictures, process, batch_size, coco, settings, folder)
+                written = write_scores(classifiers, files, batch_size, coco, settings, folder)
             elif self.gates:
-                written = write_gates(subjects, pictures, process, batch_size, target, layer, self.channels, folder)
+                written = write_gates(classifiers, files, batch_size, target, layer, self.channels, folder)
             else:
-                written = write_maps(subjects, pictures, process, batch_size, self.method, target, layer, folder)
+                written = write_maps(classifiers, files, batch_size, self.method, target, layer, folder)
         for line in written:
             console.print(line)
         return 0

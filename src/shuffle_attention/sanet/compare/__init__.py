@@ -1,1 +1,1 @@
-"""The same recipe for several networks and seeds, and what they differ by."""
+"""Train one recipe with several models and seeds, and compare the results."""

@@ -1,4 +1,4 @@
-"""What a comparison found: a table, and the same as JSON, CSV and a picture."""
+"""The results of a comparison: a table, and the same as JSON, CSV and charts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,15 +16,15 @@ from .comparison import Comparison
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one variant, in percent of the validation images.
+    """The results of one variant, in percent of the validation images.
 
     Attributes:
-        name: The variant.
+        name: Name of the variant.
         size: Parameters and multiply-adds.
         top1: Accuracy after the last epoch, by seed.
-        best: Accuracy of the best epoch, by seed: chosen on the images that it is measured on, hence too high.
-        mean: Of ``top1``; None where no run is finished.
-        difference: To the baseline, paired by seed; None for the baseline itself.
+        best: Accuracy of the best epoch, by seed; too high, since the epoch is chosen on the same images.
+        mean: Summary of ``top1``; None if no run is finished.
+        difference: Difference to the baseline, paired by seed; None for the baseline.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingsTable:
-    """Findings as text.
+    """Results as text.
 
     Attributes:
-        columns: Two lines above each column; none above the names.
+        columns: Heading of each column, of two lines; empty for the names.
         rows: The cells of each variant.
-        note: What is to be known below it.
+        note: Explanation below the table.
     """
 
     columns: list[str]
@@ -51,7 +51,7 @@ class FindingsTable:
 
 
 def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
-    """Returns what the finished runs of a comparison found, in the order of its variants."""
+    """Return the results of the finished runs of a comparison, in the order of its variants."""
     top1: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
     best: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
     for run in comparison.runs:
@@ -64,21 +64,21 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]
         Finding(
             name,
             sizes[name],
-            figures,
+            scores,
             best[name],
-            summary(figures),
-            None if name == baseline else paired_difference(figures, top1[baseline]),
+            summary(scores),
+            None if name == baseline else paired_difference(scores, top1[baseline]),
         )
-        for name, figures in top1.items()
+        for name, scores in top1.items()
     ]
 
 
-def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
-    """Returns the table, with a column of how many runs there are where some are not finished."""
-    incomplete = any(len(finding.top1) < seeds for finding in found)
-    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{found[0].name}", "95 %\ninterval"]
+def findings_table(results: list[Finding], seeds: int) -> FindingsTable:
+    """Return the table, with a column for the number of runs if some are not finished."""
+    incomplete = any(len(finding.top1) < seeds for finding in results)
+    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{results[0].name}", "95 %\ninterval"]
     rows = []
-    for finding in found:
+    for finding in results:
         size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
         accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
@@ -88,14 +88,14 @@ def findings_table(found: list[Finding], seeds: int) -> FindingsTable:
     each = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
     note = (
         f"{each}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
-        "An interval that holds 0 shows no difference."
+        "An interval that contains 0 shows no difference."
     )
     return FindingsTable([*columns, *(["\nruns"] if incomplete else [])], rows, note)
 
 
-def print_findings(found: list[Finding], seeds: int) -> None:
-    """Prints the table."""
-    content = findings_table(found, seeds)
+def print_findings(results: list[Finding], seeds: int) -> None:
+    """Print the table."""
+    content = findings_table(results, seeds)
     shown = table(content.columns)
     for row in content.rows:
         shown.add_row(*row)
@@ -113,19 +113,19 @@ def _interval(difference: PairedDifference) -> str:
     return f"[{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
-def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> list[Path]:
-    """Writes ``comparison.json``, ``comparison.csv`` and ``comparison.png``, each whole, and returns their paths.
+def write_findings(comparison: Comparison, results: list[Finding], failed: Mapping[str, str]) -> list[Path]:
+    """Write ``comparison.json``, ``comparison.csv`` and charts, each completely or not at all, and return their paths.
 
-    There is no picture while no run is finished, and ``curves.png`` where accuracy was taken within the epochs.
+    ``comparison.png`` needs a finished run, ``curves.png`` evaluations within the epochs.
     """
     base = comparison.base
     content: dict[str, Any] = {
-        "baseline": found[0].name,
+        "baseline": results[0].name,
         "data": base.data,
         "recipe": comparison.shared_fields(),
         "seeds": comparison.seeds,
         "figure": "top-1 in percent of the validation images after the last epoch",
-        "variants": [asdict(finding) for finding in found],
+        "variants": [asdict(finding) for finding in results],
         "curves": _curves(comparison),
         "failed": dict(failed),
         "trained_on": trained_on(comparison),
@@ -134,7 +134,7 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
     folder = comparison.folder
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_json(written[0], content)
-    write_csv(written[1], _rows(found), _COLUMNS)
+    write_csv(written[1], _rows(results), _COLUMNS)
     if curves := content["curves"]:
         written.append(folder / "curves.png")
         attached = {variant.name: variant.attach for variant in comparison.variants}
@@ -145,19 +145,19 @@ def write_findings(comparison: Comparison, found: list[Finding], failed: Mapping
         draw_steps(lines, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
     circles = [
         Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
-        for f in found
+        for f in results
         if f.mean is not None
     ]
     if circles:
         written.append(folder / "comparison.png")
         epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
-        title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(found)}"
+        title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(results)}"
         draw_accuracy(circles, title, written[-1])
     return written
 
 
 def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
-    """Returns what the finished runs were made with, each machine, software and source once."""
+    """Return the distinct environments of the finished runs: machine, software and commit."""
     records = []
     for run in comparison.runs:
         if run.finished and (record := run.files.record()) not in records:
@@ -165,15 +165,15 @@ def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
     return records
 
 
-def _runs_in_words(found: list[Finding]) -> str:
-    counts = sorted({len(finding.top1) for finding in found} - {0})
+def _runs_in_words(results: list[Finding]) -> str:
+    counts = sorted({len(finding.top1) for finding in results} - {0})
     if counts[-1] == 1:
         return "one seed each"
     return f"mean and standard deviation of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
 
 
 def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
-    """Mean accuracy of each variant at the steps that all of its finished runs were evaluated at."""
+    """Return the mean accuracy of each variant at the steps at which all its finished runs were evaluated."""
     curves = {}
     for variant in comparison.variants:
         runs = [run.curve() for run in comparison.runs if run.variant == variant and run.finished]
@@ -187,8 +187,8 @@ def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
 _COLUMNS = ("variant", "seed", "top1", "best_top1", "over_baseline", "parameters", "multiply_adds")
 
 
-def _rows(found: list[Finding]) -> list[dict[str, Any]]:
-    """Rows of ``comparison.csv``: one per finished run."""
+def _rows(results: list[Finding]) -> list[dict[str, Any]]:
+    """Return the rows of ``comparison.csv``, one per finished run."""
     return [
         {
             "variant": finding.name,
@@ -199,6 +199,6 @@ def _rows(found: list[Finding]) -> list[dict[str, Any]]:
             "parameters": finding.size.parameters,
             "multiply_adds": finding.size.multiply_adds,
         }
-        for finding in found
+        for finding in results
         for seed, accuracy in finding.top1.items()
     ]

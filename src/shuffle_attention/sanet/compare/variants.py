@@ -1,4 +1,4 @@
-"""The networks that a comparison is of: attentions in a ResNet, models by name, or attention put into a trained one."""
+"""The models of a comparison: ResNets with attentions, models by name, or a trained model with attention attached."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from ..recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the networks that are compared.
+    """One of the models compared.
 
     Attributes:
-        name: What it is called in tables, and its folder.
-        model: timm's name of it.
-        model_args: What to create it with, before what the recipe says.
-        attach: Attention put into it.
+        name: Name in tables, and of its folder.
+        model: Name of the model in timm.
+        model_args: Arguments to create it with; those of the recipe come on top.
+        attach: Attention attached to it: arguments of :func:`attach`.
     """
 
     name: str
@@ -29,16 +29,16 @@ class Variant:
     attach: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """Returns the recipe of the run with a seed."""
+        """Return the recipe of the run with a seed."""
         own = {"attach": self.attach} if self.attach else {}
         return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
 
 
 def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:
-    """Returns ResNets with attentions of the family, or models of timm by their names.
+    """Return ResNets with these attentions, or models of timm by their names.
 
     Raises:
-        InputError: If both or neither are given, one is named twice, or there is no such attention or depth.
+        InputError: If both or neither are given, a name is repeated, or there is no such attention or depth.
     """
     if bool(attentions) == bool(models):
         raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
@@ -51,39 +51,39 @@ def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[st
         return [Variant(name, *resnet_with(name, depth)) for name in names]
     for name in names:
         if Path(name).name != name:
-            raise InputError(f"the name of a model names its folder as well, which {name!r} cannot")
+            raise InputError(f"a model's name is also the name of its folder, which {name!r} cannot be")
     return [Variant(name, name, {}) for name in names]
 
 
 def attached_variants(attentions: Sequence[Attention], plain: Recipe, where: str, preserve: str) -> list[Variant]:
-    """Returns the network of a recipe with attention attached, with or without its function preserved, or both.
+    """Return the model of a recipe with attentions attached, preserving its function, not preserving it, or both.
 
     Args:
-        attentions: Names of the family; ``none`` is the network as it is.
-        plain: Recipe that the network was trained with.
+        attentions: Attentions; ``none`` leaves the model as it is.
+        plain: Recipe that the model was trained with.
         where: Where the attention goes, as :func:`attach` takes it.
         preserve: ``yes``, ``no`` or ``both``.
 
     Raises:
-        InputError: If there is no such attention, the network has some already, or fewer than two variants come of it.
+        InputError: If there is no such attention, the model has one already, or there are fewer than two variants.
     """
     if plain.attach:
-        raise InputError(f"the network has attention attached already ({plain.attach}); start from a plain one")
+        raise InputError(f"the model has attention attached already ({plain.attach}); start from a plain one")
     names = [_registered(attention) for attention in attentions]
-    found = []
+    variants = []
     for name in names:
         if name == "none":
-            found.append(Variant(name, plain.model, plain.model_args))
+            variants.append(Variant(name, plain.model, plain.model_args))
             continue
         for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
             options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
             if get_spec(name).group_parts is not None:
                 options["groups"] = "auto"
             label = f"{name}-{'preserved' if keep else 'unpreserved'}"
-            found.append(Variant(label, plain.model, plain.model_args, options))
-    if len(found) < 2 or len({v.name for v in found}) < len(found):
+            variants.append(Variant(label, plain.model, plain.model_args, options))
+    if len(variants) < 2 or len({v.name for v in variants}) < len(variants):
         raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
-    return found
+    return variants
 
 
 def _registered(attention: Attention) -> str:

@@ -9,14 +9,13 @@ from PIL import Image
 
 from ...errors import InputError
 from ...explain.maps import METHODS, TITLES
-from .examples import examples_for
-from .html import as_cards, as_charts, as_message, head
-from .predictors import Network, Request, Result
+from ..report.html import render_part
+from .predictors import Network, Request, Result, examples_for
 from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
 
 _METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
 _PREDICTED, _DEFAULT_LAYER = "predicted", "last stage with 4 x 4 positions"
-_SHOWN_AT_FIRST = 3  # networks
+_SHOWN_AT_FIRST = 3  # models
 _KEPT = 3600  # seconds for which a visitor's image stays in memory
 
 
@@ -45,7 +44,7 @@ def build_page(shelf: PageState) -> gr.Blocks:
     # Gradio writes uploads to its folder; they are read at once and removed within 90 seconds.
     with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
         visit = gr.State(None, time_to_live=_KEPT)
-        gr.HTML(head())
+        gr.HTML(_part("head"))
         timer = gr.Timer(1.0, active=False)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -145,17 +144,17 @@ def build_page(shelf: PageState) -> gr.Blocks:
             )
             chosen = shelf.chosen(labels)
             if not chosen:
-                return as_message("choose a network")
-            return as_cards([_look(network, image, wish) for network in chosen])
+                return _part("message", "choose a network", False)
+            return _part("cards", [_look(network, image, wish) for network in chosen])
 
         def open_gates(image: Image.Image | None, labels: list[str]) -> str:
             if image is None:
                 return ""
             try:
-                found = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
+                charts = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
             except (InputError, RuntimeError, MemoryError) as error:
-                return as_message(str(error) or type(error).__name__, wrong=True)
-            return as_charts(found)
+                return _part("message", _reason(error), True)
+            return _part("charts", charts)
 
         offered = [networks, target, method, layer, threshold, message, timer]
         wishes = [visit, networks, target, method, layer, threshold]
@@ -181,8 +180,16 @@ def build_page(shelf: PageState) -> gr.Blocks:
     return page
 
 
+def _part(macro: str, *values: object) -> str:
+    return render_part("demo.html", macro, *values)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
 def _tell(text: str = "", *, wrong: bool = False) -> gr.HTML:
-    return gr.HTML(as_message(text, wrong=wrong), visible=bool(text))
+    return gr.HTML(_part("message", text, wrong), visible=bool(text))
 
 
 def _look(network: Network, image: Image.Image, wish: Request) -> Result:
@@ -190,4 +197,4 @@ def _look(network: Network, image: Image.Image, wish: Request) -> Result:
     try:
         return network.look(image, wish)
     except (InputError, RuntimeError, MemoryError) as error:
-        return Result(network.label, network.predictor.about, [], [], [], str(error) or type(error).__name__)
+        return Result(network.label, network.predictor.about, [], [], [], _reason(error))

@@ -5,7 +5,7 @@ Visitors share the models. Maps and gates need hooks, so each model processes on
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ from ...explain.stages import last_readable_stage, stages
 from ..device import Process
 from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
 from ..explain.overlays import Overlay, blended
-from ..tasks import restore
+from ..tasks import restore, task_named
 from ..tasks.predictor import Predictor
 
 _GATE_LAYERS, _GATE_CHANNELS = 4, 4
@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImage:
     """An image with its caption."""
 
     caption: str
@@ -61,7 +61,7 @@ class Result:
         label: Name of the model.
         about: Its kind and size.
         best: The most probable classes or the detections, with probability or score.
-        pictures: Images to show.
+        images: Images to show.
         notes: Further remarks.
         fault: Why something requested is missing.
     """
@@ -69,7 +69,7 @@ class Result:
     label: str
     about: str
     best: list[tuple[str, float]]
-    pictures: list[Picture]
+    images: list[CaptionedImage]
     notes: list[str]
     fault: str = ""
 
@@ -106,7 +106,7 @@ class Network:
         about = predictor.about
         if predictor.has_maps:
             about += f", {seen.width} x {seen.height} pixels"
-        result = Result(self.label, about, prediction.best, [Picture(prediction.caption, seen)], [])
+        result = Result(self.label, about, prediction.best, [CaptionedImage(prediction.caption, seen)], [])
         return self._with_map(result, image, wish) if predictor.has_maps else result
 
     def _with_map(self, result: Result, image: Image.Image, wish: Request) -> Result:
@@ -116,35 +116,37 @@ class Network:
             try:
                 target = None if wish.target is None else predictor.target(wish.target)
                 layer = wish.layer or last_readable_stage(self.model, inputs)
-                found = explain(self.model, inputs, wish.method, target, layer)
+                explanation = explain(self.model, inputs, wish.method, target, layer)
             except InputError as error:
                 return replace(result, fault=str(error))
-        shown = int(found.classes[0])
-        name, share = self.classes[shown], found.shares()[0].cpu()
-        overlay = Overlay(predictor.pixels(inputs), share, name, float(found.probabilities[0]))
-        rows, columns = found.raw.shape[1:]
-        caption = f"evidence for {name} ({_percent(overlay.probability)}) at {found.layer}, {rows} x {columns}"
-        notes = [f"There is no evidence for {name} at any position of {found.layer}."] if overlay.empty else []
-        pictures = [*result.pictures, Picture(caption, blended(overlay), not overlay.empty)]
-        return replace(result, pictures=pictures, notes=notes)
+        shown = int(explanation.classes[0])
+        name, share = self.classes[shown], explanation.shares()[0].cpu()
+        overlay = Overlay(predictor.pixels(inputs), share, name, float(explanation.probabilities[0]))
+        rows, columns = explanation.raw.shape[1:]
+        caption = f"evidence for {name} ({_percent(overlay.probability)}) at {explanation.layer}, {rows} x {columns}"
+        notes = [f"There is no evidence for {name} at any position of {explanation.layer}."] if overlay.empty else []
+        images = [*result.images, CaptionedImage(caption, blended(overlay), not overlay.empty)]
+        return replace(result, images=images, notes=notes)
 
-    def gates(self, image: Image.Image) -> list[Picture]:
+    def gates(self, image: Image.Image) -> list[CaptionedImage]:
         """Return charts of the gates for an image: some spatial gates and the distribution; empty without gates."""
         if not self.gated:
             return []
         inputs: Any = self.predictor.inputs(image)
         with self._lock:
-            found = gates(self.model, inputs)
-        mapped = spread_layers([g for g in found if g.values.shape[-1] > 1] or found, _GATE_LAYERS)
-        channels = [chosen_channels(g, 0, _GATE_CHANNELS) for g in mapped]
+            by_layer = gates(self.model, inputs)
+        drawn = spread_layers([g for g in by_layer if g.values.shape[-1] > 1] or by_layer, _GATE_LAYERS)
+        channels = [chosen_channels(g, 0, _GATE_CHANNELS) for g in drawn]
         with tempfile.TemporaryDirectory() as folder, _drawing:
             spread, spatial = Path(folder) / "spread.png", Path(folder) / "spatial.png"
-            draw_gates(found, 0, f"gates of {self.label}", spread)
+            draw_gates(by_layer, 0, f"gates of {self.label}", spread)
             pixels = self.predictor.pixels(inputs)
-            draw_spatial_gates(mapped, 0, pixels, channels, f"spatial gates of {self.label}", spatial)
+            draw_spatial_gates(drawn, 0, pixels, channels, f"spatial gates of {self.label}", spatial)
             return [
-                Picture("Spatial gates of the channels in which they vary most over the image", _opened(spatial)),
-                Picture("Distribution of all gates, from the first layer to the last", _opened(spread)),
+                CaptionedImage(
+                    "Spatial gates of the channels in which they vary most over the image", _opened(spatial)
+                ),
+                CaptionedImage("Distribution of all gates, from the first layer to the last", _opened(spread)),
             ]
 
 
@@ -160,6 +162,16 @@ def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> lis
     networks = [Network(restore(source).to(process)) for source in sources]
     _name_apart(networks)
     return networks
+
+
+def examples_for(kinds: Iterable[str]) -> list[tuple[Image.Image, str]]:
+    """Return the example images, not used in training, of tasks of these kinds (such as "classifier"), with names."""
+    return [example for kind in sorted(kinds) for example in task_named(kind).examples()]
+
+
+def kinds_of(networks: Iterable[Network]) -> set[str]:
+    """Return the kinds of the models that were trained on embedded data, whose validation images are examples."""
+    return {network.kind for network in networks if network.data == "digits"}
 
 
 def _name_apart(networks: Sequence[Network]) -> None:

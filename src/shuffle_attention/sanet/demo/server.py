@@ -80,7 +80,7 @@ def serve(state: Any, host: str, port: int | None, uploads: Path):
     """
     from starlette.middleware import Middleware
 
-    from .html import style
+    from ..report.html import render_part
     from .page import build_page
     from .security import OwnOriginOnly, UploadsOnly
 
@@ -101,7 +101,7 @@ def serve(state: Any, host: str, port: int | None, uploads: Path):
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
-            css=style(),
+            css=render_part("demo.html", "style"),
             app_kwargs={
                 "middleware": [Middleware(OwnOriginOnly), Middleware(UploadsOnly, uploads)],
                 "docs_url": None,

@@ -6,15 +6,13 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ...errors import DataError
-from ..data.images import to_mode
+from ..data.images import FORMATS, open_image, to_mode
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 # A network resizes the shorter side to its own, and the longer one with it: a line of pixels would fill the memory.
 MAX_RATIO = 20
 KEPT_SIDE = 2048  # pixels of the longer side that are kept
-# What cameras and browsers write. Others of Pillow's start programs or have pixels of no agreed range.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
 
 def read_upload(path: str | os.PathLike) -> Image.Image:
@@ -30,9 +28,8 @@ def read_upload(path: str | os.PathLike) -> Image.Image:
         raise DataError(f"{path.name} has {_mega(size)}, and {_mega(MAX_BYTES)} are allowed: make it smaller first")
     if not size:
         raise DataError(f"{path.name} is an empty file")
-    Image.init()
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        with open_image(path) as image:
             _check_size(path.name, image.width, image.height)
             image.load()
             upright = to_mode(ImageOps.exif_transpose(image), "RGB")
@@ -40,7 +37,7 @@ def read_upload(path: str | os.PathLike) -> Image.Image:
         raise
     except Image.UnidentifiedImageError as error:
         known = ", ".join(name for name in FORMATS if name != "MPO")
-        raise DataError(f"{path.name} is no image that can be read; {known} would do") from error
+        raise DataError(f"{path.name} is not an image that can be read; {known} would do") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is above ours
         raise DataError(f"{path.name} has far more than {MAX_PIXELS:,} pixels: make it smaller first") from error
     except MemoryError as error:

@@ -1,4 +1,4 @@
-"""Open the models to explain, from checkpoints or by their names in timm."""
+"""Open the models to explain, from checkpoints or by their names in timm, and prepare their inputs."""
 
 import os
 import re
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import Tensor
 
 from ...errors import InputError, asked_for
+from ...explain.stages import eval_mode
+from ..data.find import ImageFile
 from ..network import create_network, with_normalisation
 from ..recipes.recipe import Recipe
 from ..tasks.classification.predictor import Classifier, restore_network
@@ -45,13 +49,13 @@ def open_models(
         else:
             models.append(restore_network(source, ema=ema, settings={"model": of_weights} if of_weights else None))
     if not labels:
-        labels = [model.label for model in models]
-        if len(set(labels)) < len(labels):
-            labels = [Path(model.source).resolve().parent.name for model in models]
-        if len(set(labels)) < len(labels):
-            labels = [model.source for model in models]
-        if len(set(labels)) < len(labels):
-            labels = [f"{label} ({number})" for number, label in enumerate(labels, 1)]
+        candidates = (
+            [model.label for model in models],
+            [Path(model.source).resolve().parent.name for model in models],
+            [model.source for model in models],
+            [f"{model.source} ({number})" for number, model in enumerate(models, 1)],
+        )
+        labels = next(names for names in candidates if len(set(names)) == len(names))
     for label, model in zip(labels, models, strict=True):
         model.label = label
         model.model.eval()
@@ -88,11 +92,40 @@ def _named(name: str, pretrained: bool) -> Classifier:
     )
 
 
-def folder_of(root: Path, subject: Classifier, subjects: Sequence[Classifier]) -> Path:
+def try_size(classifier: Classifier, img_size: int) -> None:
+    """Raise InputError if a model does not take images of a size, before anything is computed."""
+    channels = 3 if classifier.view.mode == "RGB" else 1
+    try:
+        with eval_mode(classifier.model), torch.no_grad():
+            classifier.model(torch.zeros(1, channels, img_size, img_size, device=classifier.process.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f"{classifier.label} cannot be used with --img-size {img_size}: {error}") from error
+
+
+def batches(images: Sequence[ImageFile], size: int) -> list[Sequence[ImageFile]]:
+    """Return the images in batches."""
+    return [images[first : first + size] for first in range(0, len(images), size)]
+
+
+def inputs_of(classifier: Classifier, batch: Sequence[ImageFile]) -> Tensor:
+    """Return a model's input for a batch, (B, channels, height, width), on the device.
+
+    Raises:
+        DataError: If a file cannot be decoded.
+    """
+    return torch.stack([classifier.view.tensor(image) for image in batch]).to(classifier.process.device)
+
+
+def sources_of(classifiers: Sequence[Classifier]) -> dict[str, list[dict[str, str]]]:
+    """Return label and source of each model, as the files of results have them."""
+    return {"networks": [{"label": classifier.label, "source": classifier.source} for classifier in classifiers]}
+
+
+def folder_of(root: Path, classifier: Classifier, classifiers: Sequence[Classifier]) -> Path:
     """Return the folder of a model's files: ``root``, or with several models a subfolder named after its label."""
-    if len(subjects) == 1:
+    if len(classifiers) == 1:
         return root
-    names = [re.sub(r"[/\\\0]", "-", each.label).strip(". ") or "network" for each in subjects]
-    number = next(number for number, each in enumerate(subjects) if each is subject)
+    names = [re.sub(r"[/\\\0]", "-", each.label).strip(". ") or "network" for each in classifiers]
+    number = next(number for number, each in enumerate(classifiers) if each is classifier)
     alike = len({name.casefold() for name in names}) < len(names)
     return root / (f"{number + 1}-{names[number]}" if alike else names[number])

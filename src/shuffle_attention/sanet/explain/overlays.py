@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from PIL import Image
 from torch import Tensor
 
-from ..charts import drawing
+from ..charts import drawing, show_image
 
 PER_PAGE = 10  # rows of a comparison
 
@@ -37,10 +37,9 @@ class Overlay:
 
     def title(self) -> str:
         """Return the class with its probability, and on a second line the predicted class and missing evidence."""
-        said = f"{_short(self.name)}  {100 * self.probability:.1f} %"
         more = [f"predicted: {_short(self.predicted)}"] if self.predicted else []
         more += ["no evidence at any position"] if self.empty else []
-        return "\n".join([said, "; ".join(more)]) if more else said
+        return f"{_short(self.name)}  {100 * self.probability:.1f} %" + ("\n" + "; ".join(more) if more else "")
 
     @property
     def empty(self) -> bool:
@@ -59,47 +58,36 @@ def blended(overlay: Overlay) -> Image.Image:
 
 def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
     """Draw the model's input, and beside it the same under the map."""
-    with drawing(path, figsize=(6.4, 3.5)) as figure:
-        left, right = figure.subplots(1, 2)
+    with drawing(path, 6.4, 3.5) as figure:
         figure.suptitle(title, fontsize=9)
-        _show(left, overlay.pixels)
+        left, right = figure.subplots(1, 2)
+        show_image(left, overlay.pixels)
         left.set_title("input of the model", fontsize=9)
-        _show(right, blended(overlay))
+        show_image(right, blended(overlay))
         right.set_title(overlay.title(), fontsize=9)
-        _scale(figure, [left, right])
+        _draw_scale(figure, [left, right])
 
 
-def draw_comparison(
-    rows: Sequence[Sequence[Overlay]], columns: Sequence[str], names: Sequence[str], title: str, path: Path
-) -> None:
+def draw_comparison(rows: Sequence[tuple[str, Sequence[Overlay]]], columns: Sequence[str], title: str, path: Path):
     """Draw one row per image, and after the image one column per model.
 
     Args:
-        rows: For each image the overlay of each model.
+        rows: Name of each image, and the overlay of each model.
         columns: Names of the models.
-        names: Names of the images.
-        title: Title of the figure.
+        title: Title of the chart.
         path: PNG to write.
     """
-    width, height = 2.0 * (len(columns) + 1) + 0.7, 2.15 * len(rows) + 0.6
-    with drawing(path, figsize=(width, height)) as figure:
-        figure.suptitle(title, fontsize=10)
+    with drawing(path, 2.0 * (len(columns) + 1) + 0.7, 2.15 * len(rows) + 0.6, title) as figure:
         grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
-        for row, overlays, name in zip(grid, rows, names, strict=True):
-            _show(row[0], overlays[0].pixels)
+        for row, (name, overlays) in zip(grid, rows, strict=True):
+            show_image(row[0], overlays[0].pixels)
             row[0].set_title(_short(name, 26), fontsize=7)
             for axes, overlay in zip(row[1:], overlays, strict=True):
-                _show(axes, blended(overlay))
+                show_image(axes, blended(overlay))
                 axes.set_title(overlay.title(), fontsize=8)
         for axes, column in zip(grid[0], ["image", *columns], strict=True):
             axes.set_title(f"{column}\n{axes.get_title()}", fontsize=8)
-        _scale(figure, list(grid.flat))
-
-
-def _show(axes: Any, pixels: Tensor | Image.Image) -> None:
-    axes.imshow(np.asarray(pixels), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+        _draw_scale(figure, list(grid.flat))
 
 
 def _colours() -> ListedColormap:
@@ -109,7 +97,7 @@ def _colours() -> ListedColormap:
     return ListedColormap(colours)
 
 
-def _scale(figure: Any, axes: list[Any]) -> None:
+def _draw_scale(figure: Any, axes: list[Any]) -> None:
     rows = len({ax.get_subplotspec().rowspan.start for ax in axes})
     colours = ScalarMappable(Normalize(0, 1), _colours())
     shrink, aspect = (0.8, 20) if rows == 1 else (min(0.8, 2.5 / rows), 30)

@@ -1,5 +1,6 @@
 """The pointing game: whether the maximum of a class's map lies in a box of that class."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,21 @@ class Boxes:
     """The boxes of one class in one image.
 
     Attributes:
-        picture: The image.
+        image: The image.
         target: Index of the class in the model.
         name: Name of the class.
         boxes: x, y, width and height of each, in pixels of the file.
         size: Width and height of the file.
     """
 
-    picture: ImageFile
+    image: ImageFile
     target: int
     name: str
     boxes: list[Box]
     size: tuple[int, int]
 
 
-def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[str] | None, count: int) -> list[Boxes]:
+def boxes_of(data: CocoData, images: Sequence[ImageFile], classes: Sequence[str] | None, count: int) -> list[Boxes]:
     """Return the boxes of each class in each image, for the categories that the model has as classes by name.
 
     Crowds are left out: they are regions, not boxes of one object.
@@ -44,29 +45,28 @@ def boxes_of(data: CocoData, pictures: Sequence[ImageFile], classes: Sequence[st
     targets: dict[int, int] = {}
     names = {category["id"]: category["name"] for category in data.categories}
     for number, name in names.items():
-        try:
+        with contextlib.suppress(InputError):
             targets[number] = class_index(name, classes, count, numbers=False)
-        except InputError:
-            continue
     if not targets:
         raise InputError(
             f"none of the categories of {data.source} is a class of the model: {', '.join(list(names.values())[:5])}"
         )
-    there: dict[tuple[int, int], list[Box]] = {}
-    for annotation in data.annotations:
-        if annotation["category_id"] in targets and not annotation["iscrowd"]:
-            there.setdefault((annotation["image_id"], annotation["category_id"]), []).append(tuple(annotation["bbox"]))
-    records = {record["id"]: (record, path) for record, path in zip(data.images, data.pictures, strict=True)}
-    by_path = {picture.path.resolve(): picture for picture in pictures}
-    found = []
-    for (image, number), boxes in there.items():
-        record, path = records[image]
-        picture = by_path.get(Path(path).resolve()) if isinstance(path, str) else None
-        if picture is not None:
-            found.append(Boxes(picture, targets[number], names[number], boxes, (record["width"], record["height"])))
-    if not found:
+    by_path = {image.path.resolve(): image for image in images}
+    annotated = []
+    for index, (record, path) in enumerate(zip(data.images, data.pictures, strict=True)):
+        image = by_path.get(Path(path).resolve()) if isinstance(path, str) else None
+        if image is None:
+            continue
+        by_category: dict[int, list[Box]] = {}
+        for annotation in data.objects(index):
+            if annotation["category_id"] in targets and not annotation["iscrowd"]:
+                by_category.setdefault(annotation["category_id"], []).append(tuple(annotation["bbox"]))
+        for number, boxes in by_category.items():
+            size = record["width"], record["height"]
+            annotated.append(Boxes(image, targets[number], names[number], boxes, size))
+    if not annotated:
         raise InputError(f"{data.source} has no box of {', '.join(names[n] for n in targets)} in these images")
-    return found
+    return annotated
 
 
 def hits(heat: Tensor, boxes: Sequence[Box], tolerance: float = 0.0) -> bool:

@@ -53,6 +53,11 @@ def write_page(template: str, values: dict[str, Any], path: Path) -> None:
     write_text(path, page.encode(errors="replace").decode())
 
 
+def render_part(template: str, macro: str, *values: object) -> str:
+    """Return the HTML of one macro of a file of ``report/templates``."""
+    return str(getattr(templates().get_template(template).module, macro)(*values)).strip()
+
+
 @contextmanager
 def log_failures(folder: Path) -> Iterator[None]:
     """Turn a failure of a finished run's report into a warning: the results are on disk and valid without it."""
