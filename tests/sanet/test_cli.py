@@ -369,7 +369,11 @@ def test_bad_checkpoints_end_with_one_line_and_a_code(run, tmp_path):
     (tmp_path / "cut.pt").write_bytes((run / "best.pt").read_bytes()[:100_000])
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload(tmp_path / "ran")}))
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pt")
-    for name, message in (("cut", "is damaged"), ("evil", "more than tensors"), ("other", "name it with --model")):
+    for name, message in (
+        ("cut", "is damaged"),
+        ("evil", "more than tensors"),
+        ("other", "name the model with --model"),
+    ):
         done = sanet("eval", tmp_path / f"{name}.pt", "--json", tmp_path / "figures.json", check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")

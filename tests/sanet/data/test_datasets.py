@@ -13,8 +13,7 @@ from PIL import Image
 
 from conftest import CPU, write_tree
 from shuffle_attention.errors import DataError
-from shuffle_attention.sanet.data.datasets import load_digits, open_split
-from shuffle_attention.sanet.data.folders import scan_tree
+from shuffle_attention.sanet.data.datasets import load_digits, open_split, scan_tree
 from shuffle_attention.sanet.data.loading import EpochSampler, evaluation_batches, training_batches
 from shuffle_attention.sanet.device import Process
 from shuffle_attention.sanet.recipes.recipe import Recipe

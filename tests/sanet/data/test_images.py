@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from shuffle_attention.sanet.data.find import find_images
-from shuffle_attention.sanet.data.images import Finding, inspect_image, read_image, to_mode
+from shuffle_attention.sanet.data.images import Finding, find_images, inspect_image, read_image, to_mode
 
 
 def picture(size: int = 48) -> Image.Image:

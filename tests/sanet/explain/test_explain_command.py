@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import sanet_here, write_tree
 from shuffle_attention.errors import InputError
-from shuffle_attention.sanet.data.find import find_images
+from shuffle_attention.sanet.data.images import find_images
 from shuffle_attention.sanet.explain.classes import class_index, readable
 from shuffle_attention.sanet.explain.models import open_models
 from shuffle_attention.sanet.explain.overlays import Overlay, blended
@@ -233,7 +233,7 @@ def test_bare_weights_are_of_the_model_that_is_named(run, val, tmp_path, capsys)
     torch.save(weights, tmp_path / "bare.pt")
     arguments = (val / "digit0/000.png", "--checkpoint", tmp_path / "bare.pt", "--output", tmp_path / "out")
     assert explained(*arguments) == 2
-    assert "name it with --model" in capsys.readouterr().err
+    assert "name the model with --model" in capsys.readouterr().err
     assert explained(*arguments, "--model", "test_resnet") == 0
     assert explained(*arguments[:1]) == 2
     assert "name a model: --checkpoint FILE" in capsys.readouterr().err

@@ -113,7 +113,7 @@ class PredictObjects(Command):
         from rich.progress import track
 
         from ..console import console
-        from ..data.find import find_images, require_apart
+        from ..data.images import find_images, require_apart
         from ..device import open_process
         from ..tasks.detection.predictor import restore_detector
 

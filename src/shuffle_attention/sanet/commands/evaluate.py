@@ -89,7 +89,7 @@ def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
     """Return the class names to look up in the data; None for a folder of 1000 classes that are not ImageNet's."""
     if classes is None or recipe.data.startswith("digits") or not Path(recipe.data).is_dir():
         return classes
-    from ..data.folders import scan_tree
+    from ..data.datasets import scan_tree
 
     if len(classes) == 1000 and not set(scan_tree(recipe.data, "val").classes) & set(classes):
         return None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...errors import DataError, listed
 from ...files import atomic_write, write_json
-from .folders import SPLITS
+from .datasets import SPLITS
 
 __all__ = ["CocoData", "find_split"]
 

@@ -1,4 +1,4 @@
-"""Open image files, check them without decoding them, and convert them to the mode that a model takes."""
+"""Find image files, check them without decoding them, and read them in the mode that a model takes."""
 
 import logging
 import os
@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import IO, TypeVar
 
 import numpy as np
 from PIL import EpsImagePlugin, Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ...errors import DataError, listed
+from ...errors import DataError, InputError, listed
 
 logger = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -24,6 +26,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "J
 EpsImagePlugin.gs_binary = False
 # A silent conversion from one of these modes would hide a fault of the data.
 _DESCRIPTIONS = {"L": "greyscale", "1": "bilevel", "CMYK": "CMYK", "LA": "greyscale with transparency"}
+
+_LONGEST = 160  # bytes of a name; file systems allow 255, and endings are added
 
 
 def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
@@ -169,3 +173,99 @@ def _ends_well(path: str | os.PathLike, kind: str | None) -> bool:
     if kind == "JPEG":
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     return kind == "PNG" and b"IEND" in tail
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file.
+
+    Attributes:
+        path: Path of the file.
+        name: Name for its results, unique within a command.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(
+    sources: Sequence[str | os.PathLike], limit: int | None = None, *, skip_bad: bool = False
+) -> list[ImageFile]:
+    """Return the readable images in files and folders.
+
+    Args:
+        sources: Files, and folders that are searched with their subfolders.
+        limit: Largest number of images to take, at even distances.
+        skip_bad: Whether to leave out unreadable files with a warning.
+
+    Raises:
+        InputError: If a source does not exist, a folder has no images, or a file is too large or not an image.
+    """
+    candidates: list[tuple[Path, str]] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = _images_in(source)
+            if not inside:
+                raise InputError(f"{source} has no images in it ({', '.join(IMG_EXTENSIONS)})")
+            candidates += [(path, "-".join(path.relative_to(source).with_suffix("").parts)) for path in inside]
+        elif source.is_file():
+            candidates.append((source, source.stem))
+        else:
+            raise InputError(f"no file or folder {source}")
+    if limit is not None and limit < len(candidates):
+        if limit < 1:
+            raise InputError(f"limit must be at least 1, got {limit}")
+        candidates = [candidates[index * len(candidates) // limit] for index in range(limit)]
+    kept = check_images([path for path, _ in candidates], None, skip_bad=skip_bad, whole=True)
+    return _named([candidates[index] for index in kept])
+
+
+def require_apart(output: Path, images: Sequence[str | os.PathLike], folders: Sequence[Path]) -> None:
+    """Raise InputError if results could overwrite images, or be read as images the next time.
+
+    Args:
+        output: Output folder as the user named it.
+        images: Files and folders of images.
+        folders: Folders that results are written to.
+    """
+    written = {folder.resolve() for folder in (output, *folders)}
+    for image in map(Path, images):
+        folder = image.resolve() if image.is_dir() else image.resolve().parent
+        if folder in written or (image.is_dir() and any(folder in each.parents for each in written)):
+            raise InputError(f"--output {output} lies among the images of {image}; name another folder")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders; links are followed, and each folder is visited once."""
+    images: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        paths = (Path(here, name) for name in files if not name.startswith("."))
+        images += [path for path in paths if path.suffix.lower() in IMG_EXTENSIONS and path.is_file()]
+    return sorted(images)
+
+
+def _named(candidates: list[tuple[Path, str]]) -> list[ImageFile]:
+    """Give each file a unique name."""
+    counts: dict[str, int] = {}
+    images = []
+    for path, stem in candidates:
+        name = _printable(stem)
+        counts[name] = counts.get(name, 0) + 1
+        unique = name if counts[name] == 1 else f"{name}-{counts[name]}"
+        while unique != name and unique in counts:
+            unique += "-"
+        counts.setdefault(unique, 1)
+        images.append(ImageFile(path, unique))
+    return images
+
+
+def _printable(name: str) -> str:
+    """Return a name that is valid text, and short enough to be part of a file name."""
+    text = os.fsencode(name).decode(errors="replace")
+    return text if len(text.encode()) <= _LONGEST else text.encode()[-_LONGEST:].decode(errors="ignore")

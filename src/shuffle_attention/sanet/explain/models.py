@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError, asked_for
 from ...explain.stages import eval_mode
-from ..data.find import ImageFile
+from ..data.images import ImageFile
 from ..network import create_network, with_normalisation
 from ..recipes.recipe import Recipe
 from ..tasks.classification.predictor import Classifier, restore_network

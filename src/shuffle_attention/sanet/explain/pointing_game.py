@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..data.coco import CocoData
-from ..data.find import ImageFile
+from ..data.images import ImageFile
 from .classes import class_index
 
 Box = tuple[float, float, float, float]

@@ -11,8 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from ...errors import DataError
-from ..data.find import ImageFile
-from ..data.images import read_image
+from ..data.images import ImageFile, read_image
 from ..recipes.recipe import Recipe
 
 

@@ -15,22 +15,22 @@ _NAMED = 4  # variants in the heading
 _NOT_SHARED = ("model", "seed")
 
 
-def write_comparison_report(comparison: Comparison, found: list[Finding], failed: Mapping[str, str]) -> Path:
+def write_comparison_report(comparison: Comparison, results: list[Finding], failed: Mapping[str, str]) -> Path:
     """Write ``report.html`` of a comparison beside its other files and return its path.
 
     Args:
         comparison: The comparison.
-        found: The results of its variants, from :func:`findings`.
+        results: The results of its variants, from :func:`findings`.
         failed: Reasons of failed runs, by folder.
     """
     base, folder = comparison.base, comparison.folder
-    table = findings_table(found, len(comparison.seeds))
+    table = findings_table(results, len(comparison.seeds))
     images = [
         (title, embedded_file(folder / name))
         for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
         if (folder / name).exists()
     ]
-    compared = ", ".join(finding.name for finding in found) if len(found) <= _NAMED else f"{len(found)} variants"
+    compared = ", ".join(finding.name for finding in results) if len(results) <= _NAMED else f"{len(results)} variants"
     values: dict[str, Any] = {
         "title": f"{compared} on {Path(base.data).name}",
         "kind": "comparison by sanet compare",
@@ -39,9 +39,9 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
         "columns": [column.split("\n") for column in table.columns],
         "rows": table.rows,
         "note": table.note,
-        "others": len(found) - 1,
+        "others": len(results) - 1,
         "images": images,
-        "runs": _runs(comparison, found),
+        "runs": _runs(comparison, results),
         "failed": failed,
         "changed": [row for row in changed_fields(base) if row[0] not in _NOT_SHARED],
         "settings": [
@@ -54,14 +54,14 @@ def write_comparison_report(comparison: Comparison, found: list[Finding], failed
     return path
 
 
-def _runs(comparison: Comparison, found: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
+def _runs(comparison: Comparison, results: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
     """Return variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each run."""
-    figures = {finding.name: finding for finding in found}
+    by_name = {finding.name: finding for finding in results}
     rows = []
     for run in sorted(
-        (run for run in comparison.runs if run.finished), key=lambda run: list(figures).index(run.variant.name)
+        (run for run in comparison.runs if run.finished), key=lambda run: list(by_name).index(run.variant.name)
     ):
-        finding = figures[run.variant.name]
+        finding = by_name[run.variant.name]
         over = finding.difference.by_seed.get(run.seed) if finding.difference else None
         link = run.files.report.relative_to(comparison.folder).as_posix() if run.files.report.exists() else None
         rows.append(
