@@ -32,14 +32,21 @@ def asked_for(**received: Any) -> Iterator[None]:
         raise InputError(f"{settings} cannot be used: {str(error) or type(error).__name__}") from error
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """Return the error for a name that does not exist; its message has the closest known names, or all of a few."""
+def unknown(kind: str, name: object, known: Iterable[str], *, of: str = "") -> InputError:
+    """Return the error for a name that does not exist; its message has the closest known names, or all of a few.
+
+    Args:
+        kind: Kind of the name, such as ``model``.
+        name: The name that was received.
+        known: Names that exist.
+        of: Owner of the names, if there are several.
+    """
     names = list(known)
     close = difflib.get_close_matches(str(name), names, n=3)
     hints = [f"did you mean {' or '.join(close)}?"] if close else []
     if not close or len(names) <= 20:
         hints.append(f"there are {listed(names, 20)}")
-    return InputError(f"no {kind} {name!r}; {' '.join(hints)}")
+    return InputError(f"{f'{of} has ' if of else ''}no {kind} {name!r}; {' '.join(hints)}")
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

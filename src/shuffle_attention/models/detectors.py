@@ -183,4 +183,4 @@ def require_arguments(arch: str, kwargs: Mapping[str, Any]) -> None:
             known |= set(inspect.signature(part.__init__).parameters)
     for name in kwargs:
         if name not in known:
-            raise unknown(f"argument of {arch}", name, sorted(known))
+            raise unknown("argument", name, sorted(known), of=arch)

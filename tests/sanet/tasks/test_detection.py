@@ -310,7 +310,7 @@ BAD = {
     "argument": (
         ("fcos", "sa_resnet18"),
         {"nms_treshold": 0.5},
-        "no argument of fcos 'nms_treshold'; did you mean nms_thresh",
+        "fcos has no argument 'nms_treshold'; did you mean nms_thresh",
     ),
     "value": (("mask_rcnn", "sa_resnet18"), {"min_size": 64, "box_roi_pool": 3}, "box_roi_pool=3 cannot be used"),
     "no-anchors": (("fcos", "sa_resnet18"), {"anchor_sizes": (8, 16, 32, 64, 128)}, "fcos has no anchors"),

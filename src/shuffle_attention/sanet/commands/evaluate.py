@@ -1,16 +1,19 @@
-"""The command ``sanet eval``."""
+"""The commands ``sanet eval`` and ``sanet detect eval``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, InputError
+from ...errors import InputError
 from ...files import require_folder_of, write_json
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
+from ..tasks.detection.recipe import DetectionRecipe
 from . import Command
+
+if TYPE_CHECKING:
+    from ..tasks.evaluation import Scores
 
 
 @dataclass(kw_only=True)
@@ -32,85 +35,107 @@ class Evaluate(Command):
 
     def run(self) -> int:
         """Evaluate the checkpoint, and print and write its metrics."""
-        from ..data.datasets import open_split
-        from ..data.loading import evaluation_batches
+        from ..console import console
         from ..device import open_process
         from ..environment import environment
-        from ..tasks.classification.evaluation import evaluate
-        from ..tasks.classification.predictor import restore_network
+        from ..tasks import task_named
 
-        checkpoint, overrides, batch_size = self.checkpoint, self.overrides, self.batch_size
         require_folder_of("--json", self.json)
-        special = {
-            name: overrides[name] for name in ("model", "model_args", "in_chans", "small_stem") if name in overrides
-        }
-        restored = restore_network(checkpoint, ema=self.ema, settings=special)
-        recipe = restored.recipe.replaced(**{"device": "auto", "workers": 2, **overrides})
-        if restored.classes is not None and len(restored.classes) == 1000 and "data" not in overrides:
-            raise InputError(f"{checkpoint} tells ImageNet's classes apart; --data DIR has to say where its images are")
-        with open_process(recipe.device) as process:
-            data = open_split(recipe, "val", _classes_for(recipe, restored.classes))
-            known = getattr(data, "classes", None)
-            if known is not None and len(known) != restored.num_classes:
-                raise DataError(
-                    f"{checkpoint} tells {restored.num_classes} classes apart and {recipe.data} has {len(known)}, "
-                    "and the file does not name its classes"
-                )
-            scores = evaluate(
-                process.to_device(restored.model, channels_last=recipe.channels_last),
-                evaluation_batches(data, recipe, process, batch_size),
-                process,
-                precision=recipe.precision,
-                channels_last=recipe.channels_last,
+        task, settings = task_named(self.recipe_type.kind), {"device": "auto", "workers": 2, **self.overrides}
+        predictor = task.restore(self.checkpoint, ema=self.ema, settings=settings)
+        recipe = predictor.recipe = predictor.recipe.replaced(**settings)
+        if recipe.kind == Recipe.kind and len(predictor.classes or ()) == 1000 and "data" not in self.overrides:
+            raise InputError(
+                f"{self.checkpoint} tells ImageNet's classes apart; --data DIR has to say where its images are"
             )
+        with open_process(recipe.device) as process:
+            opened = task.open_validation(predictor)
+            batches = opened.held_out(process, self.batch_size)
+            scores = opened.evaluate(predictor.to(process).model, batches, process)
             if process.rank != 0:
                 return 0
-            scores = replace(scores, unreadable=scores.unreadable + getattr(data, "left_out", 0))
-        figures = {
-            "checkpoint": str(checkpoint),
-            "weights": restored.weights,
-            "model": recipe.model,
+        left_out = getattr(opened.validation, "left_out", 0)
+        scores = replace(scores, unreadable=scores.unreadable + left_out)
+        metrics: dict[str, Any] = {
+            "checkpoint": str(self.checkpoint),
+            "weights": predictor.weights,
+            "model": recipe.title,
             "data": recipe.data,
-            "classes": restored.num_classes,
-            "img_size": recipe.img_size,
-            "crop_pct": recipe.crop_pct,
+            "classes": len(predictor.names),
+            **self.details(opened),
             **scores.to_dict(),
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "device": str(process.device),
             **environment(),
         }
-        _print_scores(figures)
-        if self.json is not None:
-            write_json(self.json, figures)
+        self.show(metrics)
+        if scores.unreadable:
+            console.print(f"{scores.unreadable} images could not be read and are not counted")
+        self.write(metrics, scores)
         return 0
 
+    def details(self, opened: Any) -> dict[str, Any]:
+        """Return what the file of metrics says of the input of the task's model."""
+        return {"img_size": opened.recipe.img_size, "crop_pct": opened.recipe.crop_pct}
 
-def _classes_for(recipe: Recipe, classes: list[str] | None) -> list[str] | None:
-    """Return the class names to look up in the data; None for a folder of 1000 classes that are not ImageNet's."""
-    if classes is None or recipe.data.startswith("digits") or not Path(recipe.data).is_dir():
-        return classes
-    from ..data.datasets import scan_tree
+    def show(self, metrics: dict[str, Any]) -> None:
+        """Print the metrics as a table."""
+        from ..console import console, table
 
-    if len(classes) == 1000 and not set(scan_tree(recipe.data, "val").classes) & set(classes):
-        return None
-    return classes
+        columns = ("top-1 %", "top-5 %", "loss", "images", "images/s", "size", "classes", "weights")
+        scores = table(columns, title=f"{metrics['model']} from {metrics['checkpoint']}")
+        accuracy = f"{metrics['top1']:.3f}", f"{metrics['top5']:.3f}", f"{metrics['loss']:.4f}"
+        speed = f"{metrics['images']:,}", f"{metrics['images_per_second']:,.0f}"
+        size = str(metrics["img_size"]), str(metrics["classes"])
+        scores.add_row(*accuracy, *speed, *size, metrics["weights"] or "state dict")
+        console.print(scores)
+
+    def write(self, metrics: dict[str, Any], scores: Scores) -> None:
+        """Write the files that were asked for."""
+        if self.json is not None:
+            write_json(self.json, metrics)
 
 
-def _print_scores(figures: dict[str, Any]) -> None:
-    from ..console import console, table
+@dataclass(kw_only=True)
+class EvaluateDetector(Evaluate):
+    """Evaluate a detector by COCO's metrics."""
 
-    columns = ("top-1 %", "top-5 %", "loss", "images", "images/s", "size", "classes", "weights")
-    scores = table(columns, title=f"{figures['model']} from {figures['checkpoint']}")
-    scores.add_row(
-        f"{figures['top1']:.3f}",
-        f"{figures['top5']:.3f}",
-        f"{figures['loss']:.4f}",
-        f"{figures['images']:,}",
-        f"{figures['images_per_second']:,.0f}",
-        str(figures["img_size"]),
-        str(figures["classes"]),
-        figures["weights"] or "state dict",
+    name = "detect eval"
+    summary = "evaluate a detector"
+    recipe_type = DetectionRecipe
+    recipe_fields = (
+        "data val_annotations val_images workers check_images skip_bad_images min_size max_size device precision "
+        "channels_last"
     )
-    console.print(scores)
-    if figures["unreadable"]:
-        console.print(f"{figures['unreadable']} images could not be read and are not counted")
+
+    checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)
+    batch_size: int = option(4, "images at a time", minimum=1)
+    results: str | None = option(None, "write the detections to FILE, as COCO's results", metavar="FILE")
+
+    def run(self) -> int:
+        """Evaluate the checkpoint, print its metrics, and write them and the detections."""
+        require_folder_of("--results", self.results)
+        return super().run()
+
+    def details(self, opened: Any) -> dict[str, Any]:
+        """Return what the file of metrics says of the data and the input of the task's model."""
+        recipe = opened.recipe
+        return {"data": opened.data.source, "min_size": recipe.min_size[-1], "max_size": recipe.max_size}
+
+    def show(self, metrics: dict[str, Any]) -> None:
+        """Print COCO's scores, one line for boxes and one for masks; a dash where no object has the size."""
+        from ..console import console, table
+        from ..tasks.detection.coco_scores import COCO_SCORES, score_text
+
+        scores = table(("", *COCO_SCORES), title=f"{metrics['model']} from {metrics['checkpoint']}")
+        for kind in ("box", "mask"):
+            if f"{kind}_AP" in metrics:
+                scores.add_row(kind, *(score_text(metrics[f"{kind}_{name}"]) for name in COCO_SCORES))
+        console.print(scores)
+        console.print(f"{metrics['images']:,} images, {metrics['images_per_second']:,.1f} images/s")
+
+    def write(self, metrics: dict[str, Any], scores: Scores) -> None:
+        """Write the files that were asked for."""
+        super().write(metrics, scores)
+        if self.results is not None:
+            write_json(self.results, scores.results, indent=None)

@@ -143,6 +143,15 @@ class Task(ABC, Generic[R]):
             CheckpointError: If the file cannot be read, or holds no model of this task.
         """
 
+    @classmethod
+    def open_validation(cls, predictor: Any) -> "Task":
+        """Return the task of a restored model with the data to evaluate it on; its training data may be None.
+
+        Raises:
+            InputError: If the data cannot be used, or have other classes.
+        """
+        return cls.open(predictor.recipe, check=predictor.recipe.check_images)
+
     @abstractmethod
     def create_model(self, *, restored: bool) -> nn.Module:
         """Return the model on the CPU, initialised or, if ``restored``, to be filled from a checkpoint.

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ....attach.insert import CHILD
 from ....checkpoints import load_checkpoint
 from ....errors import DataError, asked_for
-from ...data.datasets import Samples, load_digits, open_split
+from ...data.datasets import Samples, load_digits, open_split, scan_tree
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
 from ...network import create_network, with_normalisation
@@ -78,6 +79,22 @@ class Classification(Task[Recipe]):
     @classmethod
     def restore(cls, path: str | os.PathLike, **options: Any) -> Classifier:
         return restore_network(path, **options)
+
+    @classmethod
+    def open_validation(cls, predictor: Classifier) -> "Classification":
+        recipe, classes = predictor.recipe, predictor.classes
+        folder = not recipe.data.startswith("digits") and Path(recipe.data).is_dir()
+        # A folder may have 1000 classes that are not ImageNet's.
+        if classes and len(classes) == 1000 and folder and not {*scan_tree(recipe.data, "val").classes} & {*classes}:
+            classes = None
+        data = open_split(recipe, "val", classes)
+        known = getattr(data, "classes", None)
+        if known is not None and len(known) != predictor.num_classes:
+            raise DataError(
+                f"{predictor.source} tells {predictor.num_classes} classes apart and {recipe.data} has {len(known)}, "
+                "and the file does not name its classes"
+            )
+        return cls(recipe, None, data, classes, predictor.num_classes)
 
     @classmethod
     def examples(cls) -> list[tuple[Image.Image, str]]:

@@ -19,7 +19,6 @@ from ...device import Process
 from ..evaluation import Scores, run_model
 from .samples import UNREADABLE
 
-__all__ = ["COCO_SCORES", "coco_results", "coco_scores", "evaluate_detector"]
 # COCO's name and the evaluator's name of each score.
 COCO_SCORES = {
     "AP": "AP_all",
@@ -29,6 +28,11 @@ COCO_SCORES = {
     "APm": "AP_medium",
     "APl": "AP_large",
 }
+
+
+def score_text(value: float) -> str:
+    """Return a score for a table; the evaluator returns -1 where no object counts."""
+    return "-" if value < 0 else f"{value:.3f}"
 
 
 def evaluate_detector(

@@ -35,7 +35,7 @@ class Detection(Task[DetectionRecipe]):
 
     Args:
         recipe: Settings of the run.
-        training: Images to train on.
+        training: Images to train on; None for an evaluation.
         validation: Images to evaluate on.
     """
 
@@ -44,16 +44,21 @@ class Detection(Task[DetectionRecipe]):
     training: CocoSamples
     validation: CocoSamples
 
-    def __init__(self, recipe: DetectionRecipe, training: CocoData, validation: CocoData):
+    def __init__(self, recipe: DetectionRecipe, training: CocoData | None, validation: CocoData):
         self.data = validation
         self.losses = ARCHITECTURES[recipe.arch].losses
         self.averages = dict.fromkeys(["train_loss", *(f"train_{name}" for name in self.losses)], 1.0)
-        self.classes, self.num_classes = training.names, training.num_classes
+        known = validation if training is None else training
+        self.classes, self.num_classes = known.names, known.num_classes
         masks = self.masks = ARCHITECTURES[recipe.arch].masks
         self.metrics = _metrics(self.losses, ["box", "mask"] if masks and validation.has_masks else ["box"])
-        samples = CocoSamples(training, masks=masks, seed=recipe.seed, empty=recipe.empty_images)
-        samples.transform = detection_transform(training=True, hflip=recipe.hflip, vflip=recipe.vflip)
-        super().__init__(recipe, samples, evaluation_samples(validation))
+        samples: Any = None
+        if training is not None:
+            samples = CocoSamples(training, masks=masks, seed=recipe.seed, empty=recipe.empty_images)
+            samples.transform = detection_transform(training=True, hflip=recipe.hflip, vflip=recipe.vflip)
+        held_out = CocoSamples(validation, masks=False)  # the evaluation compares with the masks in the data
+        held_out.transform = detection_transform(training=False)
+        super().__init__(recipe, samples, held_out)
 
     @classmethod
     def open(cls, recipe: DetectionRecipe, *, check: bool) -> "Detection":
@@ -65,6 +70,11 @@ class Detection(Task[DetectionRecipe]):
     @classmethod
     def restore(cls, path: str | os.PathLike, **options: Any) -> Detector:
         return restore_detector(path, **options)
+
+    @classmethod
+    def open_validation(cls, predictor: Detector) -> "Detection":
+        recipe = predictor.recipe
+        return cls(recipe, None, open_coco(recipe, "val", categories=predictor.categories, check=recipe.check_images))
 
     @classmethod
     def examples(cls) -> list[tuple[Image.Image, str]]:
@@ -111,13 +121,6 @@ class Detection(Task[DetectionRecipe]):
 
     def content(self) -> dict[str, Any]:
         return {**super().content(), "categories": self.data.categories}
-
-
-def evaluation_samples(data: CocoData) -> CocoSamples:
-    """Return images to evaluate on, without masks: the evaluation compares with those in the data."""
-    samples = CocoSamples(data, masks=False)
-    samples.transform = detection_transform(training=False)
-    return samples
 
 
 def _metrics(losses: Sequence[str], kinds: Sequence[str]) -> list[Metric]:
