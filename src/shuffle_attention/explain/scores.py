@@ -35,7 +35,7 @@ class Faithfulness:
 
 
 class _GivenMap:
-    """A map in the place of the extractor that torchcam's metrics get maps from."""
+    """A given map instead of the extractor that torchcam's metrics expect."""
 
     def __init__(self, model: nn.Module, share: Tensor):
         self.model, self.share = model, share

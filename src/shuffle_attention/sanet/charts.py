@@ -77,15 +77,7 @@ def save(figure: Any, path: Path) -> None:
 def draw_bars(
     names: Sequence[str], baselines: Collection[str], panels: Mapping[str, Sequence[float]], title: str, path: Path
 ) -> None:
-    """Draw bars of ratios to a baseline, panels side by side.
-
-    Args:
-        names: Names of the bars.
-        baselines: The names that are baselines, drawn in grey.
-        panels: Ratios of all names by title of the panel.
-        title: Title of the chart.
-        path: PNG to write.
-    """
+    """Draw bars of ratios to a baseline; ``panels`` has those of all names by title, ``baselines`` are grey."""
     with drawing(path, 2 + 2.1 * len(panels), 1.3 + 0.32 * len(names), title) as figure:
         for axes, (panel, ratios) in zip(
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True

@@ -171,7 +171,7 @@ def test_what_is_read_can_be_written_and_read_again(tmp_path):
     data.write(tmp_path, "val")
     again = read_coco(*find_split(tmp_path, "val"), masks=True)
     assert again.to_dict() == data.to_dict()
-    for path, picture in zip(again.pictures, data.pictures, strict=True):
+    for path, picture in zip(again.files, data.files, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(picture))
 
 
@@ -394,7 +394,7 @@ def test_other_objects_have_another_fingerprint(folder):
 def test_the_digits_are_the_same_every_time_and_others_for_another_seed():
     first, again, other = (digits_coco("train", 3, size=96, seed=seed) for seed in (0, 0, 1))
     assert first.to_dict() == again.to_dict()
-    assert all(np.array_equal(a, b) for a, b in zip(first.pictures, again.pictures, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first.files, again.files, strict=True))
     assert first.annotations != other.annotations
 
 
@@ -411,4 +411,4 @@ def test_the_digits_have_the_boxes_and_masks_of_their_ink():
         covered[found["image_id"] - 1] += mask
     assert covered.max() == 1  # every pixel is of the digit that is seen
     assert 12 <= len(data.annotations) <= 72
-    assert all(picture.size == (96, 96) for picture in data.pictures)
+    assert all(picture.size == (96, 96) for picture in data.files)

@@ -32,7 +32,7 @@ def data() -> CocoData:
     """Digits of all three sizes, every fifth one a crowd."""
     found = digits_coco("val", 12, size=256, seed=1)
     annotations = [{**a, "iscrowd": int(a["id"] % 5 == 0)} for a in found.annotations]
-    return CocoData(found.images, found.pictures, annotations, found.categories, "digits with crowds")
+    return CocoData(found.images, found.files, annotations, found.categories, "digits with crowds")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_nothing_found_scores_zero(data):
 def test_only_so_many_detections_count(data):
     """Of an image and category, here one for all digits."""
     annotations = [{**found, "category_id": 1} for found in data.annotations]
-    data = CocoData(data.images, data.pictures, annotations, data.categories[:1], "digits")
+    data = CocoData(data.images, data.files, annotations, data.categories[:1], "digits")
     right = [result for result in ground_truth_results(data) if result["image_id"] == 1][:1]
     wrong = {**right[0], "bbox": [0.0, 0.0, 1.0, 1.0], "score": 2.0}
     counted, too_many = (coco_scores(data, [wrong] * number + right, masks=False)["box_AP"] for number in (99, 100))

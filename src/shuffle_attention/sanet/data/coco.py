@@ -22,7 +22,7 @@ class CocoData:
 
     Attributes:
         images: Records with ``id``, ``file_name``, ``width`` and ``height``.
-        pictures: Path of each image, or the image itself.
+        files: Path of each image, or the image itself.
         annotations: Records with ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels),
             ``area``, ``iscrowd`` and, if the object has a mask, ``segmentation``. Their ids count from 1, because COCO
             evaluators take an object of id 0 for one that was not matched.
@@ -31,7 +31,7 @@ class CocoData:
     """
 
     images: list[dict[str, Any]]
-    pictures: list[str | Image.Image]
+    files: list[str | Image.Image]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     source: str
@@ -66,6 +66,11 @@ class CocoData:
         """Whether every object has a mask."""
         return all("segmentation" in annotation for annotation in self.annotations)
 
+    @property
+    def pictures(self) -> list[str | Image.Image]:
+        """The old name of ``files``, until version 0.3."""
+        return self.files
+
     def objects(self, index: int) -> list[dict[str, Any]]:
         """Return the objects of an image, including crowds."""
         return self._objects[self.images[index]["id"]]
@@ -83,11 +88,11 @@ class CocoData:
         images, annotations = Path(folder) / split, Path(folder) / "annotations"
         images.mkdir(parents=True, exist_ok=True)
         annotations.mkdir(exist_ok=True)
-        for record, picture in zip(self.images, self.pictures, strict=True):
-            if not isinstance(picture, Image.Image):
-                raise DataError(f"{record['file_name']} is a file already: {picture}")
+        for record, image in zip(self.images, self.files, strict=True):
+            if not isinstance(image, Image.Image):
+                raise DataError(f"{record['file_name']} is a file already: {image}")
             with atomic_write(images / record["file_name"]) as file:
-                picture.save(file, "PNG")
+                image.save(file, "PNG")
         write_json(annotations / f"instances_{split}.json", self.to_dict(), indent=None)
 
 

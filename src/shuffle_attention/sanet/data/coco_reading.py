@@ -13,7 +13,7 @@ from PIL import Image
 from ...errors import DataError, listed
 from .coco import CocoData
 from .images import in_threads, inspect_image
-from .masks import decode_mask, mask_fault
+from .masks import decode_mask, is_finite, is_int, mask_fault
 
 __all__ = ["read_coco"]
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def read_coco(
     content = _read_json(Path(annotations))
     known = _categories(content, str(annotations), categories)
     faults = _Faults()
-    records, pictures, bad_images = _images(content["images"], Path(images), faults, check_files)
+    records, files, bad_images = _images(content["images"], Path(images), faults, check_files)
     sizes = {record["id"]: (record["height"], record["width"]) for record in records}
     ids = {category["id"] for category in known}
     kept = _annotations(content["annotations"], sizes, bad_images, ids, masks, faults)
@@ -68,7 +68,7 @@ def read_coco(
         raise DataError(f"{annotations} has no images that can be used{f': {faults}' if faults else ''}")
     if faults:
         logger.warning("%s: left out are %s", annotations, faults)
-    return CocoData(records, pictures, kept, known, str(annotations))
+    return CocoData(records, files, kept, known, str(annotations))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _categories(content: dict[str, Any], path: str, known: Sequence[dict[str, An
     """Return the categories by id; the known ones if the file has no others."""
     names: dict[int, str] = {}
     for category in content["categories"]:
-        if not isinstance(category, dict) or not _is_id(category.get("id")) or not category.get("name"):
+        if not isinstance(category, dict) or not is_int(category.get("id")) or not category.get("name"):
             raise DataError(f"{path} has a category without an id and a name: {category!r}")
         if category["id"] in names:
             raise DataError(f"{path} has two categories of id {category['id']}")
@@ -113,7 +113,7 @@ def _images(
     """Return the usable images, their paths, and the ids of the others."""
     candidates: dict[int, dict[str, Any]] = {}
     for record in records:
-        if not isinstance(record, dict) or not _is_id(record.get("id")) or not isinstance(record.get("file_name"), str):
+        if not isinstance(record, dict) or not is_int(record.get("id")) or not isinstance(record.get("file_name"), str):
             faults.add("images without an id and a file_name", f"{record!r:.60}")
         elif record["id"] in candidates:
             faults.add("images with the id of another", f"{record['file_name']}, id {record['id']}")
@@ -121,21 +121,21 @@ def _images(
             candidates[record["id"]] = record
     paths = {number: os.path.join(folder, record["file_name"]) for number, record in candidates.items()}
     checks = in_threads(lambda number: _check_file(paths[number], candidates[number], check_files), candidates)
-    kept, pictures, bad = [], [], set()
+    kept, files, bad = [], [], set()
     for (number, record), (kind, detail, size) in zip(candidates.items(), checks, strict=True):
         if kind:
             faults.add(kind, f"{record['file_name']}{detail}")
             bad.add(number)
         else:
             kept.append({"id": number, "file_name": record["file_name"], "width": size[0], "height": size[1]})
-            pictures.append(paths[number])
-    return kept, pictures, bad
+            files.append(paths[number])
+    return kept, files, bad
 
 
 def _check_file(path: str, record: dict[str, Any], check_file: bool) -> tuple[str, str, tuple[int, int]]:
     """Return the kind of fault of an image, its detail, and the image's width and height."""
     annotated: tuple[Any, Any] = record.get("width"), record.get("height")
-    has_size = all(_is_id(side) and side > 0 for side in annotated)
+    has_size = all(is_int(side) and side > 0 for side in annotated)
     if not os.path.isfile(path):
         return "images without their file", "", (0, 0)
     if has_size and not check_file:
@@ -167,11 +167,11 @@ def _annotations(
             continue
         name = f"annotation {record.get('id', f'number {number}')}"
         image = record.get("image_id")
-        if _is_id(image) and image in bad_images:  # the image is reported already
+        if is_int(image) and image in bad_images:  # the image is reported already
             continue
-        if not _is_id(image) or image not in sizes:
+        if not is_int(image) or image not in sizes:
             faults.add("annotations of an unknown image", f"{name}, image {image}")
-        elif not _is_id(record.get("category_id")) or record["category_id"] not in categories:
+        elif not is_int(record.get("category_id")) or record["category_id"] not in categories:
             faults.add("annotations of an unknown category", f"{name}, category {record.get('category_id')}")
         else:
             kind, detail = _object_fault(record, *sizes[image], masks)
@@ -190,8 +190,7 @@ def _annotations(
 def _object_fault(record: dict[str, Any], height: int, width: int, masks: bool) -> tuple[str, str]:
     """Return the kind of fault of an annotation and its detail; empty if it can be used."""
     box: Any = record.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
-    if not numbers or not all(math.isfinite(side) for side in box) or box[2] <= 0 or box[3] <= 0:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)) or min(box[2:]) <= 0:
         return "boxes without area", f": {box}"
     if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
         return "boxes outside their image", f": {box} in {width} x {height}"
@@ -225,7 +224,3 @@ def _object(record: dict[str, Any], number: int, height: int, width: int) -> dic
 def _reaches_beyond(box: list[float], height: int, width: int, tolerance: float = 1.0) -> bool:
     x, y, w, h = box
     return min(x, y) < -tolerance or x + w > width + tolerance or y + h > height + tolerance
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

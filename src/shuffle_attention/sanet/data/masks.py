@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import require_extra
 
-__all__ = ["decode_mask", "encode_mask", "mask_fault", "require_evaluator"]
+__all__ = ["decode_mask", "encode_mask", "is_finite", "is_int", "mask_fault", "require_evaluator"]
 
 
 def require_evaluator() -> Any:
@@ -58,19 +58,25 @@ def _polygon_fault(polygons: list[Any]) -> str:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "a polygon that is not a list of three or more points x, y"
-        if not all(_is_finite(number) for number in polygon):
+        if not all(is_finite(number) for number in polygon):
             return "a polygon with coordinates that are not numbers"
     return ""
 
 
-def _is_finite(number: object) -> bool:
+def is_int(number: object) -> bool:
+    """Return whether a value of JSON is an integer."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def is_finite(number: object) -> bool:
+    """Return whether a value of JSON is a finite number."""
     return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def _run_lengths(counts: object) -> list[int]:
     """Parse run lengths; raise ValueError if they are broken."""
     if isinstance(counts, list):
-        if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
+        if not all(map(is_int, counts)):
             raise ValueError("run lengths that are not whole numbers")
         return counts
     if not isinstance(counts, str):

@@ -39,7 +39,7 @@ class OwnOriginOnly:
 class UploadsOnly:
     """Refuse requests that name a file which is not an upload.
 
-    Gradio accepts addresses in the place of files, and would download them without the limits of an upload. It refuses
+    Gradio accepts addresses instead of files, and would download them without the limits of an upload. It refuses
     other files of the machine, but with a traceback on the terminal.
 
     Args:

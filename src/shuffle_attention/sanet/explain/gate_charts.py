@@ -19,14 +19,7 @@ L = TypeVar("L")
 
 
 def draw_gates(by_layer: Sequence[Gates], image: int, title: str, path: Path) -> None:
-    """Draw the distribution of one image's gates, with one column, a histogram, per layer.
-
-    Args:
-        by_layer: Gates of all layers.
-        image: Index of the image in the batch.
-        title: Title of the chart.
-        path: PNG to write.
-    """
+    """Draw the distribution of the gates of one image of the batch, with one column, a histogram, per layer."""
     with drawing(path, max(6.0, 2.2 + 0.34 * len(by_layer)), 6.2, title) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, sharey=True)
         shown: Any = None
@@ -76,15 +69,9 @@ def chosen_channels(gates: Gates, image: int, count: int, asked: Sequence[int] =
 def draw_spatial_gates(
     by_layer: Sequence[Gates], image: int, pixels: Tensor, channels: Sequence[Sequence[int]], title: str, path: Path
 ) -> None:
-    """Draw the spatial gates of some channels beside the image, one row per layer.
+    """Draw an image of the batch and the spatial gates of some channels, one row per layer.
 
-    Args:
-        by_layer: Gates of the layers to show.
-        image: Index of the image in the batch.
-        pixels: The image as the model sees it, (height, width, 3).
-        channels: Channels to show of each layer.
-        title: Title of the chart.
-        path: PNG to write.
+    ``pixels`` are the image as the model sees it, (height, width, 3), and ``channels`` those to show of each layer.
     """
     columns = max(map(len, channels))
     with drawing(path, 1.25 * (columns + 1) + 0.9, _ROW_HEIGHT * len(by_layer) + 0.7, title) as figure:

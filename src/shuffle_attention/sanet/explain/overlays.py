@@ -69,14 +69,7 @@ def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
 
 
 def draw_comparison(rows: Sequence[tuple[str, Sequence[Overlay]]], columns: Sequence[str], title: str, path: Path):
-    """Draw one row per image, and after the image one column per model.
-
-    Args:
-        rows: Name of each image, and the overlay of each model.
-        columns: Names of the models.
-        title: Title of the chart.
-        path: PNG to write.
-    """
+    """Draw a row for each image, given with its name, and after the image a column for the overlay of each model."""
     with drawing(path, 2.0 * (len(columns) + 1) + 0.7, 2.15 * len(rows) + 0.6, title) as figure:
         grid = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
         for row, (name, overlays) in zip(grid, rows, strict=True):

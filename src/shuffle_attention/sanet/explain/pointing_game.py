@@ -53,7 +53,7 @@ def boxes_of(data: CocoData, images: Sequence[ImageFile], classes: Sequence[str]
         )
     by_path = {image.path.resolve(): image for image in images}
     annotated = []
-    for index, (record, path) in enumerate(zip(data.images, data.pictures, strict=True)):
+    for index, (record, path) in enumerate(zip(data.images, data.files, strict=True)):
         image = by_path.get(Path(path).resolve()) if isinstance(path, str) else None
         if image is None:
             continue

@@ -34,16 +34,16 @@ class View:
             std=tuple(recipe.std or ()),
         )
 
-    def tensor(self, picture: ImageFile) -> Tensor:
+    def tensor(self, image: ImageFile) -> Tensor:
         """Return the model's input, (channels, height, width).
 
         Raises:
             DataError: If the file cannot be decoded.
         """
         try:
-            return self.transform(read_image(picture.path, self.mode))
+            return self.transform(read_image(image.path, self.mode))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{picture.path} cannot be read: {error}") from error
+            raise DataError(f"{image.path} cannot be read: {error}") from error
 
     def pixels(self, seen: Tensor) -> Tensor:
         """Return the model's input as colours, (height, width, 3) in [0, 1]."""

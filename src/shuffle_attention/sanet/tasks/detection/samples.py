@@ -45,7 +45,7 @@ class CocoSamples(Samples):
         kept = [index for index in range(len(data)) if empty or self._singles(data, index)]
         if not kept:
             raise DataError(f"{data.source} has no images with objects")
-        source = [(picture, index) for index, picture in enumerate(data.pictures)]
+        source = [(picture, index) for index, picture in enumerate(data.files)]
         names = [image["file_name"] for image in data.images]
         super().__init__(source, names, data.names, seed=seed, kept=kept)
         self.data = data

@@ -78,7 +78,7 @@ class Detection(Task[DetectionRecipe]):
 
     @classmethod
     def examples(cls) -> list[tuple[Image.Image, str]]:
-        images = [image for image in digits_coco("val", _EXAMPLES).pictures if not isinstance(image, str)]
+        images = [image for image in digits_coco("val", _EXAMPLES).files if not isinstance(image, str)]
         return [(image.convert("RGB"), f"photo {number}") for number, image in enumerate(images, 1)]
 
     def create_model(self, *, restored: bool) -> nn.Module:
