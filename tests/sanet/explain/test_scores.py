@@ -14,9 +14,8 @@ from shuffle_attention.sanet.data.coco_reading import read_coco
 from shuffle_attention.sanet.data.images import ImageFile
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
-from shuffle_attention.sanet.explain.view import View
 from shuffle_attention.sanet.recipes.recipe import Recipe
-from shuffle_attention.sanet.tasks.classification.predictor import Classifier
+from shuffle_attention.sanet.tasks.classification.predictor import Classifier, View
 
 
 class Corner(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..data.coco import CocoData
 from ..data.images import ImageFile
-from .classes import class_index
+from ..tasks.predictor import class_index
 
 Box = tuple[float, float, float, float]
 

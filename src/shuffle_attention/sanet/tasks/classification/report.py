@@ -17,14 +17,14 @@ from ...console import console
 from ...data.datasets import Samples
 from ...data.loading import evaluation_batches
 from ...device import Process
-from ...explain.classes import readable
 from ...explain.overlays import Overlay, blended
-from ...explain.view import View
 from ...recipes.recipe import Recipe
 from ...report.html import embedded, embedded_pixels
+from ..predictor import readable
 from ..task import Section
 from .classes import classes_section, confusion_section
 from .evaluation import Mistake, predict
+from .predictor import View
 
 __all__ = ["classifier_sections"]
 # The size of ImageNet's validation set; a report over more images would keep people and processes waiting.
