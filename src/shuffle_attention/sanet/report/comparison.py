@@ -56,22 +56,13 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
 
 def _runs(comparison: Comparison, results: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
     """Return variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each run."""
-    by_name = {finding.name: finding for finding in results}
+    files = {(run.variant.name, run.seed): run.files for run in comparison.runs}
     rows = []
-    for run in sorted(
-        (run for run in comparison.runs if run.finished), key=lambda run: list(by_name).index(run.variant.name)
-    ):
-        finding = by_name[run.variant.name]
-        over = finding.difference.by_seed.get(run.seed) if finding.difference else None
-        link = run.files.report.relative_to(comparison.folder).as_posix() if run.files.report.exists() else None
-        rows.append(
-            (
-                finding.name,
-                run.seed,
-                f"{finding.top1[run.seed]:.2f}",
-                f"{finding.best[run.seed]:.2f}",
-                "" if over is None else f"{over:+.2f}",
-                None if link is None else quote(link),
-            )
-        )
+    for finding in results:
+        for seed, top1 in finding.top1.items():
+            report = files[finding.name, seed].report
+            over = finding.difference.by_seed.get(seed) if finding.difference else None
+            link = quote(report.relative_to(comparison.folder).as_posix()) if report.exists() else None
+            difference = "" if over is None else f"{over:+.2f}"
+            rows.append((finding.name, seed, f"{top1:.2f}", f"{finding.best[seed]:.2f}", difference, link))
     return rows
