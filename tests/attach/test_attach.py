@@ -141,7 +141,7 @@ def gate(channels: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Tanh())
 
 
-@pytest.mark.parametrize("attention", [*attention_names(), gate], ids=str)
+@pytest.mark.parametrize("attention", [*attention_names(), gate], ids=[*attention_names(), "callable"])
 @pytest.mark.parametrize("where", ["residual", "stage", "last"])
 def test_every_attention_starts_as_the_identity_and_learns(attention, where, tmp_path):
     model = network("plain")
