@@ -193,7 +193,7 @@ def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_onc
     installed = tmp_path / "site/shuffle_attention"
     assert (installed / "py.typed").exists()
     assert {path.stem for path in (installed / "sanet/recipes").glob("*.yaml")} >= {"imagenet", "digits"}
-    assert (installed / "sanet/report/templates/report.css").exists()
+    assert (installed / "sanet/report/templates/base.html").exists()
     assert (installed / "sanet/profile/published.yaml").exists()
     packages = {path.parent.name for path in (ROOT / "src/shuffle_attention").rglob("__init__.py")}
     assert {path.parent.name for path in installed.rglob("__init__.py")} == packages

@@ -8,7 +8,6 @@ from pathlib import Path
 from shuffle_attention.files import locked
 
 with locked(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)

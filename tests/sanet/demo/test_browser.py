@@ -166,7 +166,7 @@ def test_a_visitor_finds_an_example_with_prediction_map_gates_and_detections(vis
     assert len(best(page)) == 4
     assert card(page).locator("img").count() == 2
     assert "evidence for" in card(page).locator("figcaption").nth(1).inner_text()
-    assert "score 0.50 and more" in card(page, 1).locator("figcaption").inner_text()
+    assert "with a score of at least 0.50" in card(page, 1).locator("figcaption").inner_text()
     page.wait_for_selector("#gates .gates:nth-child(2) img")
     broken = "images => images.filter(image => !image.naturalWidth).length"
     assert page.locator("#result img, #gates img").evaluate_all(broken) == 0
