@@ -7,9 +7,9 @@ import torch
 from shuffle_attention.checkpoints import write_checkpoint
 from shuffle_attention.sanet.network import create_network
 from shuffle_attention.sanet.recipes.recipe import load_recipe
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 from shuffle_attention.sanet.tasks.detection.predictor import detector_of
 from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 
 def write_classifier(path: Path, model: str = "resnet10t") -> Path:

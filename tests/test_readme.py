@@ -18,7 +18,7 @@ import torch
 import shuffle_attention.models  # noqa: F401 - registers the models
 from conftest import sanet_here, write_tree
 from shuffle_attention.attention import spec
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,10 +14,10 @@ from scipy import stats
 
 import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
-from shuffle_attention.sanet.compare.variants import Variant, variants_of
+from shuffle_attention.sanet.compare.comparison import Variant, variants_of
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.statistics import paired_difference, summary
-from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
+from shuffle_attention.sanet.tasks.classification.task import evaluate
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -17,8 +17,7 @@ from shuffle_attention.sanet.data.coco import CocoData, find_split
 from shuffle_attention.sanet.data.coco_reading import read_coco
 from shuffle_attention.sanet.data.masks import decode_mask, encode_mask, mask_fault
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
-from shuffle_attention.sanet.tasks.detection.samples import UNREADABLE, CocoSamples, detection_transform
+from shuffle_attention.sanet.tasks.detection.samples import UNREADABLE, CocoSamples, detection_transform, digits_coco
 
 HEIGHT, WIDTH = 12, 16
 

@@ -17,7 +17,7 @@ from shuffle_attention.sanet.data.datasets import load_digits, open_split, scan_
 from shuffle_attention.sanet.data.loading import EpochSampler, evaluation_batches, training_batches
 from shuffle_attention.sanet.device import Process
 from shuffle_attention.sanet.recipes.recipe import Recipe
-from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
+from shuffle_attention.sanet.tasks.classification.task import evaluate
 
 NORMALISED = {"mean": [0.5] * 3, "std": [0.5] * 3}
 

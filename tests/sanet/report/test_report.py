@@ -21,9 +21,14 @@ from shuffle_attention.errors import DataError
 from shuffle_attention.sanet.compare.comparison import read_comparison
 from shuffle_attention.sanet.compare.findings import findings, findings_table
 from shuffle_attention.sanet.report.html import embedded
-from shuffle_attention.sanet.tasks.classification.classes import confused_pairs, confusion_section, scores_by_class
-from shuffle_attention.sanet.tasks.classification.evaluation import Predictions, predict
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
+from shuffle_attention.sanet.tasks.classification.report import (
+    Predictions,
+    confused_pairs,
+    confusion_section,
+    predict,
+    scores_by_class,
+)
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 NAMES = ("<b>x&y", "'quoted\"", "{{ 7 * 7 }}", "d")
 VOID = {"meta", "img", "br"}

@@ -21,8 +21,8 @@ from shuffle_attention.sanet.tasks.detection.coco_scores import (
     coco_results,
     coco_scores,
 )
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
-from shuffle_attention.sanet.tasks.detection.drawing import draw_detections
+from shuffle_attention.sanet.tasks.detection.predictor import draw_detections
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 

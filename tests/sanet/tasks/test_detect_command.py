@@ -21,9 +21,9 @@ from shuffle_attention.sanet.profile.costs import training_step
 from shuffle_attention.sanet.profile.detectors import random_objects, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
 from shuffle_attention.sanet.tasks.detection.predictor import restore_detector
 from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 from shuffle_attention.sanet.tasks.detection.task import Detection
 from shuffle_attention.sanet.training.loop import train
 from shuffle_attention.sanet.training.progress import Progress

@@ -21,8 +21,7 @@ from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.profile.detectors import detector_cost
 from shuffle_attention.sanet.tasks.detection import ARCHITECTURES, create_detector
 from shuffle_attention.sanet.tasks.detection.coco_scores import evaluate_detector
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
-from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, collate, detection_transform
+from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, collate, detection_transform, digits_coco
 from shuffle_attention.sanet.tasks.task import Trainer
 
 SMALL = {"min_size": 64, "max_size": 96}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import sanet_here
-from shuffle_attention.sanet.tasks.detection.digits import digits_coco
+from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 # With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
 PROCESSES = (

@@ -21,9 +21,8 @@ from shuffle_attention.files import locked
 from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.loading import evaluation_batches
 from shuffle_attention.sanet.recipes.recipe import Recipe
-from shuffle_attention.sanet.tasks.classification.evaluation import evaluate
 from shuffle_attention.sanet.tasks.classification.predictor import restore_network
-from shuffle_attention.sanet.tasks.classification.task import Classification, ClassificationTask
+from shuffle_attention.sanet.tasks.classification.task import Classification, ClassificationTask, evaluate
 from shuffle_attention.sanet.training.loop import train
 from shuffle_attention.sanet.training.progress import Progress
 from shuffle_attention.sanet.training.signals import Interrupted, StopRequest, stop_signals_raised

@@ -50,8 +50,7 @@ class Compare(Command):
     def run(self) -> int:
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""
         from ...checkpoints import read_checkpoint
-        from ..compare.comparison import Comparison, count_classes, read_comparison
-        from ..compare.variants import attached_variants, variants_of
+        from ..compare.comparison import Comparison, attached_variants, count_classes, read_comparison, variants_of
         from ..console import console
         from ..device import open_process
         from ..network import recipe_of

@@ -84,7 +84,7 @@ def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str
     from ..data.coco import CocoData
     from ..data.images import read_image
     from ..tasks.detection.coco_scores import coco_results
-    from ..tasks.detection.drawing import draw_detections
+    from ..tasks.detection.predictor import draw_detections
 
     image = read_image(path, "RGB")
     try:

@@ -1,1 +1,1 @@
-"""Train one recipe with several models and seeds, and compare the results."""
+"""Comparison of models trained with the same recipe and several seeds."""

@@ -2,17 +2,20 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from ...attention import get_spec, register_attention
+from ...attention.spec import Attention
 from ...errors import InputError
 from ...files import LOCK, locked, remove_left_over, write_text
+from ...models.attention_resnet import resnet_with
 from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
@@ -21,10 +24,88 @@ from ..tasks.classification.task import Classification
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
 from ..training.signals import Interrupted
-from .variants import Variant
 
 # Settings that change the speed of a run, or when it evaluates or saves, but not its results.
 _MAY_CHANGE = ("workers", "check_images", "checkpoint_steps", "report")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the models compared.
+
+    Attributes:
+        name: Name in tables, and of its folder.
+        model: Name of the model in timm.
+        model_args: Arguments to create it with; those of the recipe come on top.
+        attach: Attention attached to it: arguments of :func:`attach`.
+    """
+
+    name: str
+    model: str
+    model_args: dict[str, Any]
+    attach: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self, base: Recipe, seed: int) -> Recipe:
+        """Return the recipe of the run with a seed."""
+        own = {"attach": self.attach} if self.attach else {}
+        return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
+
+
+def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:
+    """Return ResNets with these attentions, or models of timm by their names.
+
+    Raises:
+        InputError: If both or neither are given, a name is repeated, or there is no such attention or depth.
+    """
+    if bool(attentions) == bool(models):
+        raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
+    names = [_registered(attention) for attention in attentions] or list(models)
+    if len(names) < 2:
+        raise InputError(f"a comparison needs two or more, the first as the baseline; got {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"each can be compared once, got {', '.join(names)}")
+    if attentions:
+        return [Variant(name, *resnet_with(name, depth)) for name in names]
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"a model's name is also the name of its folder, which {name!r} cannot be")
+    return [Variant(name, name, {}) for name in names]
+
+
+def attached_variants(attentions: Sequence[Attention], plain: Recipe, where: str, preserve: str) -> list[Variant]:
+    """Return the model of a recipe with attentions attached, preserving its function, not preserving it, or both.
+
+    Args:
+        attentions: Attentions; ``none`` leaves the model as it is.
+        plain: Recipe that the model was trained with.
+        where: Where the attention goes, as :func:`attach` takes it.
+        preserve: ``yes``, ``no`` or ``both``.
+
+    Raises:
+        InputError: If there is no such attention, the model has one already, or there are fewer than two variants.
+    """
+    if plain.attach:
+        raise InputError(f"the model has attention attached already ({plain.attach}); start from a plain one")
+    names = [_registered(attention) for attention in attentions]
+    variants = []
+    for name in names:
+        if name == "none":
+            variants.append(Variant(name, plain.model, plain.model_args))
+            continue
+        for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
+            options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
+            if get_spec(name).group_parts is not None:
+                options["groups"] = "auto"
+            label = f"{name}-{'preserved' if keep else 'unpreserved'}"
+            variants.append(Variant(label, plain.model, plain.model_args, options))
+    if len(variants) < 2 or len({v.name for v in variants}) < len(variants):
+        raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
+    return variants
+
+
+def _registered(attention: Attention) -> str:
+    """Return the name of an attention. A callable is registered, since recipes contain names."""
+    return register_attention(get_spec(attention)).name
 
 
 @dataclass(frozen=True)
@@ -141,8 +222,8 @@ class Comparison:
         for variant in self.variants:
             recipe = variant.recipe(self.base, self.seeds[0])
             with torch.device("meta"):
-                network = create_network(recipe, self.num_classes, restored=True)
-            sizes[variant.name] = size_of(network, recipe.in_chans, recipe.img_size)
+                model = create_network(recipe, self.num_classes, restored=True)
+            sizes[variant.name] = size_of(model, recipe.in_chans, recipe.img_size)
         return sizes
 
     def train(self, process: Process, announce: Callable[[Run, int], None]) -> dict[str, str]:

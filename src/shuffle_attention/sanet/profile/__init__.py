@@ -1,1 +1,1 @@
-"""What networks cost, beside each other and beside what was published."""
+"""Costs of models, compared with each other and with published metrics."""

@@ -1,4 +1,4 @@
-"""Image classification: data, loss and metrics."""
+"""Image classification: data, loss, metrics and evaluation."""
 
 import math
 import os
@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import Mixup
+from timm.data import IterableImageDataset, Mixup
 from timm.task import ClassificationTask, TrainingTask
+from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor, nn
 
 from ....attach.insert import CHILD
@@ -21,9 +22,8 @@ from ...data.loading import TrainingBatches, evaluation_batches, training_batche
 from ...device import Process
 from ...network import create_network, with_normalisation
 from ...recipes.recipe import Recipe
-from ..evaluation import Scores
+from ..evaluation import Scores, run_model
 from ..task import Metric, Section, Task
-from .evaluation import evaluate
 from .predictor import Classifier, restore_network
 
 _LOSS = "cross-entropy (training includes smoothing and augmentation)"
@@ -168,6 +168,52 @@ class Classification(Task[Recipe]):
         from .report import classifier_sections
 
         return classifier_sections(model, self.validation, self.recipe, process, self.classes, self.num_classes)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Any,
+    process: Process,
+    *,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Scores:
+    """Return ``loss``, ``top1`` and ``top5`` of a classifier over the batches of all processes.
+
+    Args:
+        model: Model that returns logits (B, classes).
+        batches: Loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
+        process: This process.
+        precision: fp32, bf16 or fp16.
+        channels_last: Whether the model receives NHWC images.
+        watch: Called with the number of images after each batch.
+
+    Raises:
+        DataError: If a label exceeds the classes of the model, or no image can be read.
+    """
+    evaluator = ClassificationEvaluator(process.device)
+    unreadable = 0
+
+    def count(images: Tensor, logits: Tensor, labels: Tensor) -> None:
+        nonlocal unreadable
+        readable = labels >= 0
+        unreadable += int((~readable).sum())
+        if len(labels) and int(labels.max()) >= logits.shape[1]:
+            raise DataError(f"label {int(labels.max())} exceeds the {logits.shape[1]} classes of the model")
+        evaluator.update(logits[readable], labels[readable])
+
+    options: dict[str, Any] = {"precision": precision, "channels_last": channels_last, "watch": watch}
+    speed = run_model(model, batches, process, count, **options)
+    counts = process.gather((int(evaluator.counts[0]), unreadable))
+    images, unreadable = (sum(column) for column in zip(*counts, strict=True))
+    if isinstance(getattr(batches, "dataset", None), IterableImageDataset):
+        # A stream skips unreadable images; how many there should have been is known.
+        unreadable += max(0, len(batches.dataset) - images - unreadable)
+    if images == 0:
+        raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
+    result = evaluator.compute(distributed=process.world_size > 1)
+    return Scores({name: result[name] for name in ("top1", "top5", "loss")}, images, unreadable, speed)
 
 
 TASK = Classification

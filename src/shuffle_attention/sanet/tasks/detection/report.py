@@ -1,4 +1,4 @@
-"""What the report of a detector shows beside the curves: COCO's figures, and detections beside the truth."""
+"""Report of a detector: COCO's scores, and detections beside the annotated objects."""
 
 from collections.abc import Mapping
 
@@ -13,48 +13,43 @@ from ...device import Process, autocast
 from ...report.html import embedded
 from ..evaluation import to_device
 from ..task import Section
-from .drawing import draw_detections
+from .coco_scores import COCO_SCORES, score_text
+from .predictor import draw_detections
 from .samples import UNREADABLE, CocoSamples, detection_transform
 
 __all__ = ["detector_sections"]
-_LONGEST = 360  # pixels of a picture, so that the names on it can be read
-_PICTURES = 8
+_LONGEST = 360  # pixels of an image, so that the names on it can be read
+_IMAGES = 8
 _THRESHOLD = 0.5
-_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def detector_sections(
     model: nn.Module, data: CocoData, best: Mapping[str, float], process: Process, *, masks: bool, precision: str
 ) -> list[Section]:
-    """Returns the sections of a detector in evaluation mode, of the figures of its best epoch and of some images.
+    """Return the sections of a detector in evaluation mode: scores of its best epoch, and some images.
 
     Args:
         model: The detector.
         data: Validation images.
-        best: Figures of the best epoch.
-        process: Where to compute.
-        masks: Whether the detector finds masks.
-        precision: What it computes in.
+        best: Metrics of the best epoch.
+        process: This process.
+        masks: Whether the detector predicts masks.
+        precision: fp32, bf16 or fp16.
     """
     kinds = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in best]
-    rows = [(kind, [_figure(best[f"val_{kind}_{name}"]) for name in _FIGURES]) for kind in kinds]
+    rows = [(kind, [score_text(best[f"val_{kind}_{name}"]) for name in COCO_SCORES]) for kind in kinds]
     return [
-        Section("COCO figures over the validation images", "detection/coco", {"figures": _FIGURES, "rows": rows}),
-        Section("Some validation images", "detection/detections", _pictures(model, data, process, masks, precision)),
+        Section("COCO scores over the validation images", "detection/coco", {"names": list(COCO_SCORES), "rows": rows}),
+        Section("Some validation images", "detection/detections", _examples(model, data, process, masks, precision)),
     ]
 
 
-def _figure(value: float) -> str:
-    """-1 is COCO's word for a figure that no object counts for."""
-    return "-" if value < 0 else f"{value:.3f}"
-
-
 @torch.inference_mode()
-def _pictures(model: nn.Module, data: CocoData, process: Process, masks: bool, precision: str) -> dict[str, object]:
+def _examples(model: nn.Module, data: CocoData, process: Process, masks: bool, precision: str) -> dict[str, object]:
     names = data.names
     samples = CocoSamples(data, masks=masks and data.has_masks)
     samples.transform = detection_transform(training=False)
-    count = min(_PICTURES, len(samples))
+    count = min(_IMAGES, len(samples))
     cards = []
     for index in (number * len(samples) // count for number in range(count)):
         image, target = samples[index]
@@ -78,15 +73,15 @@ def _pictures(model: nn.Module, data: CocoData, process: Process, masks: bool, p
 
 
 def _drawn(image: Tensor, output: Mapping[str, Tensor], names: list[str]) -> str:
-    """Drawn in the size in which it is shown: names would not survive being made smaller."""
-    picture = to_pil_image(image)
-    factor = min(1.0, _LONGEST / max(picture.size))
+    """Return an image with its objects, drawn at the size at which it is shown, so that names stay readable."""
+    canvas = to_pil_image(image)
+    factor = min(1.0, _LONGEST / max(canvas.size))
     output = {**output, "labels": output["labels"].long()}
     if factor < 1:
-        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        size = max(1, round(canvas.width * factor)), max(1, round(canvas.height * factor))
+        canvas = canvas.resize(size, Image.Resampling.LANCZOS)
         output["boxes"] = output["boxes"] * factor
         if "masks" in output:
             output["masks"] = functional.interpolate(output["masks"], size[::-1], mode="bilinear", antialias=True)
-    scale = max(1, _LONGEST // max(picture.size))
-    return embedded(draw_detections(picture, output, names, threshold=_THRESHOLD, scale=scale), _LONGEST)
+    scale = max(1, _LONGEST // max(canvas.size))
+    return embedded(draw_detections(canvas, output, names, threshold=_THRESHOLD, scale=scale), _LONGEST)

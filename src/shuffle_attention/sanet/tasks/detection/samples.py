@@ -1,4 +1,4 @@
-"""Images and targets for a detector, decoded and flipped, in the form of torchvision's detectors."""
+"""Images and targets for a detector in the form of torchvision's detectors, and a data set of digits."""
 
 import hashlib
 import json
@@ -12,13 +12,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ....errors import DataError
+from ....errors import DataError, InputError
 from ...data.coco import CocoData
-from ...data.datasets import Samples, seeded
-from ...data.masks import decode_mask
+from ...data.datasets import Samples, load_digits, seeded
+from ...data.masks import decode_mask, encode_mask
 
-__all__ = ["UNREADABLE", "CocoSamples", "collate", "detection_transform"]
 UNREADABLE = -1  # image_id of an image that could not be decoded in evaluation
+_TYPES = {tv_tensors.Image: torch.float32, "others": None}
+_OVERLAP = 0.3  # of a digit's ink that a later one may cover
+_MIN_INK = 20  # pixels of a digit that must be visible
 
 
 class CocoSamples(Samples):
@@ -45,7 +47,7 @@ class CocoSamples(Samples):
         kept = [index for index in range(len(data)) if empty or self._singles(data, index)]
         if not kept:
             raise DataError(f"{data.source} has no images with objects")
-        source = [(picture, index) for index, picture in enumerate(data.files)]
+        source = [(image, index) for index, image in enumerate(data.files)]
         names = [image["file_name"] for image in data.images]
         super().__init__(source, names, data.names, seed=seed, kept=kept)
         self.data = data
@@ -117,4 +119,104 @@ def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[T
     return [image for image, _ in samples], [target for _, target in samples]
 
 
-_TYPES = {tv_tensors.Image: torch.float32, "others": None}
+def digits_coco(
+    split: str, count: int | None = None, *, size: int = 192, digits: tuple[int, int] = (1, 6), seed: int = 0
+) -> CocoData:
+    """Return images with handwritten digits to detect and segment, in memory, from scikit-learn and without a download.
+
+    The 1,797 digits (UCI "Optical Recognition of Handwritten Digits", 8 x 8 pixels) lie at random sizes, positions and
+    colours on pieces of its two photographs ("China" and "Flower"). Boxes and masks are those of the visible ink. The
+    same arguments give the same pixels; the splits have different digits and different parts of the photographs.
+
+    Args:
+        split: "train" or "val".
+        count: Number of images; 400 for training and 100 for validation by default.
+        size: Side of an image in pixels; a digit is from a tenth to half of it high.
+        digits: The least and the most digits of an image.
+        seed: Seed of the whole data set.
+
+    Raises:
+        InputError: If there is no such split, or the size is out of range.
+    """
+    if split not in ("train", "val"):
+        raise InputError(f"split must be 'train' or 'val', got {split!r}")
+    if not 64 <= size <= 320:
+        raise InputError(f"size must be from 64 to 320 pixels, got {size}")
+    rng = np.random.default_rng([seed, split == "val"])
+    grounds = _grounds(split)
+    ink = load_digits(split, size=8)[0]
+    images: list[dict[str, Any]] = []
+    files: list[str | Image.Image] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, (count or {"train": 400, "val": 100}[split]) + 1):
+        pixels = _piece(rng, grounds, size)
+        objects = _paste(rng, pixels, ink, int(rng.integers(digits[0], digits[1] + 1)))
+        for label, mask in objects:
+            annotations.append(_annotation(len(annotations) + 1, number, label, mask))
+        images.append({"id": number, "file_name": f"{number:05}.png", "width": size, "height": size})
+        files.append(Image.fromarray(pixels))
+    # Ids from 1, as 0 is no category to many readers.
+    categories = [{"id": label + 1, "name": str(label)} for label in range(10)]
+    return CocoData(images, files, annotations, categories, f"digits ({split})")
+
+
+def _grounds(split: str) -> list[np.ndarray]:
+    """Return a split's part of each photograph: the left 60 % for training, the rest for validation."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [np.asarray(image) for image in load_sample_images().images]
+    edges = [int(0.6 * image.shape[1]) for image in photographs]
+    halves = zip(photographs, edges, strict=True)
+    return [image[:, :edge] if split == "train" else image[:, edge:] for image, edge in halves]
+
+
+def _piece(rng: np.random.Generator, grounds: list[np.ndarray], size: int) -> np.ndarray:
+    """Return a square of a photograph as (size, size, 3), of random scale, mirrored at random."""
+    ground = grounds[int(rng.integers(len(grounds)))]
+    side = int(rng.integers(96, min(ground.shape[:2]) + 1))
+    top, left = (int(rng.integers(extent - side + 1)) for extent in ground.shape[:2])
+    square = Image.fromarray(ground[top : top + side, left : left + side])
+    pixels = np.array(square.resize((size, size), Image.Resampling.BILINEAR))
+    return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
+
+
+def _paste(
+    rng: np.random.Generator, pixels: np.ndarray, ink: list[tuple[Image.Image, int]], count: int
+) -> list[tuple[int, np.ndarray]]:
+    """Draw up to ``count`` digits into an image, in place; return labels and masks (H, W) of the visible ink."""
+    size = len(pixels)
+    drawn: list[tuple[int, np.ndarray]] = []
+    for _ in range(count):
+        for _ in range(10):  # attempts to find a position
+            image, label = ink[int(rng.integers(len(ink)))]
+            side = round(size * 0.1 * 5 ** rng.random())
+            alpha = np.zeros((size, size), np.float32)
+            top, left = (int(rng.integers(size - side + 1)) for _ in range(2))
+            glyph = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+            alpha[top : top + side, left : left + side] = glyph
+            mask = alpha > 0.4
+            covered = [(mask & other).sum() / other.sum() for _, other in drawn]
+            if mask.sum() >= _MIN_INK and all(share <= _OVERLAP for share in covered):
+                break
+        else:
+            continue
+        # Dark ink on bright ground, bright ink on dark.
+        dark = pixels[mask].mean() > 128
+        colour = rng.integers(0, 60, 3) if dark else rng.integers(195, 256, 3)
+        pixels[:] = np.round(pixels * (1 - alpha[..., None]) + colour * alpha[..., None]).astype(np.uint8)
+        drawn = [(other, seen & ~mask) for other, seen in drawn] + [(label, mask)]
+    return [(label, seen) for label, seen in drawn if seen.sum() >= _MIN_INK]
+
+
+def _annotation(number: int, image: int, label: int, mask: np.ndarray) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": label + 1,
+        "bbox": [float(x), float(y), float(columns[-1] + 1 - x), float(rows[-1] + 1 - y)],
+        "area": float(mask.sum()),
+        "iscrowd": 0,
+        "segmentation": encode_mask(mask),
+    }

@@ -18,10 +18,9 @@ from ...device import Process
 from ..evaluation import Scores, held_out_batches, to_device
 from ..task import Metric, Section, Task
 from .coco_scores import COCO_SCORES, evaluate_detector
-from .digits import digits_coco
 from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
-from .samples import CocoSamples, collate, detection_transform
+from .samples import CocoSamples, collate, detection_transform, digits_coco
 
 __all__ = ["Detection"]
 _LOSS = "training loss"
