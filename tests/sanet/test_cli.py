@@ -1,4 +1,4 @@
-"""The command as it is met: help, figures, and errors that say what would work."""
+"""The command as it is met: help, metrics, and errors that say what would work."""
 
 import json
 import os
@@ -266,15 +266,15 @@ def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == []
 
 
-def test_eval_prints_and_writes_the_figures(run, tmp_path, capsys):
-    assert sanet_here("eval", run / "best.pt", "--workers", 0, "--json", tmp_path / "figures.json") == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
+def test_eval_prints_and_writes_the_metrics(run, tmp_path, capsys):
+    assert sanet_here("eval", run / "best.pt", "--workers", 0, "--json", tmp_path / "metrics.json") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     reported = json.loads((run / "summary.json").read_text())["best"]
-    assert figures["top1"] == pytest.approx(reported["val_top1"])
-    assert (figures["classes"], figures["img_size"], figures["images"]) == (4, 32, 32)
-    assert {"top5", "loss", "images_per_second", "torch", "machine", "weights"} <= figures.keys()
+    assert metrics["top1"] == pytest.approx(reported["val_top1"])
+    assert (metrics["classes"], metrics["img_size"], metrics["images"]) == (4, 32, 32)
+    assert {"top5", "loss", "images_per_second", "torch", "machine", "weights"} <= metrics.keys()
     printed = capsys.readouterr().out
-    assert f"{figures['top1']:.3f}" in printed
+    assert f"{metrics['top1']:.3f}" in printed
     assert "images/s" in printed
 
 
@@ -282,12 +282,12 @@ def test_eval_finds_classes_by_name_not_by_place(run, tmp_path, capsys):
     """A folder with some of the classes is scored with the labels that the network has for them."""
     write_tree(tmp_path)
     shutil.rmtree(tmp_path / "val/digit0")
-    arguments = ("--workers", 0, "--json", tmp_path / "figures.json")
+    arguments = ("--workers", 0, "--json", tmp_path / "metrics.json")
     assert sanet_here("eval", run / "best.pt", "--data", tmp_path, *arguments) == 0
-    some = json.loads((tmp_path / "figures.json").read_text())
+    some = json.loads((tmp_path / "metrics.json").read_text())
     assert some["images"] == 24
     assert sanet_here("eval", run / "best.pt", "--data", tmp_path / "val", *arguments) == 0
-    assert json.loads((tmp_path / "figures.json").read_text())["top1"] == some["top1"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["top1"] == some["top1"]
     (tmp_path / "val/digit3").rename(tmp_path / "val/letterX")
     assert sanet_here("eval", run / "best.pt", "--data", tmp_path) == 2
     assert "not trained on: letterX; known are 4: digit0" in capsys.readouterr().err
@@ -297,12 +297,12 @@ def test_eval_counts_what_it_cannot_read(run, tmp_path, capsys):
     write_tree(tmp_path)
     broken = tmp_path / "val/digit1/003.png"
     broken.write_bytes(broken.read_bytes()[:-60])
-    arguments = ("eval", run / "best.pt", "--data", tmp_path, "--workers", 0, "--json", tmp_path / "figures.json")
+    arguments = ("eval", run / "best.pt", "--data", tmp_path, "--workers", 0, "--json", tmp_path / "metrics.json")
     assert sanet_here(*arguments) == 2
-    assert not (tmp_path / "figures.json").exists()
+    assert not (tmp_path / "metrics.json").exists()
     assert sanet_here(*arguments, "--no-check-images") == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (figures["images"], figures["unreadable"]) == (31, 1)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["images"], metrics["unreadable"]) == (31, 1)
     assert "1 images could not be read and are not counted" in capsys.readouterr().out
 
 
@@ -314,11 +314,11 @@ def test_eval_reads_published_files_alone(tmp_path, capsys):
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 100, "best_acc": 70.0}, tmp_path / "published.pth.tar")
     write_tree(tmp_path, 2, ("n01440764", "n02979186", "n03888257"))
-    arguments = ("--workers", 0, "--json", tmp_path / "figures.json")
+    arguments = ("--workers", 0, "--json", tmp_path / "metrics.json")
     assert sanet_here("eval", tmp_path / "published.pth.tar", "--data", tmp_path, *arguments) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (figures["model"], figures["classes"], figures["img_size"]) == ("sa_resnet18", 1000, 224)
-    assert figures["top1"] == pytest.approx(100 / 3)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["model"], metrics["classes"], metrics["img_size"]) == ("sa_resnet18", 1000, 224)
+    assert metrics["top1"] == pytest.approx(100 / 3)
 
 
 def test_eval_reads_safetensors_and_what_stands_under_other_names(run, tmp_path, shared_tree):
@@ -330,9 +330,9 @@ def test_eval_reads_safetensors_and_what_stands_under_other_names(run, tmp_path,
     safetensors.torch.save_file(state, tmp_path / "misnamed.pt")
     torch.save({f"module._orig_mod.{key}": value for key, value in state.items()}, tmp_path / "prefixed.pt")
     for name in ("sorted.safetensors", "misnamed.pt", "prefixed.pt"):
-        arguments = ("--data", shared_tree, "--img-size", 32, "--workers", 0, "--json", tmp_path / "figures.json")
+        arguments = ("--data", shared_tree, "--img-size", 32, "--workers", 0, "--json", tmp_path / "metrics.json")
         assert sanet_here("eval", tmp_path / name, *arguments) == 0
-        assert json.loads((tmp_path / "figures.json").read_text())["classes"] == 4
+        assert json.loads((tmp_path / "metrics.json").read_text())["classes"] == 4
     other = timm.create_model("sa_resnet18", num_classes=4, groups=8)
     torch.save(other.state_dict(), tmp_path / "groups.pt")
     special = ("--model", "sa_resnet18", "--model-args", "{groups: 8}", "--img-size", 32, "--workers", 0)
@@ -344,7 +344,7 @@ def test_places_that_cannot_be_written_are_one_line(run, tmp_path, shared_tree, 
     quick = (*QUICK, "--data", shared_tree, "--output", tmp_path / "file" / "run")
     assert sanet_here("train", *quick) == 2
     assert "file" in capsys.readouterr().err
-    assert sanet_here("eval", run / "best.pt", "--json", tmp_path / "nowhere/figures.json") == 2
+    assert sanet_here("eval", run / "best.pt", "--json", tmp_path / "nowhere/metrics.json") == 2
     assert "there is no folder" in capsys.readouterr().err
     assert sanet_here("eval", run) == 2
     assert f"did you mean {run / 'best.pt'}?" in capsys.readouterr().err
@@ -374,10 +374,10 @@ def test_bad_checkpoints_end_with_one_line_and_a_code(run, tmp_path):
         ("evil", "more than tensors"),
         ("other", "name the model with --model"),
     ):
-        done = sanet("eval", tmp_path / f"{name}.pt", "--json", tmp_path / "figures.json", check=False)
+        done = sanet("eval", tmp_path / f"{name}.pt", "--json", tmp_path / "metrics.json", check=False)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
     assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "figures.json").exists()
+    assert not (tmp_path / "metrics.json").exists()

@@ -163,7 +163,7 @@ class _Parser(argparse.ArgumentParser):
             group.add_argument(*option.aliases, **settings | {"help": argparse.SUPPRESS})
 
     def refuse_unknown(self, arguments: list[str]) -> None:
-        """Name the closest option for one that does not exist, before others are found missing."""
+        """Name the closest option for one that does not exist, before options are reported missing."""
         known = {flag: action.help or "" for action in self._actions for flag in action.option_strings}
         visible = {flag: text for flag, text in known.items() if text != argparse.SUPPRESS}
         for flag in (word.split("=")[0] for word in arguments[: [*arguments, "--"].index("--")]):

@@ -10,7 +10,7 @@ from torch import nn
 from ..attach import attach
 from ..checkpoints import CheckpointError
 from ..errors import InputError, asked_for, unknown
-from ..models import small_input_stem  # with it all networks are registered
+from ..models import small_input_stem  # importing it registers all models
 from .recipes.recipe import Recipe, RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)

@@ -38,14 +38,14 @@ def test_mean_and_deviation():
 
 
 def test_the_interval_is_that_of_scipys_paired_test():
-    figures, baseline = {0: 80.1, 1: 79.4, 2: 81.0, 7: 80.0}, {2: 80.2, 1: 79.1, 0: 79.9, 9: 1.0}
-    found = paired_difference(figures, baseline)
+    accuracies, baseline = {0: 80.1, 1: 79.4, 2: 81.0, 7: 80.0}, {2: 80.2, 1: 79.1, 0: 79.9, 9: 1.0}
+    difference = paired_difference(accuracies, baseline)
     test = stats.ttest_rel([80.1, 79.4, 81.0], [79.9, 79.1, 80.2])
     interval = test.confidence_interval(0.95)
-    assert found.by_seed == pytest.approx({0: 0.2, 1: 0.3, 2: 0.8})
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert difference.by_seed == pytest.approx({0: 0.2, 1: 0.3, 2: 0.8})
+    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
     # t(0.975, 2) = 4.3027; the deviation of 0.2, 0.3, 0.8 is 0.3215.
-    assert found.high - found.mean == pytest.approx(4.3027 * 0.32146 / math.sqrt(3), rel=1e-4)
+    assert difference.high - difference.mean == pytest.approx(4.3027 * 0.32146 / math.sqrt(3), rel=1e-4)
 
 
 def test_one_seed_has_no_interval_and_none_no_difference():
@@ -114,7 +114,7 @@ def compared(shared_tree, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_comparison_leaves_a_table_and_a_picture(compared):
+def test_a_comparison_leaves_a_table_and_a_chart(compared):
     content = json.loads((compared / "comparison.json").read_text())
     none, shuffle = content["variants"]
     assert (content["baseline"], content["seeds"], content["failed"]) == ("none", [0, 1], {})
@@ -239,11 +239,11 @@ def test_attention_attached_to_a_trained_network_starts_where_it_was(shared_tree
     assert float(first["shuffle-preserved"]["val_loss"]) == pytest.approx(float(first["none"]["val_loss"]), rel=1e-4)
     assert first["shuffle-unpreserved"]["val_loss"] != first["none"]["val_loss"]
     assert (tmp_path / "tuned/curves.png").read_bytes().startswith(PNG)
-    figures = tmp_path / "figures.json"
+    metrics = tmp_path / "metrics.json"
     best = tmp_path / "tuned/shuffle-preserved/seed-0/best.pt"
-    assert sanet_here("eval", best, "--workers", 0, "--device", "cpu", "--json", figures) == 0
+    assert sanet_here("eval", best, "--workers", 0, "--device", "cpu", "--json", metrics) == 0
     summary = json.loads((best.parent / "summary.json").read_text())
-    assert json.loads(figures.read_text())["top1"] == summary["best"]["val_top1"]
+    assert json.loads(metrics.read_text())["top1"] == summary["best"]["val_top1"]
 
 
 def test_the_network_to_start_from_is_a_plain_one(shared_tree, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree
     assert "Go on with the same command" in capsys.readouterr().out
 
 
-def test_figures_of_runs_that_cannot_be_used_are_named(shared_tree, tmp_path, monkeypatch, capsys):
+def test_metrics_of_runs_that_cannot_be_used_are_named(shared_tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparing, "train", trained_nothing)
     folder = tmp_path / "out"
     assert sanet_here("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds", 2) == 0

@@ -90,7 +90,7 @@ def test_the_objects_themselves_score_one(data):
     assert all(value in (1, -1) for value in scores.values())
 
 
-def test_nothing_found_scores_zero(data):
+def test_no_detections_score_zero(data):
     assert coco_scores(data, [])["box_AP"] == 0
     assert coco_scores(data, [], masks=True)["mask_AP50"] == 0
 
@@ -144,7 +144,7 @@ def test_results_have_the_categories_of_the_data_and_survive_a_file(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_what_was_found_is_drawn_and_the_rest_is_not():
+def test_detections_are_drawn_and_the_rest_is_not():
     masks = torch.zeros(3, 1, 40, 60)
     masks[0, 0, 4:20, 4:24] = masks[1, 0, 8:12, 8:14] = masks[2, 0, 25:35, 30:50] = 1
     output = {
@@ -164,7 +164,7 @@ def test_what_was_found_is_drawn_and_the_rest_is_not():
     assert np.asarray(draw_detections(grey, output, ["one"], threshold=0.95, scale=1)).std() == 0
 
 
-def test_without_the_evaluator_it_is_said_how_to_get_it(data, monkeypatch):
+def test_a_missing_evaluator_names_its_extra(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(InputError, match=r"pip install 'shuffle-attention\[detection\]'"):
         coco_scores(data, [])

@@ -72,10 +72,10 @@ def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
     assert ("val_mask_AP" in history[0]) == (arch == "mask_rcnn")
     with Image.open(folder / "curves.png") as picture:
         picture.load()
-    figures, results = tmp_path / "figures.json", tmp_path / "results.json"
-    told = ["--data", data, "--workers", 0, "--device", "cpu", "--json", figures, "--results", results]
+    metrics, results = tmp_path / "metrics.json", tmp_path / "results.json"
+    told = ["--data", data, "--workers", 0, "--device", "cpu", "--json", metrics, "--results", results]
     assert sanet_here("detect", "eval", folder / "best.pt", "--batch-size", 2, *told) == 0
-    scores = json.loads(figures.read_text())
+    scores = json.loads(metrics.read_text())
     best = json.loads((folder / "summary.json").read_text())["best"]
     assert {name: scores[name.removeprefix("val_")] for name in best if name.startswith("val_")} == pytest.approx(
         {name: value for name, value in best.items() if name.startswith("val_")}, abs=1e-6

@@ -16,10 +16,10 @@ from shuffle_attention.kernels.backends import cpu as cpu_kernels
 from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
 from shuffle_attention.models.attention_resnet import resnet_with
+from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
 from shuffle_attention.models.pyramid import create_body
 from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.profile.detectors import detector_cost
-from shuffle_attention.sanet.tasks.detection import ARCHITECTURES, create_detector
 from shuffle_attention.sanet.tasks.detection.coco_scores import evaluate_detector
 from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, collate, detection_transform, digits_coco
 from shuffle_attention.sanet.tasks.task import Trainer
@@ -319,7 +319,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_built_is_said(case):
+def test_detectors_that_cannot_be_built_are_refused(case):
     arguments, options, message = BAD[case]
     with pytest.raises(InputError, match=message):
         create_detector(*arguments, **options)

@@ -76,7 +76,7 @@ def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
             assert other[figure] == pytest.approx(value, abs=1e-4), figure
 
 
-def test_a_broken_image_is_said_once(tree, tmp_path):
+def test_a_broken_image_is_reported_once(tree, tmp_path):
     path = tree / "train/digit1/003.png"
     path.write_bytes(path.read_bytes()[:-60])
     process = start(torchrun("--data", tree, "--output", tmp_path / "run"))

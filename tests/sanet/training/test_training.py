@@ -51,8 +51,8 @@ def same_run(one: Path, other: Path) -> None:
     for index, state in a["optimizer"]["state"].items():
         assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in state.items())
     for row, other_row in zip(metrics(one), metrics(other), strict=True):
-        for figures in (row, other_row):
-            figures.pop("images_per_second")
+        for values in (row, other_row):
+            values.pop("images_per_second")
         assert str(row) == str(other_row)
 
 

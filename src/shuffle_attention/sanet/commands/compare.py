@@ -92,7 +92,7 @@ class Compare(Command):
         comparison = Comparison(variants, recipe, seen, folder, count_classes(recipe))
         with open_process(recipe.device) as process, stop_signals_raised():
             try:
-                comparison.sizes()  # a network that cannot be made is known before another one trains
+                comparison.sizes()  # a model that cannot be created is reported before another one trains
                 with comparison.begun() if process.rank == 0 else nullcontext():
                     failed = comparison.train(process, _Overview(comparison, process).announce)
                     return _report(comparison, failed, process=process)

@@ -62,12 +62,12 @@ class Demo(Command):
                     if self.browser:
                         webbrowser.open(address)
                     if not finished:
-                        state.status = "The network is being trained on handwritten digits; this takes a minute or two."
+                        state.status = "The model is being trained on handwritten digits; this takes a minute or two."
                         console.print(f"there is no {FOLDER / 'best.pt'} yet; training it on handwritten digits first")
                         with training_status(state, FOLDER):
                             train_digits(FOLDER, process)
                         state.networks = open_networks([FOLDER / "best.pt"], process)
-                        console.print(f"the network is ready; the page at {address} shows it")
+                        console.print(f"the model is ready; the page at {address} shows it")
                     threading.Event().wait()
             except Interrupted as interrupted:
                 if interrupted.where:

@@ -27,7 +27,7 @@ def training_status(state: Any, folder: Path):
     def update() -> None:
         while not done.wait(1):
             epochs = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
-            state.status = f"The network is being trained on handwritten digits: {epochs} of {total} epochs are done."
+            state.status = f"The model is being trained on handwritten digits: {epochs} of {total} epochs are done."
 
     updater = threading.Thread(target=update, daemon=True)
     updater.start()

@@ -57,11 +57,11 @@ class RunFolder:
         remove_left_over(self.folder)
         self.report.unlink(missing_ok=True)
         write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-        self._write_metrics(history)
+        write_csv(self.metrics, history)
 
     def add_row(self, row: dict[str, float], history: list[dict[str, float]]) -> None:
         """Add the metrics of an epoch."""
-        self._write_metrics(history)
+        write_csv(self.metrics, history)
         if self._board is None:
             return
         for name, value in row.items():
@@ -97,9 +97,6 @@ class RunFolder:
     def write_curve(self, rows: list[dict[str, float]]) -> None:
         """Write the metrics of the evaluations within the epochs."""
         write_csv(self.curve, rows)
-
-    def _write_metrics(self, history: list[dict[str, float]]) -> None:
-        write_csv(self.metrics, history)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

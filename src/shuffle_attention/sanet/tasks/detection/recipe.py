@@ -30,11 +30,11 @@ class DetectionRecipe(RunRecipe):
     empty_images: bool = option(True, "train on images without objects too", "data")
 
     min_size: list[int] = option([800], "shorter side of the input, pixels; of several one at random", "images")
-    max_size: int = option(1333, "longest that the longer side becomes, pixels", "images")
+    max_size: int = option(1333, "limit of the longer side of the input, pixels", "images")
     vflip: float = option(0.0, "probability of a vertical flip, for images without an up", "images")
 
     arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option("faster_rcnn", "detector", "model")
-    backbone: str = option("sa_resnet50", "any network of timm with feature maps, or of docs/networks.md", "model")
+    backbone: str = option("sa_resnet50", "any model of timm with feature maps, or of docs/networks.md", "model")
     backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML", "model")
     weights: str | None = option(None, "classification checkpoint of the backbone", "model")
     pretrained: bool = option(False, "take timm's weights of the backbone", "model")
@@ -61,7 +61,7 @@ class DetectionRecipe(RunRecipe):
 
     @property
     def has_weights(self) -> bool:
-        """Whether the backbone starts from weights of its own."""
+        """Whether the backbone starts from pretrained weights."""
         return self.pretrained or self.weights is not None
 
     @property

@@ -17,7 +17,6 @@ from .coco_scores import COCO_SCORES, score_text
 from .predictor import draw_detections
 from .samples import UNREADABLE, CocoSamples, detection_transform
 
-__all__ = ["detector_sections"]
 _LONGEST = 360  # pixels of an image, so that the names on it can be read
 _IMAGES = 8
 _THRESHOLD = 0.5
@@ -64,7 +63,7 @@ def _examples(model: nn.Module, data: CocoData, process: Process, masks: bool, p
             {
                 "name": data.images[index]["file_name"],
                 "truth": _drawn(image, truth, names),
-                "found": _drawn(image, {name: value.float().cpu() for name, value in output.items()}, names),
+                "detected": _drawn(image, {name: value.float().cpu() for name, value in output.items()}, names),
                 "objects": len(target["labels"]),
                 "detections": int((output["scores"] >= _THRESHOLD).sum()),
             }

@@ -22,7 +22,6 @@ from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
 from .samples import CocoSamples, collate, detection_transform, digits_coco
 
-__all__ = ["Detection"]
 _LOSS = "training loss"
 _BY_SIZE = ("APs", "APm", "APl")
 _EXAMPLES = 5  # images in the demo
