@@ -26,12 +26,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NARROW = ["--model-args", "{channels: [8, 8, 16, 16]}"]
 SMALL = [
     *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split(),
+    "--no-report",  # `sanet report` writes it
     *NARROW,
 ]
 DETECT = "--workers 0 --device cpu".split()
 DETECT_SMALL = [*DETECT, *"--data coco-small --min-size 64 --max-size 64".split()]
 SMALL_FOR = {
-    "detect train": [*DETECT_SMALL, *"--epochs 1 --batch-size 2 --warmup-epochs 0 --pyramid-channels 32".split()],
+    "detect train": [
+        *DETECT_SMALL,
+        *"--epochs 1 --batch-size 2 --warmup-epochs 0 --pyramid-channels 32 --no-report".split(),
+    ],
     "detect eval": DETECT_SMALL,
     "detect predict": ["--device", "cpu"],
     "detect profile": "--arch fcos --size 64 64 --repetitions 1 --device cpu".split(),
@@ -41,6 +45,7 @@ SMALL_FOR = {
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
         *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
+        "--no-report",
         *("--attention", "none,shuffle", *NARROW),
     ],
 }
