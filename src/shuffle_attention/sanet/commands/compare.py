@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,13 +89,13 @@ class Compare(Command):
             variants = attached_variants(self.attention, plain, self.where or "residual", self.preserve or "both")
             as_trained = {key: getattr(plain, key) for key in _OF_THE_MODEL if key not in overrides}
             recipe = recipe.replaced(**as_trained, initial=start)
-        seen = [recipe.seed + n for n in range(self.seeds or 3)]
-        comparison = Comparison(variants, recipe, seen, folder, count_classes(recipe))
+        seeds = [recipe.seed + n for n in range(self.seeds or 3)]
+        comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe))
         with open_process(recipe.device) as process, stop_signals_raised():
             try:
                 comparison.sizes()  # a model that cannot be created is reported before another one trains
                 with comparison.begun() if process.rank == 0 else nullcontext():
-                    failed = comparison.train(process, _Overview(comparison, process).announce)
+                    failed = comparison.train(process, _announcer(comparison, process))
                     return _report(comparison, failed, process=process)
             except Interrupted as stopped:
                 if process.rank == 0:
@@ -121,32 +122,28 @@ def _only(comparison: Comparison, names: list[str]) -> Comparison:
     return replace(comparison, variants=[known[name] for name in names])
 
 
-class _Overview:
-    """Prints which run starts, of how many, and how long the rest may take."""
+def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int], None]:
+    """Return a function that prints which run starts, of how many, and how long the rest may take."""
+    from ..console import console, duration
 
-    def __init__(self, comparison: Comparison, process: Process):
-        self.runs = comparison.runs
-        self.quiet = process.rank != 0
-        self.before = sum(run.finished for run in self.runs)
-        from ..console import console
+    def finished() -> int:
+        return sum(run.finished for run in comparison.runs)
 
-        self.began = time.perf_counter()
-        if self.before and not self.quiet:
-            console.print(f"{self.before} of {len(self.runs)} runs are finished already")
+    began, before, count = time.perf_counter(), finished(), len(comparison.runs)
+    if before and process.rank == 0:
+        console.print(f"{before} of {count} runs are finished already")
 
-    def announce(self, run: Run, number: int) -> None:
-        """Print a line about the run that starts."""
-        from ..console import console, duration
-
-        if self.quiet:
+    def announce(run: Run, number: int) -> None:
+        if process.rank != 0:
             return
-        done = sum(other.finished for other in self.runs)
-        rest = ""
-        if done > self.before:
-            each = (time.perf_counter() - self.began) / (done - self.before)
-            rest = f", about {duration(each * (len(self.runs) - done))} left for all"
+        rest, done = "", finished()
+        if done > before:
+            each = (time.perf_counter() - began) / (done - before)
+            rest = f", about {duration(each * (count - done))} left for all"
         verb = "continuing" if run.files.last.exists() else "training"
-        console.print(f"run {number} of {len(self.runs)}: {verb} {run.variant.name}, seed {run.seed}{rest}")
+        console.print(f"run {number} of {count}: {verb} {run.variant.name}, seed {run.seed}{rest}")
+
+    return announce
 
 
 def _report(comparison: Comparison, failed: dict[str, str], *, process: Process | None) -> int:
