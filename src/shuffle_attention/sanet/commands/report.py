@@ -34,11 +34,10 @@ class Report(Command):
         from ..console import console
         from ..training.run_folder import RunFolder
 
-        folder, overrides, runs = self.folder, self.overrides, self.runs
-        path = Path(folder)
+        overrides, path = self.overrides, Path(self.folder)
         if (path / "comparison.yaml").exists():
             comparison = read_comparison(path)
-            if runs:
+            if self.runs:
                 for run in comparison.runs:
                     if run.finished:
                         _report_run(run.files, overrides)
@@ -49,11 +48,11 @@ class Report(Command):
         files = RunFolder(path)
         if not files.summary.exists():
             raise InputError(
-                f"{folder} holds no comparison and no finished run: there is no {path / 'comparison.yaml'} and no "
+                f"{path} holds no comparison and no finished run: there is no {path / 'comparison.yaml'} and no "
                 f"{files.summary}; --resume finishes a run"
             )
-        if runs:
-            raise InputError(f"--runs is for comparisons, and {folder} holds a run")
+        if self.runs:
+            raise InputError(f"--runs is for comparisons, and {path} holds a run")
         _report_run(files, overrides)
         return 0
 

@@ -194,6 +194,8 @@ def draw_detections(
         mask_threshold: Value from which on a pixel is inside a mask.
         scale: Upscaling factor; by default large enough for labels to be readable.
     """
+    import matplotlib
+
     scale = scale or max(1, round(640 / max(image.size)))
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     pixels = functional.pil_to_tensor(canvas)
@@ -210,7 +212,8 @@ def draw_detections(
         masks &= masks.flip(0).cumsum(0).flip(0) == 1
         masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=colours)
-    titles = [_name(names, label) for label in output["labels"].cpu()[shown].tolist()]
+    labels: list[int] = output["labels"].cpu()[shown].tolist()
+    titles = [names[label - 1] if 1 <= label <= len(names) else f"label {label}" for label in labels]
     if scores is not None:
         titles = [f"{title}: {score:.2f}" for title, score in zip(titles, scores.cpu()[shown].tolist(), strict=True)]
     boxes = (output["boxes"].float().cpu()[shown] * scale).round()
@@ -223,22 +226,11 @@ def draw_detections(
         titles,
         colors=colours,
         width=2,
-        font=_font(),
+        font=str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"),
         font_size=font_size,
         fill_labels=True,
     )
     return functional.to_pil_image(pixels)
-
-
-def _font() -> str:
-    """Return the path of the font that comes with matplotlib."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
-
-
-def _name(names: Sequence[str], label: int) -> str:
-    return names[label - 1] if 1 <= label <= len(names) else f"label {label}"
 
 
 def _colour(index: int) -> tuple[int, int, int]:
