@@ -69,7 +69,7 @@ class Clock:
 
 
 def plain(u: Tensor, shortcut: Tensor, norm: nn.Module, _: nn.Module) -> Tensor:
-    """timm's end of a block without attention."""
+    """Compute the end of a block without attention as timm does."""
     y = norm(u)
     y += shortcut
     return y.relu_()

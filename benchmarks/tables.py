@@ -22,20 +22,20 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def table(header: str, rows: list[list[object]], words: int = 2) -> str:
-    """A table whose first ``words`` columns are words and the others figures."""
+    """Return a table whose first ``words`` columns are words and the others numbers."""
     columns = header.split("|")
     lines = [columns, ["---"] * words + ["---:"] * (len(columns) - words), *rows]
     return "".join(f"| {' | '.join(str(cell).strip() for cell in line)} |\n" for line in lines)
 
 
 def measured(name: str) -> tuple[Any, str]:
-    """The rows of a file, and the sentence on when and where they were measured."""
+    """Return the rows of a file, and the sentence on when and where they were measured."""
     content = json.loads((RESULTS / f"{name}.json").read_text())
     return content["rows"], where(content["machine"], f"; medians of ratios, whose quartiles are in `{name}.json`")
 
 
 def where(machine: dict[str, Any], more: str = "") -> str:
-    """The sentence on when and where figures were measured."""
+    """Return the sentence on when and where numbers were measured."""
     commit, _, changes = machine["commit"].partition("+")
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     load = "" if machine["load"] is None else f", load {machine['load']} at the end"
@@ -47,7 +47,7 @@ def where(machine: dict[str, Any], more: str = "") -> str:
 
 
 def judged(value: float, target: float, digits: int = 2) -> str:
-    """The figure, set bold where it misses its target."""
+    """Return the number, set bold where it misses its target."""
     return f"{value:.{digits}f}" if value <= target else f"**{value:.{digits}f}**"
 
 
@@ -277,7 +277,7 @@ def layers() -> str:
 
 
 def explained(content: dict[str, Any]) -> str:
-    """The sentence on when and where figures were found that do not depend on the machine's speed."""
+    """Return the sentence on when and where numbers were measured that do not depend on the machine's speed."""
     machine = content["machine"]
     versions = f"PyTorch {machine['torch']}, timm {machine['timm']} and torchcam {machine['torchcam']}"
     return f"\nFound with {versions} on {machine['cpu']}, commit {machine['commit'][:7]}, {machine['date']}.\n"
@@ -293,7 +293,7 @@ PAGES: dict[str, list[Callable[[], str]]] = {
 
 
 def written(path: Path) -> str:
-    """A page with its tables as the files have them."""
+    """Return a page with its tables as the files have them."""
     page = path.read_text()
     for make in PAGES[path.name]:
         page, found = re.subn(

@@ -12,14 +12,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def judged(value: float, target: float | None) -> str:
-    """Returns ``<= target`` with whether ``value`` meets it, unrounded; nothing where there is no target."""
+    """Return ``<= target`` with whether ``value`` meets it, unrounded; nothing where there is no target."""
     if target is None:
         return ""
     return f"<= {target:g} {'met' if value <= target else 'MISSED'}"
 
 
 def write(name: str, rows: list[dict[str, object]]) -> Path:
-    """Writes the rows with :func:`environment` to ``results/<name>.json`` and returns its path."""
+    """Write the rows with :func:`environment` to ``results/<name>.json`` and returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": environment(), "rows": rows}, indent=1) + "\n")
