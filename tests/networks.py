@@ -173,7 +173,7 @@ def _calibrated(name: str) -> nn.Module:
 
 
 def output(model: nn.Module, images: Tensor | None = None) -> Tensor:
-    """What the network computes, as one tensor."""
+    """Return the output of the model as one tensor."""
     y = model(photographs() if images is None else images)
     if isinstance(y, dict) and "logits" in y:
         return y["logits"]

@@ -1,4 +1,4 @@
-"""What the tests of the page share: networks that were not trained, in checkpoints as training writes them."""
+"""Untrained models in checkpoints as training writes them, for the tests of the page."""
 
 from pathlib import Path
 

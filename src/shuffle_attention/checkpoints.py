@@ -42,7 +42,7 @@ class CheckpointError(InputError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_checkpoint` did.
+    """Report of :func:`load_checkpoint`.
 
     Attributes:
         loaded: Number of entries copied into the model.
@@ -244,7 +244,7 @@ def find_state_dict(
     weights = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
     others = [str(key) for key in entries if key not in weights]
     if weights and others and name:
-        raise CheckpointError(f"{path} holds under {name!r} {_fault('entries that are no tensors by name', others)}")
+        raise CheckpointError(f"{path} holds under {name!r} {_fault('entries that are not tensors by name', others)}")
     if not weights or (name == "" and (ema or others)):
         what = "averaged weights" if ema else "weights"
         raise CheckpointError(
@@ -301,5 +301,5 @@ def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> Non
     with atomic_write(path) as file:
         try:
             torch.save(dict(content), file)
-        except RuntimeError as error:  # what torch.save raises for a full disk
+        except RuntimeError as error:  # torch.save raises it for a full disk
             raise OSError(f"{path} could not be written: {error.__context__ or error}") from error

@@ -237,7 +237,7 @@ def test_the_ablation_with_nothing_left_out_is_the_layer(shape, shuffle):
 
 
 def gates(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer of one group without shuffle multiplies the two halves of its channels by."""
+    """Factors that a layer of one group without shuffle applies to the two halves of its channels."""
     return tuple((layer(x) / x).chunk(2, 1))
 
 

@@ -49,7 +49,7 @@ class AttachedLayer:
 
 @dataclass(frozen=True)
 class AttachReport:
-    """What :func:`attach` inserted; printed, it is a table."""
+    """Report of :func:`attach`: the layers that it inserted; printed, it is a table."""
 
     attention: str
     layers: tuple[AttachedLayer, ...]

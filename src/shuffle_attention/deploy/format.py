@@ -1,4 +1,4 @@
-"""What the project must know of a deployment format."""
+"""The interface of a deployment format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

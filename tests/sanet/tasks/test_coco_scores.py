@@ -59,7 +59,7 @@ def detections(data) -> list[dict]:
 
 
 def published(data: CocoData, results: list[dict], kind: str, image_ids: list[int] | None = None) -> list[float]:
-    """What pycocotools gives."""
+    """Return the scores of pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = json.loads(json.dumps(data.to_dict()))

@@ -1,6 +1,6 @@
 // Arithmetic on vectors: roots, reciprocals and the gate.
 //
-// What takes a V also takes a single number, for what a plane has only one of.
+// Functions of a V also take a single number, for values of which a plane has one.
 #pragma once
 
 #include "simd.h"

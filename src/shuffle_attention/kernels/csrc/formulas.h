@@ -32,8 +32,8 @@ SIMD_INLINE V own_gradient(V g, V z, V t, S a, S slope, A inverse_gain, V& q, V&
   return a * q + slope * h;
 }
 
-// What the gradient has besides: by_mean + by_distance * (u - mean), from the sums over the plane of h and of
-// h times the normalised plane. `a_rho` and `a_cweight` are a times rho and a times cweight.
+// The rest of the gradient, through the statistics: by_mean + by_distance * (u - mean), from the sums over the plane
+// of h and of h times the normalised plane. `a_rho` and `a_cweight` are a times rho and a times cweight.
 template <class S, class A>
 SIMD_INLINE void through_statistics(S sum, S weighted, S slope, S a_rho, S a_cweight, A each, S& by_mean, S& by_distance) {
   by_distance = -slope * a_rho * weighted * each;

@@ -1,4 +1,4 @@
-// What the code compiled for one instruction set offers, and what it is given.
+// The interface of the code that is compiled for one instruction set.
 //
 // Nothing here depends on PyTorch or on an instruction set. The equations stand in ../reference.py and
 // ../block_reference.py; formulas.h has the form in which they are computed.
@@ -55,7 +55,7 @@ struct Span {
   int64_t image, first, count;
 };
 
-// What the planes of a channel have in common.
+// Coefficients that all planes of a channel share.
 template <class A>
 struct Channels {
   const A *scale, *bias;            // a, and BatchNorm's bias

@@ -15,7 +15,7 @@ const KernelTable& kernel_table();  // dispatch.cpp
 
 namespace {
 
-// What one call works on: `out` is what it returns, `work` where the kernel writes.
+// The tensors of one call: it returns `out`, and the kernel writes to `work`.
 struct Call {
   Map map;
   Kernels kernels;

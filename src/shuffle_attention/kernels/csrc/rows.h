@@ -1,6 +1,6 @@
 // The layer on (batch, plane, channels) in memory (channels_last): lanes are channels.
 //
-// What is worked on at a time is a tile: neighbouring channels of each half of the map over one
+// The unit of work is a tile: neighbouring channels of each half of the map over one
 // image. Their outputs interleave, so that every store is a whole vector.
 #pragma once
 
@@ -115,7 +115,7 @@ struct Tile {
     for (int64_t i = 0; i < lanes; ++i) p[i] = v[i];
   }
 
-  // What a tile knows of its channels between one pass and the next.
+  // State of a tile's channels between two passes.
   struct State {
     V pivot[kColumns] = {}, offset[kColumns], rstd[kColumns];  // the mean is pivot + offset
     V scale[kColumns];                                         // of x - pivot in the logit of the gate

@@ -193,7 +193,7 @@ void gradient_planes(const Tail& t, const Span& span) {
   if constexpr (N > 0) {
     if ((size + Lanes<A>::count - 1) / Lanes<A>::count != N) return gradient_planes<T, N - 1>(t, span);
   }
-  // What ReLU let through has been written once.
+  // The gradient that ReLU lets through has been written already.
   const void* const grads = t.dshortcut ? t.dshortcut : t.grad;
   const void* const mask = t.dshortcut ? nullptr : t.activated;
   for_planes(t.map, span, [&](int64_t c, int64_t source, int64_t target) {

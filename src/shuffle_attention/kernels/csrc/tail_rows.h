@@ -238,7 +238,7 @@ void gradient_rows(const Tail& t, const Span& span) {
   using V = Vec<A>;
   const Image<const T> u(static_cast<const T*>(t.u), t, span);
   const Image<T> du(static_cast<T*>(t.du), t, span);
-  // What ReLU let through has been written once.
+  // The gradient that ReLU lets through has been written already.
   const Image<const T> grad(static_cast<const T*>(t.dshortcut ? t.dshortcut : t.grad), t, span);
   const Image<const T> activated(static_cast<const T*>(t.dshortcut ? nullptr : t.activated), t, span);
   for_tiles<T>(t, span, t.map.plane, [&](const auto& tile, int64_t from, int64_t to) {

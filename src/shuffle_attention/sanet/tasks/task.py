@@ -91,7 +91,7 @@ class Trainer(TrainingTask):
 
 
 class Task(ABC, Generic[R]):
-    """What to train: data and model, loss and metrics.
+    """Data, model, loss and metrics of a training run.
 
     A task implements :meth:`open`, :meth:`restore`, :meth:`create_model`, :meth:`loss` and :meth:`evaluate`;
     everything else has a default. :func:`train` calls, in this order, ``open``, ``create_model``, ``try_once``
