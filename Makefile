@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test fuzz bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: .venv/installed ## train SA-ResNet-18 on handwritten digits and evaluate i
 # One process per core, at most four, each with one thread. A process that has finished takes tests of another.
 test: .venv/installed ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+fuzz: .venv/installed ## read 1,000 randomly damaged files of each format
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
 bench: .venv/installed ## time the kernels and whole networks beside their baselines, targets beside them
 	$(BIN)/python benchmarks/layer.py --name layer

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attach.insert import HOOK_CHILD, Attached, Blend, attached, block_of
-from .attention import ShuffleAttention
-from .errors import InputError, listed
-from .files import atomic_write
+from ..attach.insert import HOOK_CHILD, Attached, Blend, attached, block_of
+from ..attention import ShuffleAttention
+from ..errors import InputError, listed
+from ..files import atomic_write
 
 # Wrappers that put their name before every key: DataParallel and DDP, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")

@@ -1,0 +1,229 @@
+"""Damage valid files at random: reading them ends with the right values or in ``InputError``, within bounds.
+
+``python tests/fuzz.py`` tries 1,000 files of each format, each in a process of its own (``make fuzz``); the suite tries
+a few in its own process (``test_fuzz.py``). A format is one entry of ``FORMATS``, which :func:`fuzzed` adds.
+"""
+
+import argparse
+import functools
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shuffle_attention.errors import InputError
+
+SECONDS = 10
+MEMORY = 2 * 2**30
+LONGEST_MESSAGE = 2000
+Mutation = Callable[[bytes, random.Random], bytes]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that is read.
+
+    Attributes:
+        write: Function that writes a valid file into an empty folder and returns the path of the file to damage.
+        read: Function that reads the damaged file as the package does.
+        mutations: Functions that damage the bytes of the file; each is drawn equally often.
+        same: Function that compares the valid file's value with the damaged one's; None if the format has no checksum,
+            so that damaged values cannot be told from others.
+    """
+
+    write: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    mutations: Sequence[Mutation]
+    same: Callable[[Any, Any], bool] | None = None
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def fuzzed(name: str, write: Callable[[Path], Path], read: Callable[[Path], Any], **options: Any) -> None:
+    """Add a format to those that are tried."""
+    FORMATS[name] = Format(write, read, **({"mutations": BYTES} | options))
+
+
+def flip_a_bit(data: bytes, draw: random.Random) -> bytes:
+    damaged = bytearray(data)
+    damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(damaged)
+
+
+def truncate(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data))]
+
+
+def insert_bytes(data: bytes, draw: random.Random) -> bytes:
+    at = draw.randrange(len(data) + 1)
+    return data[:at] + draw.randbytes(draw.choice((1, 4, 100))) + data[at:]
+
+
+def remove_bytes(data: bytes, draw: random.Random) -> bytes:
+    at = draw.randrange(len(data))
+    return data[:at] + data[at + draw.choice((1, 4, 100)) :]
+
+
+def overwrite(data: bytes, draw: random.Random) -> bytes:
+    at, new = draw.randrange(len(data)), draw.randbytes(draw.choice((1, 4, 100)))
+    return data[:at] + new + data[at + len(new) :]
+
+
+def swap_parts(data: bytes, draw: random.Random) -> bytes:
+    a, b, c = sorted(draw.randrange(len(data) + 1) for _ in range(3))
+    return data[:a] + data[b:c] + data[a:b] + data[c:]
+
+
+def repeat_a_part(data: bytes, draw: random.Random) -> bytes:
+    at, size = draw.randrange(len(data)), draw.choice((1, 10, 100))
+    return data[:at] + data[at : at + size] * draw.choice((2, 10, 100)) + data[at + size :]
+
+
+BYTES: tuple[Mutation, ...] = (
+    flip_a_bit,
+    truncate,
+    insert_bytes,
+    remove_bytes,
+    overwrite,
+    swap_parts,
+    repeat_a_part,
+)
+
+
+@functools.cache
+def valid_file(name: str) -> tuple[str, bytes, Any, dict[str, bytes]]:
+    """Return the name, the bytes and the value of a format's valid file, and the files beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = FORMATS[name].write(Path(folder))
+        beside = {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in Path(folder).rglob("*")
+            if file.is_file() and file != path
+        }
+        return str(path.relative_to(folder)), path.read_bytes(), FORMATS[name].read(path), beside
+
+
+def attempt(name: str, seed: int) -> str:
+    """Read one damaged file, and return ``read`` or ``refused``.
+
+    Raises:
+        AssertionError: If it was read with other values, or its error has an endless message.
+        Exception: Whatever else reading raised.
+    """
+    form, draw = FORMATS[name], random.Random(f"{name} {seed}")
+    file, data, expected, beside = valid_file(name)
+    with tempfile.TemporaryDirectory() as folder:
+        for other, content in beside.items():
+            (Path(folder) / other).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / other).write_bytes(content)
+        path = Path(folder) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw.choice(form.mutations)(data, draw))
+        message = ""
+        try:
+            value = form.read(path)
+        except InputError as error:
+            message = str(error)
+        assert len(message) <= LONGEST_MESSAGE, f"a message of {len(message):,} characters"
+        if message:
+            return "refused"
+        assert form.same is None or form.same(expected, value), "read with other values"
+        return "read"
+
+
+def _in_child(name: str, seed: int) -> str:
+    """Return the outcome of an attempt in a forked process with limits of time and memory."""
+    import resource
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            outcome = attempt(name, seed)
+        except BaseException:
+            outcome = traceback.format_exc()
+        used = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        if used > MEMORY:
+            outcome = f"took {used / 2**30:.1f} GB"
+        os.write(writer, outcome.encode()[-60_000:])
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        outcome = pipe.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return outcome if status == 0 else f"ended by signal {-status} ({SECONDS} s are allowed)"
+
+
+def main() -> int:
+    """Try many files of each format, print what went wrong, and return 1 if anything did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=f"of {', '.join(FORMATS)}; all by default")
+    parser.add_argument("--count", type=int, default=1000, help="files of each format (1000)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first file (0)")
+    options = parser.parse_args()
+    failed = False
+    for name in options.formats or FORMATS:
+        valid_file(name)
+        counts, start, slowest = {"read": 0, "refused": 0}, time.monotonic(), 0.0
+        for seed in range(options.first, options.first + options.count):
+            began = time.monotonic()
+            outcome = _in_child(name, seed)
+            slowest = max(slowest, time.monotonic() - began)
+            if outcome not in counts:
+                failed = True
+                print(f"{name} {seed}: {outcome}", flush=True)
+                continue
+            counts[outcome] += 1
+        wrong = options.count - sum(counts.values())
+        print(
+            f"{name}: {counts['read']} read, {counts['refused']} refused, {wrong} wrong of {options.count} files "
+            f"in {time.monotonic() - start:.0f} s, the slowest {slowest:.1f} s",
+            flush=True,
+        )
+    return int(failed)
+
+
+def _write_checkpoint(folder: Path) -> Path:
+    import torch
+
+    from shuffle_attention.checkpoints import write_checkpoint
+
+    weights = {"conv.weight": torch.arange(500.0).view(5, 5, 2, 10), "bn.num_batches_tracked": torch.tensor(3)}
+    content = {"state_dict": weights, "epoch": 3, "recipe": {"lr": 0.1, "betas": [0.9, 0.99]}, "classes": ["a", "b"]}
+    write_checkpoint(content, folder / "last.pt")
+    return folder / "last.pt"
+
+
+def _read_checkpoint(path: Path) -> Any:
+    from shuffle_attention.checkpoints import find_state_dict, read_checkpoint
+
+    content = read_checkpoint(path)
+    return content, find_state_dict(content, path=path)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+fuzzed("checkpoint", _write_checkpoint, _read_checkpoint)
+
+if __name__ == "__main__":
+    sys.exit(main())
