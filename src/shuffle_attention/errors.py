@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ def asked_for(**received: Any) -> Iterator[None]:
     except InputError:
         raise
     except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        settings = ", ".join(f"{name}={value!r}" for name, value in received.items())
+        settings = ", ".join(f"{name}={brief(value)}" for name, value in received.items())
         raise InputError(f"{settings} cannot be used: {str(error) or type(error).__name__}") from error
 
 
@@ -42,11 +43,49 @@ def unknown(kind: str, name: object, known: Iterable[str], *, of: str = "") -> I
         of: Owner of the names, if there are several.
     """
     names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=3)
+    close = difflib.get_close_matches(str(name)[:100], names, n=3)
     hints = [f"did you mean {' or '.join(close)}?"] if close else []
     if not close or len(names) <= 20:
         hints.append(f"there are {listed(names, 20)}")
-    return InputError(f"{f'{of} has ' if of else ''}no {kind} {name!r}; {' '.join(hints)}")
+    return InputError(f"{f'{of} has ' if of else ''}no {kind} {brief(name)}; {' '.join(hints)}")
+
+
+class _Brief(reprlib.Repr):
+    """Repeats values of any size, and containers of themselves, in text of bounded length and in bounded time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 200, 200
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 10
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length()} bits"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        containers = (dict, list, tuple, set, frozenset)
+        return f"<{type(x).__name__}>" if isinstance(x, containers) else super().repr_instance(x, level)
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: object, *, quoted: bool = True) -> str:
+    """Return a value for a message, in bounded length; text is not quoted if ``quoted`` is false."""
+    text = _BRIEF.repr(value)
+    text = text[1:-1] if isinstance(value, str) and not quoted else text
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun in the singular or plural: ``1 epoch``, ``2 epochs``, ``2 boxes``."""
+    return f"{number:,} {noun if number == 1 else plural or plural_of(noun)}"
+
+
+def plural_of(noun: str) -> str:
+    """Return the regular plural of a noun: ``class`` gives ``classes``, ``category`` gives ``categories``."""
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -75,6 +75,6 @@ def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> 
     if actual != kind.kind:
         raise CheckpointError(f"{path} holds a {actual}, not a {kind.kind} of {kind.command}")
     try:
-        return kind().replaced(**{str(name): value for name, value in recipe.items()}), num_classes
+        return kind.of(recipe), num_classes
     except InputError as error:
         raise CheckpointError(f"{path} holds a recipe that cannot be used: {error}") from error

@@ -20,6 +20,7 @@ from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
 from ..recipes.recipe import Recipe
+from ..recipes.settings import read_yaml
 from ..tasks.classification.task import Classification
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
@@ -293,16 +294,16 @@ def count_classes(recipe: Recipe) -> int:
 
 def _recipe(content: dict[str, Any], path: Path) -> Recipe:
     try:
-        return Recipe().replaced(**{str(name): value for name, value in content["recipe"].items()})
+        return Recipe.of(content["recipe"])
     except InputError as error:
         raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not YAML, or not text
+        raise InputError(f"{path} cannot be used: {error}") from error
     right = isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("recipe", "variants"))
     kinds = (str, dict, dict)
     if not right or not all(

@@ -6,12 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
-
 from ...errors import InputError, unknown
-from .settings import Settings, option, require
+from .settings import Settings, option, read_yaml, require
 
 R = TypeVar("R", bound="RunRecipe")
+_LARGEST = 100_000  # bytes of a file; the shipped recipes have fewer than 2,000
 
 
 @dataclass(kw_only=True)
@@ -27,7 +26,7 @@ class RunRecipe(Settings):
     shipped: ClassVar[str]  # folder of the shipped recipes
 
     data: str = option("digits", "folder with images, or 'digits'", "data", first=True)
-    workers: int = option(2, "loader processes per device", "data", minimum=0)
+    workers: int = option(2, "loader processes per device", "data", minimum=0, maximum=1024)
     check_images: bool = option(True, "read every image file before the first step", "data")
     skip_bad_images: bool = option(False, "leave out unreadable images, and count them, instead of stopping", "data")
 
@@ -110,7 +109,7 @@ class Recipe(RunRecipe):
     val_split: str = option("validation", "name of the split to evaluate on", "data")
     num_classes: int | None = option(None, "classes; read from the data if possible", "data", minimum=1)
 
-    img_size: int = option(224, "side of the input, pixels", "images", first=True, minimum=1)
+    img_size: int = option(224, "side of the input, pixels", "images", first=True, minimum=1, maximum=4096)
     in_chans: Literal[1, 3] = option(3, "channels of the input", "images")
     mean: list[float] | None = option(None, "mean per channel, 0 to 1; by default the model's", "images")
     std: list[float] | None = option(None, "standard deviation per channel; by default the model's", "images", above=0)
@@ -171,27 +170,39 @@ def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
     Raises:
         InputError: If there is no such recipe, or one of its fields is unknown or invalid.
     """
-    shipped = resources.files("shuffle_attention.sanet") / kind.shipped
-    if str(name) in recipe_names(kind):
-        text, source = (shipped / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
-    elif Path(name).is_file():
-        source = str(name)
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source} is not a text file") from error
-    else:
-        raise unknown("recipe or YAML file", str(name), recipe_names(kind))
+    fields, source = recipe_fields(name, kind)
     try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{source} must hold 'field: value' lines, got {type(fields).__name__}")
-    try:
-        return kind().replaced(**{str(key): value for key, value in fields.items()})
+        return kind.of(fields)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+
+
+def recipe_fields(name: str | os.PathLike, kind: type[RunRecipe] = Recipe) -> tuple[dict[Any, Any], str]:
+    """Return the fields in the file of a recipe, and how messages call it.
+
+    Raises:
+        InputError: If there is no such recipe, or its file is not a mapping in YAML.
+    """
+    source = str(name)
+    if source in recipe_names(kind):
+        path, source = resources.files("shuffle_attention.sanet") / kind.shipped / f"{name}.yaml", f"recipe {name}"
+    elif Path(name).is_file():
+        path = Path(name)
+    else:
+        raise unknown("recipe or YAML file", source, recipe_names(kind))
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise InputError(f"{source} is larger than {_LARGEST:,} bytes and not a recipe")
+    try:
+        fields = read_yaml(content.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not a text file") from error
+    except InputError as error:
+        raise InputError(f"{source} {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{source} must hold 'field: value' lines, got {type(fields).__name__}")
+    return fields, source
 
 
 def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:

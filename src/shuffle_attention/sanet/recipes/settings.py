@@ -5,18 +5,21 @@ import dataclasses
 import math
 import operator
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ...errors import InputError, unknown
+from ...errors import InputError, brief, unknown
 
 S = TypeVar("S", bound="Settings")
 
 # Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
+# Limits of what a field may hold; more is not a setting but a mistake or an attack.
+_MOST_VALUES, _DEEPEST, _LONGEST, _INTEGERS = 100_000, 20, 10_000, range(-(2**63), 2**63)
 _HOLDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
@@ -88,8 +91,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, (option, hint) in self.options().items():
-            label = self.label(name)
-            value = _converted(label, getattr(self, name), hint)
+            label, value = self.label(name), getattr(self, name)
+            require_plain(label, value)
+            value = _converted(label, value, hint)
             option.check(label, value)
             setattr(self, name, value)
 
@@ -104,6 +108,18 @@ class Settings:
     def label(cls, name: str) -> str:
         """Return the name by which errors call a field."""
         return name
+
+    @classmethod
+    def of(cls: type[S], fields: Mapping[Any, Any]) -> S:
+        """Return settings with the fields that a YAML file or a checkpoint has.
+
+        Raises:
+            InputError: If a name is not a field, or a value cannot be one.
+        """
+        for name in fields:
+            if not isinstance(name, str):
+                raise InputError(f"names of fields must be text, got {brief(name)}")
+        return cls().replaced(**fields)
 
     def replaced(self: S, **overrides: Any) -> S:
         """Return these settings with some fields changed.
@@ -125,7 +141,33 @@ class Settings:
 def require(holds: bool, name: str, contract: str, received: Any) -> None:
     """Raise InputError, which states what a setting must be and what was received, unless it holds."""
     if not holds:
-        raise InputError(f"{name} must be {contract}, got {received}")
+        raise InputError(f"{name} must be {contract}, got {brief(received, quoted=False)}")
+
+
+def require_plain(name: str, value: Any) -> None:
+    """Raise InputError unless a value consists of text, numbers, lists and mappings, within limits."""
+    count = 0
+
+    def visit(value: Any, depth: int) -> None:
+        nonlocal count
+        count += 1
+        require(count <= _MOST_VALUES, name, f"at most {_MOST_VALUES:,} values", "more")
+        require(depth <= _DEEPEST, name, f"nested at most {_DEEPEST} deep", "more")
+        if isinstance(value, dict):
+            for key, part in value.items():
+                visit(key, depth + 1)
+                visit(part, depth + 1)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                visit(part, depth + 1)
+        elif isinstance(value, str):
+            require(len(value) <= _LONGEST, name, f"of at most {_LONGEST:,} characters", f"{len(value):,}")
+        elif isinstance(value, int):
+            require(value in _INTEGERS, name, "an integer of at most 64 bits", value)
+        else:
+            require(value is None or isinstance(value, float), name, "made of text, numbers, lists and mappings", value)
+
+    visit(value, 0)
 
 
 def without_none(hint: Any) -> Any:
@@ -142,9 +184,47 @@ def parsed(text: str, hint: Any) -> Any:
     if hint is str:
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text)
+    except InputError:
         return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads plain values; keys that are given twice, or multiplied by merging, are errors."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"{brief(key.value)} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
+
+
+def read_yaml(text: str) -> Any:
+    """Return the plain values in a YAML text.
+
+    Raises:
+        InputError: If it is not YAML, has a key twice, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise InputError("is nested too deeply") from error
+    # The readers of tagged values fail in many ways on a value of another kind.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise InputError(f"is not YAML: {line}{brief(reason, quoted=False)}") from error
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
@@ -155,7 +235,7 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):
-            raise InputError(f"{name} must be one of {', '.join(map(str, args))}, got {value}")
+            raise InputError(f"{name} must be one of {', '.join(map(str, args))}, got {brief(value, quoted=False)}")
         return value
     if origin is list:
         require(isinstance(value, list | tuple), name, "a list", value)
@@ -168,5 +248,5 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
             value = float(value)
         require(isinstance(value, float) and math.isfinite(value), name, "a finite number", value)
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    require(right, name, f"of type {kind.__name__}", repr(value))
+    require(right, name, f"of type {kind.__name__}", brief(value))
     return value

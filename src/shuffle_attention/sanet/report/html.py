@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+from ...errors import counted
 from ...files import write_text
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,6 @@ def templates() -> Environment:
     )
     environment.filters |= {"counted": counted, "data_uri": data_uri}
     return environment
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun in the singular or plural: ``1 epoch``, ``2 epochs``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def write_page(template: str, values: dict[str, Any], path: Path) -> None:
