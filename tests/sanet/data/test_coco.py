@@ -15,7 +15,7 @@ from detections import ground_truth_results
 from shuffle_attention.errors import DataError
 from shuffle_attention.sanet.data.coco import CocoData, find_split
 from shuffle_attention.sanet.data.coco_reading import read_coco
-from shuffle_attention.sanet.data.masks import decode_mask, encode_mask, mask_fault
+from shuffle_attention.sanet.data.masks import decode_mask, encode_mask, read_mask
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
 from shuffle_attention.sanet.tasks.detection.samples import UNREADABLE, CocoSamples, detection_transform, digits_coco
 
@@ -104,7 +104,7 @@ def test_all_notations_of_a_mask_stand_for_the_same(mask):
     left, top, right, bottom = (int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
     polygon = [[left, top, right, top, right, bottom, left, bottom]]
     for segmentation in (string, listed, polygon):
-        assert mask_fault(segmentation, HEIGHT, WIDTH) == ""
+        assert read_mask(segmentation, HEIGHT, WIDTH) == (segmentation, "")
         np.testing.assert_array_equal(decode_mask(segmentation, HEIGHT, WIDTH), mask)
 
 
@@ -117,7 +117,7 @@ def test_long_run_lengths_are_read_from_a_string():
             y, x = rng.integers(0, 300), rng.integers(0, 200)
             mask[y : y + rng.integers(1, 250), x : x + rng.integers(1, 150)] ^= 1
         if mask.any():
-            assert mask_fault(encode_mask(mask), 300, 200) == ""
+            assert read_mask(encode_mask(mask), 300, 200) == (encode_mask(mask), "")
 
 
 BROKEN = {
@@ -141,7 +141,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_mask_is_found_before_a_decoder_sees_it(case):
-    assert mask_fault(BROKEN[case], HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="polygon|run length|mask"):
+        read_mask(BROKEN[case], HEIGHT, WIDTH)
 
 
 def test_everything_that_coco_has_is_read(folder):

@@ -210,6 +210,35 @@ def test_bad_data_stop_it_before_anything_is_written(data, tmp_path, capsys):
     assert "left out are 1 images that cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_without_objects_are_refused_before_anything_is_written(split, data, tmp_path, capsys):
+    emptied = Path(shutil.copytree(data, tmp_path / "data"))
+    path = emptied / f"annotations/instances_{split}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    begin = ["detect", "train", *options("faster_rcnn", emptied), "--output", tmp_path / "run"]
+    assert sanet_here(*begin) == 2
+    assert f"instances_{split}.json has no object" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_boxes_without_masks_train_no_masks_and_are_not_dropped_silently(data, tmp_path, capsys):
+    boxes = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in boxes.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["segmentation"] = [[], [[]], None, [[1, 1, 3, 3]]][number % 4]
+        path.write_text(json.dumps(content))
+    begin = ["detect", "train", *options("mask_rcnn", boxes), "--epochs", 1, "--output", tmp_path / "run"]
+    for skip, message in (([], "annotations without a mask"), (["--skip-bad-images"], "has no object")):
+        assert sanet_here(*begin, *skip) == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert "--arch faster_rcnn" in printed
+        assert not (tmp_path / "run").exists()
+    assert sanet_here(*begin, "--arch", "faster_rcnn") == 0
+    assert "broken masks, which boxes do not need" in capsys.readouterr().err
+
+
 def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):
     for arch, *messages in (
         ("retinanet", "did you mean detections_per_img? there are", "; for none of the recipe's: --detector-args '{}'"),

@@ -77,7 +77,7 @@ def open_coco(
         return digits_coco(split)
     if annotations is None:
         annotations, images = find_split(recipe.data, split)
-    return read_coco(
+    data = read_coco(
         annotations,
         images,
         masks=ARCHITECTURES[recipe.arch].masks,
@@ -85,6 +85,11 @@ def open_coco(
         skip_bad=recipe.skip_bad_images,
         check_files=check,
     )
+    if not any(min(each["bbox"][2:]) >= 1 for each in data.annotations if not each["iscrowd"]):
+        purpose = "learn from" if split == "train" else "evaluate on"
+        without = "" if recipe.arch == "faster_rcnn" else "; boxes without masks train --arch faster_rcnn"
+        raise DataError(f"{data.source} has no object of at least a pixel to {purpose}, crowds not counted{without}")
+    return data
 
 
 @dataclass(kw_only=True, eq=False)
