@@ -135,8 +135,13 @@ def attach(
         options = {"groups": "auto", **options}
     places, flow = find_places(model, where, example, [layer.name for layer in insert.attached(model)])
     plans = _plan(model, spec, places, start, options)
+    called = flow.by_name()
     for new, layer, _ in plans:
         insert.insert(new, layer)
+        if new.insertion.how != "block":
+            names = new.owner_name.split(".")
+            caller = next(n for n in range(len(names) - 1, -1, -1) if ".".join(names[:n]) in called)
+            insert.guard(new, model.get_submodule(".".join(names[:caller])), ".".join(names[caller:]))
     _verify(model, example, flow, [new for new, _, _ in plans])
     return AttachReport(spec.name, tuple(row for _, _, row in plans))
 
@@ -151,12 +156,11 @@ def detach(model: nn.Module) -> None:
         InputError: If nothing is attached.
     """
     layers = list(insert.attached(model))
-    if not layers:
+    if not layers and not any(insert.guards(model)):
         raise InputError(f"nothing is attached to {type(model).__name__}; give the model that attach was given")
     for layer in layers:
         insert.check_removable(layer)
-    for layer in layers:
-        insert.remove(layer)
+    insert.remove(model, layers)
 
 
 def _plan(
@@ -240,8 +244,7 @@ def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserte
     except InputError as error:
         fault = str(error)
     if fault:
-        for layer in inserted:
-            insert.remove(layer)
+        insert.remove(model, inserted)
         raise InputError(f"attention cannot be attached: {fault}. The model is as it was")
 
 

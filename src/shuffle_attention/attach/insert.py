@@ -6,13 +6,12 @@ guard on (they do not guard on hooks); it has the old name, and modules of it co
 
 import copyreg
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..attention import ShuffleAttention
 from ..errors import InputError
@@ -117,12 +116,10 @@ class Insertion:
     Attributes:
         how: ``"block"``, ``"after"`` or ``"before"``.
         start: Entries of the layer's state dict at its start as the identity; None for another start.
-        handle: Its hook.
     """
 
     how: str
     start: dict[str, Tensor] | None
-    handle: RemovableHandle | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,18 +158,69 @@ def insert(place: Attached, layer: nn.Module) -> None:
     module, insertion = place.owner, place.insertion
     module.add_module(place.child, layer)
     if insertion.how == "after":
-        insertion.handle = module.register_forward_hook(_attend_after)
+        module.register_forward_hook(_attend_after)
     elif insertion.how == "before":
-        insertion.handle = module.register_forward_pre_hook(_attend_before)
+        module.register_forward_pre_hook(_attend_before)
     _set_insertions(module, (*vars(module).get(_INSERTIONS, ()), insertion))
 
 
-def remove(place: Attached) -> None:
-    """Undo an insertion."""
-    if place.insertion.handle is not None:
-        place.insertion.handle.remove()
-    delattr(place.owner, place.child)
-    _set_insertions(place.owner, tuple(x for x in vars(place.owner)[_INSERTIONS] if x is not place.insertion))
+def guard(place: Attached, caller: nn.Module, path: str) -> None:
+    """Let the module that calls a hooked module check, when it is called and when it is saved, that the hook is there.
+
+    Replacing a module, as converters of norms do, drops its hooks. A new module that has the attention as its child
+    gets the hook; one that has not raises an error.
+
+    Args:
+        place: Insertion by a hook.
+        caller: Module whose forward pass calls the owner.
+        path: Name of the owner, relative to the caller.
+    """
+    check = functools.partial(_keep_attention, place.insertion, path)
+    caller.register_forward_pre_hook(check)
+    caller.register_state_dict_pre_hook(check)
+
+
+def _keep_attention(insertion: Insertion, path: str, caller: nn.Module, *_: Any) -> None:
+    owner: Any = caller
+    for name in path.split("."):
+        owner = owner._modules.get(name) if isinstance(owner, nn.Module) else None
+    if any(own is insertion for own in getattr(owner, _INSERTIONS, ())):
+        return
+    modules = owner.modules() if isinstance(owner, nn.Module) else ()
+    if any(own is insertion for module in modules for own in getattr(module, _INSERTIONS, ())):
+        return  # in a wrapper
+    layer = owner._modules.get(HOOK_CHILD) if isinstance(owner, nn.Module) else None
+    if layer is None:
+        gone = "was removed" if owner is None else f"was replaced by {type(owner).__name__}"
+        raise InputError(
+            f"the attention after {path} of {type(caller).__name__} is lost, because that module {gone}. Replace "
+            f"modules before attach, or move the attention: new.add_module({HOOK_CHILD!r}, old.{HOOK_CHILD}). "
+            f"detach(model) gives it up"
+        )
+    insert(Attached(owner, path, insertion), layer)
+
+
+def remove(model: nn.Module, places: Iterable[Attached]) -> None:
+    """Undo insertions, and remove the guards of all attention that is no longer in the model."""
+    for place in places:
+        for hooks in (place.owner._forward_hooks, place.owner._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_attend_after, _attend_before)]:
+                del hooks[key]
+        delattr(place.owner, place.child)
+        _set_insertions(place.owner, tuple(x for x in vars(place.owner)[_INSERTIONS] if x is not place.insertion))
+    left = {layer.insertion for layer in attached(model)}
+    for hooks, key, insertion in list(guards(model)):
+        if insertion not in left:
+            del hooks[key]
+
+
+def guards(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, Insertion]]:
+    """Yield each guard in a model: a dict of hooks, its key there, and the insertion that it guards."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
+            for key, hook in hooks.items():
+                if isinstance(hook, functools.partial) and hook.func is _keep_attention:
+                    yield hooks, key, hook.args[0]
 
 
 def check_removable(place: Attached) -> None:
