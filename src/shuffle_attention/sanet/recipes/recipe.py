@@ -26,6 +26,13 @@ class RunRecipe(Settings):
     shipped: ClassVar[str]  # folder of the shipped recipes
 
     data: str = option("digits", "folder with images, or 'digits'", "data", first=True)
+    val_fraction: float | None = option(
+        None,
+        "share of the images to evaluate on, drawn by class, if data have no validation split",
+        "data",
+        above=0,
+        below=1,
+    )
     workers: int = option(2, "loader processes per device", "data", minimum=0, maximum=1024)
     check_images: bool = option(True, "read every image file before the first step", "data")
     skip_bad_images: bool = option(False, "leave out unreadable images, and count them, instead of stopping", "data")
