@@ -72,7 +72,7 @@ class _OldPaths:
 
     @staticmethod
     def find_spec(fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname.rpartition(".")[0] != __name__:
+        if not fullname.startswith(f"{__name__}."):
             return None
         from .attention.old_paths import find_spec
 

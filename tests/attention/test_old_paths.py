@@ -5,6 +5,7 @@ with random weights in float64, an input and the outputs.
 """
 
 import importlib
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import shuffle_attention
 from shuffle_attention.attention.old_paths import MOVED
+from shuffle_attention.errors import InputError
 
 FILE = Path(__file__).parents[1] / "data/version_0_1/modules.pt"
 # Names that users had reason to import.
@@ -60,6 +62,13 @@ def test_the_old_module_of_yolo_registers_the_row():
         from shuffle_attention.yolo import register
     register()
     assert "ShuffleAttention" in vars(importlib.import_module("ultralytics.nn.tasks"))
+
+
+@pytest.mark.filterwarnings("ignore:shuffle_attention:DeprecationWarning")
+def test_pickled_models_with_attention_attached_by_version_0_1_are_refused_with_advice():
+    """Not as a missing module, which ultralytics would try to install."""
+    with pytest.raises(InputError, match=r"version 0\.1 attached attention.*torch\.save\(model\.state_dict\(\)"):
+        pickle.loads(b"\x80\x02cshuffle_attention.surgery.attachment\nAttachment\n.")
 
 
 @pytest.mark.filterwarnings("ignore:shuffle_attention:DeprecationWarning")

@@ -1,22 +1,32 @@
 """ultralytics: model files with shuffle attention, and attention attached to its networks."""
 
 import copy
+import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 import networks
-from shuffle_attention import ShuffleAttention, attach
+from conftest import sanet_here
+from shuffle_attention import ShuffleAttention, attach, create_attention, detach
+from shuffle_attention.attach.insert import attached
 from shuffle_attention.errors import InputError
 
 pytest.importorskip("ultralytics", reason="the extra yolo is not installed", exc_type=ImportError)
 
 from ultralytics import YOLO
+from ultralytics.engine.model import Model
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import SETTINGS
+from ultralytics.utils.callbacks.base import default_callbacks
+from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+from ultralytics.utils.patches import torch_load
 
 from shuffle_attention.models import yolo
 
@@ -36,11 +46,28 @@ def registered():
     yolo.register()
 
 
+@pytest.fixture
+def forget(monkeypatch):
+    """Return a function that undoes the registration, as in another process that has imported ultralytics alone."""
+
+    def undo() -> None:
+        for owner, name in ((tasks, "parse_model"), (tasks.BaseModel, "load"), (Model, "train")):
+            monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
+        monkeypatch.delattr(tasks, yolo.ROW)
+        monkeypatch.setitem(default_callbacks, "on_pretrain_routine_start", [])
+        monkeypatch.delitem(sys.modules, yolo.__name__)
+        monkeypatch.delattr(sys.modules["shuffle_attention.models"], "yolo")
+        with pytest.raises(KeyError, match=yolo.ROW):
+            DetectionModel(with_attention(), ch=3, verbose=False)
+
+    return undo
+
+
 @pytest.mark.parametrize(("scale", "channels"), [("n", 32), ("s", 64)])
 def test_channels_are_those_after_width_scaling(scale, channels):
     model = DetectionModel(with_attention(scale, (4,)), ch=3, verbose=False)
     layer = model.model[3]
-    assert type(layer) is ShuffleAttention
+    assert isinstance(layer, ShuffleAttention)
     assert (layer.channels, layer.groups) == (channels, 4)
     model(torch.zeros(1, 3, 64, 64))
 
@@ -88,18 +115,85 @@ def settled(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_it_trains_under_ultralytics_and_the_checkpoint_loads(settled):
+def test_sanet_yolo_trains_rows_and_their_checkpoint_trains_on_in_another_process(settled, forget, capsys):
+    forget()
+    arguments = [f"{name}={value}" for name, value in options(settled).items()]
+    assert sanet_here("yolo", "detect", "train", "model=sa.yaml", *arguments) == 0
+    forget()
+    again = YOLO(settled / "runs/run/weights/last.pt")
+    layer = again.model.model[3]
+    assert isinstance(layer, ShuffleAttention)
+    rebuilt = DetectionModel(again.model.yaml, ch=3, verbose=False)
+    assert not torch.equal(rebuilt.model[3].cweight, layer.cweight)
+    rebuilt.load(again.model)
+    assert torch.equal(rebuilt.model[3].cweight, layer.cweight)
+    capsys.readouterr()
+    assert sanet_here("yolo", "train", "modle=sa.yaml") == 2
+    assert "modle" in capsys.readouterr().err
+
+
+def test_processes_of_several_gpus_know_the_rows(settled, forget):
+    """Ultralytics pickles trainer, model and callbacks for them; the model may be the name of a file."""
     model = YOLO("sa.yaml", task="detect")
-    before = copy.deepcopy(model.model.state_dict())
+    trainer = SimpleNamespace(args=SimpleNamespace(), model="sa.yaml", callbacks=model.callbacks)
+    file = generate_ddp_file(trainer)  # pyright: ignore[reportArgumentType]
+    try:
+        forget()
+        torch_load(Path(file).with_suffix(".pt"), map_location="cpu")
+    finally:
+        ddp_cleanup(trainer, file)  # pyright: ignore[reportArgumentType]
+    assert DetectionModel("sa.yaml", ch=3, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:shuffle_attention.layers:DeprecationWarning")
+def test_rows_of_version_0_1_train_on(forget):
+    model = DetectionModel(with_attention(), ch=3, verbose=False)
+    row, model.model[3] = model.model[3], create_attention("shuffle", 32, groups=16)  # the class that rows had
+    model.model[3].i, model.model[3].f = row.i, row.f
+    pickled = pickle.dumps(model, 2).replace(b"shuffle_attention.attention.shuffle\n", b"shuffle_attention.layers\n")
+    forget()
+    sys.modules.pop("shuffle_attention.layers", None)
+    again = pickle.loads(pickled)
+    DetectionModel(again.yaml, ch=3, verbose=False).load(again)
+
+
+def test_attached_attention_is_trained_and_trains_on_in_another_process(settled, forget):
+    model = YOLO("plain.yaml", task="detect")
+    attach(model.model, "shuffle", where="model.4.cv3.*.0")
+    attach(model.model, "se")
+    weights = copy.deepcopy(model.model.state_dict())
     train(model, settled)
-    again = YOLO(settled / "runs/run/weights/last.pt").model
-    layer = again.model[3]
-    assert type(layer) is ShuffleAttention
-    assert not torch.equal(layer.cweight, before["model.3.cweight"])
+    trained = model.model.state_dict()
+    names = [layer.name for layer in attached(model.model)]
+    assert names == ["model.2.m.0.cv2.attention", "model.4.cv3.0.0.attention", "model.4.cv3.1.0.attention"]
+    assert trained.keys() == weights.keys()
+    assert not torch.equal(trained[f"{names[1]}.cbias"], weights[f"{names[1]}.cbias"])
+    x = networks.photographs().float()
+    expected = networks.output(model.model, x)
+    forget()
+    again = YOLO(settled / "runs/run/weights/best.pt").model
+    rebuilt = DetectionTrainer.get_model(model.trainer, again.yaml, again, verbose=False)
+    assert networks.difference(networks.output(rebuilt.eval(), x), expected) < 1e-6
+    rebuilt.fuse(verbose=False)
+    assert networks.difference(networks.output(rebuilt, x), expected) < 1e-5
+    detach(rebuilt)
+
+
+def test_attention_that_training_would_lose_is_refused(settled):
+    model = YOLO("plain.yaml", task="detect")
+    with pytest.raises(InputError, match=r"model.2.m.0.cv2.bn is replaced when ultralytics fuses model.2.m.0.cv2"):
+        attach(model.model, where="*.cv2.bn")
+    attach(model.model)
+    for pretrained in (False, "other.pt"):
+        with pytest.raises(InputError, match=f"pretrained={pretrained} would train without the attention attached at"):
+            model.train(data="data.yaml", pretrained=pretrained)
+    wider = DetectionModel({**networks.YOLO, "scale": "s"}, ch=3, verbose=False)
+    with pytest.raises(InputError, match=r"attention attached to model.2.m.0.cv2, which is not the same"):
+        wider.load(model.model)
 
 
 class Trainer(DetectionTrainer):
-    """As docs/attach.md has it."""
+    """Attach before the weights are loaded, as version 0.1 asked for."""
 
     def get_model(self, cfg=None, weights=None, verbose=True):
         model = super().get_model(cfg, None, verbose)
@@ -124,12 +218,43 @@ def test_a_trainer_attaches_to_weights_without_attention_and_goes_on_with_those_
     assert model.trainer.difference == 0
 
 
-def train(model: YOLO, folder: Path, **options) -> None:
-    model.train(
-        data=str(boxes(folder / "squares")), epochs=1, imgsz=64, batch=3, workers=0, device="cpu", plots=False,
-        project=str(folder / "runs"), name="run", amp=False, verbose=False, optimizer="SGD", lr0=0.1, warmup_epochs=0,
-        **options,
-    )  # fmt: skip
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_it_exports(settled, form):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    torch.manual_seed(0)
+    model = YOLO("sa.yaml", task="detect")
+    attach(model.model, where="model.5.cv3.*.0")
+    for layer in model.model.modules():
+        if isinstance(layer, ShuffleAttention):
+            torch.nn.init.normal_(layer.sweight)
+    model.model.eval()
+    x = networks.photographs()[:1].float()
+    with torch.no_grad():
+        expected = model.model(x)[0]
+    path = model.export(format=form, imgsz=64, device="cpu", **({"simplify": False} if form == "onnx" else {}))
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        output = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    else:
+        output = torch.jit.load(path)(x)
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
+
+
+def options(folder: Path) -> dict:
+    """Return the settings of a training that a test can afford."""
+    return {
+        "data": str(boxes(folder / "squares")), "epochs": 1, "imgsz": 64, "batch": 3, "workers": 0, "device": "cpu",
+        "plots": False, "project": str(folder / "runs"), "name": "run", "amp": False, "verbose": False,
+        "optimizer": "SGD", "lr0": 0.1, "warmup_epochs": 0,
+    }  # fmt: skip
+
+
+def train(model: YOLO, folder: Path, **more) -> None:
+    model.train(**options(folder), **more)
 
 
 def test_attached_it_survives_the_fusion_of_norms():

@@ -191,6 +191,10 @@ class _Finder:
         """Return the place at a module, or the reason why there is none."""
         if isinstance(self.modules[name], nn.Sequential | nn.ModuleList | nn.ModuleDict):
             return "is a container, which would run attention as one of its children"
+        outer = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+        fused = next((each for each in outer if hasattr(self.modules[each], "forward_fuse")), None)
+        if fused is not None:
+            return f"is replaced when ultralytics fuses {fused}, as it does before it predicts; {fused} is not"
         calls = self.calls.get(name, [])
         if not calls:
             return "is not called when the model runs"

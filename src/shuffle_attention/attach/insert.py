@@ -6,6 +6,7 @@ guard on (they do not guard on hooks); it has the old name, and modules of it co
 
 import copyreg
 import functools
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -155,6 +156,7 @@ def attached(model: nn.Module, *, every_name: bool = False) -> Iterator[Attached
 
 def insert(place: Attached, layer: nn.Module) -> None:
     """Insert a layer."""
+    _register_yolo()
     module, insertion = place.owner, place.insertion
     module.add_module(place.child, layer)
     if insertion.how == "after":
@@ -265,8 +267,15 @@ def _attended(root: type[nn.Module], how: tuple[str, ...]) -> type[nn.Module]:
 
 
 def _new(root: type[nn.Module], how: tuple[str, ...]) -> nn.Module:
+    _register_yolo()
     cls = _attended(root, how)
     return cls.__new__(cls)
+
+
+def _register_yolo() -> None:
+    """Let ultralytics, if it is loaded, keep attached layers when it builds its models a second time."""
+    if "ultralytics.nn.tasks" in sys.modules:
+        from ..models import yolo  # noqa: F401
 
 
 def _forward_of(block: Block) -> Any:

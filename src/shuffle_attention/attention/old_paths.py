@@ -1,11 +1,14 @@
 """Import paths of version 0.1, which pickled layers and users' code name; they work until version 0.3."""
 
 import importlib
+import sys
 import warnings
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from ..errors import InputError
 
 ROOT = "shuffle_attention"
 MOVED = {
@@ -24,9 +27,21 @@ MOVED = {
 
 
 def find_spec(fullname: str) -> ModuleSpec | None:
-    """Return the import spec of a module under its old name, or None if version 0.1 had no such module."""
+    """Return the import spec of a module under its old name, or None if version 0.1 had no such module.
+
+    Raises:
+        InputError: If only pickled models name the module, and they cannot be loaded.
+    """
     package, _, name = fullname.rpartition(".")
-    return ModuleSpec(fullname, _OldPaths()) if package == ROOT and name in MOVED else None
+    if package == f"{ROOT}.surgery":
+        raise InputError(
+            "the file pickles a model to which version 0.1 attached attention, in a way that this version does not "
+            "have. With version 0.1, load it and save its weights: torch.save(model.state_dict(), path). Here, create "
+            "the model, attach the same attention, and load them: shuffle_attention.load_checkpoint(model, path)"
+        )
+    return (
+        ModuleSpec(fullname, _OldPaths(), is_package=name == "surgery") if package == ROOT and name in MOVED else None
+    )
 
 
 class _OldPaths(Loader):
@@ -36,12 +51,14 @@ class _OldPaths(Loader):
         return ModuleType(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
+        if "ultralytics.nn.tasks" in sys.modules:  # a pickled YOLO, whose rows ultralytics is to know
+            importlib.import_module(f"{ROOT}.models.yolo")
         new = importlib.import_module(f"{ROOT}.{MOVED[module.__name__.rpartition('.')[2]]}")
         message = f"{module.__name__} is now {new.__name__}; the old name goes with version 0.3"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
 
         def look_up(name: str) -> Any:
-            if name.startswith("__"):  # above all __path__, through which submodules would be imported twice
+            if name.startswith("__"):
                 raise AttributeError(name)
             return getattr(new, name)
 
