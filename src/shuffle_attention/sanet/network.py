@@ -74,6 +74,8 @@ def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> 
     actual = content.get("kind", Recipe.kind)  # absent from checkpoints written before detectors existed
     if actual != kind.kind:
         raise CheckpointError(f"{path} holds a {actual}, not a {kind.kind} of {kind.command}")
+    # Runs from before there was this field read images as they are stored.
+    recipe = {"as_stored": True, **recipe}
     try:
         return kind.of(recipe), num_classes
     except InputError as error:

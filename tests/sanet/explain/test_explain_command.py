@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import sanet_here, write_tree
 from shuffle_attention.errors import InputError
-from shuffle_attention.sanet.data.images import find_images
+from shuffle_attention.sanet.data.image_files import find_images
 from shuffle_attention.sanet.explain.models import open_models
 from shuffle_attention.sanet.explain.overlays import Overlay, blended
 from shuffle_attention.sanet.tasks.predictor import class_index, readable

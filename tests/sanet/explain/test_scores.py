@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain import faithfulness
 from shuffle_attention.sanet.data.coco_reading import read_coco
-from shuffle_attention.sanet.data.images import ImageFile
+from shuffle_attention.sanet.data.image_files import ImageFile
 from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
 from shuffle_attention.sanet.recipes.recipe import Recipe

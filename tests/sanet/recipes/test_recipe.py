@@ -159,3 +159,11 @@ def test_an_unknown_recipe_names_the_known():
 def test_a_recipe_survives_being_written_down():
     recipe = load_recipe("imagenet-modern")
     assert Recipe().replaced(**recipe.to_dict()) == recipe
+
+
+def test_checkpoints_of_version_0_1_read_images_as_they_are_stored():
+    """They were trained on images that were not turned, and with the colours under transparency."""
+    fields = Recipe().to_dict()
+    assert not recipe_of({"recipe": fields, "num_classes": 2}, "new.pt")[0].as_stored
+    del fields["as_stored"]
+    assert recipe_of({"recipe": fields, "num_classes": 2}, "old.pt")[0].as_stored

@@ -48,7 +48,7 @@ class PredictObjects(Command):
         from rich.progress import track
 
         from ..console import console
-        from ..data.images import find_images, require_apart
+        from ..data.image_files import find_images, require_apart
         from ..device import open_process
         from ..tasks.detection.predictor import restore_detector
 
@@ -86,7 +86,7 @@ def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str
     from ..tasks.detection.coco_scores import coco_results
     from ..tasks.detection.predictor import draw_detections
 
-    image = read_image(path, "RGB")
+    image = read_image(path, **detector.recipe.reading)
     try:
         output = detector.detect(image, threshold)
     except DataError as error:

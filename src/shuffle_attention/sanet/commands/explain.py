@@ -62,7 +62,7 @@ class Explain(Command):
         """Open the models and the images, and write what was asked for."""
         from ..console import console
         from ..data.coco_reading import read_coco
-        from ..data.images import find_images, require_apart
+        from ..data.image_files import find_images, require_apart
         from ..device import open_process
         from ..explain.gates import write_gates
         from ..explain.maps import write_maps

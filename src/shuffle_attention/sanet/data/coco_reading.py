@@ -65,6 +65,7 @@ def read_coco(
     categories: Sequence[dict[str, Any]] | None = None,
     skip_bad: bool = False,
     check_files: bool = True,
+    reading: Mapping[str, Any] | None = None,
 ) -> CocoData:
     """Return the images of a folder with the objects of an annotation file.
 
@@ -75,13 +76,14 @@ def read_coco(
         categories: Categories that a detector knows; the file must not have others.
         skip_bad: Whether to leave out unusable records with a warning, an image together with its objects.
         check_files: Whether to open every image, which finds files that are cut off or have another size.
+        reading: How images are read: arguments of ``read_image``. Sizes and boxes relate to images so read.
 
     Raises:
         DataError: If the file is not in COCO's format, or has unusable records and ``skip_bad`` is not set.
     """
     content = read_json(Path(annotations))
-    options = {"masks": masks, "categories": categories, "skip_bad": skip_bad, "check_files": check_files}
-    return checked(content, Path(images), str(annotations), **options)
+    options: Any = {"masks": masks, "categories": categories, "skip_bad": skip_bad, "check_files": check_files}
+    return checked(content, Path(images), str(annotations), reading=reading, **options)
 
 
 def checked(
@@ -93,6 +95,7 @@ def checked(
     categories: Sequence[dict[str, Any]] | None = None,
     skip_bad: bool = False,
     check_files: bool = True,
+    reading: Mapping[str, Any] | None = None,
     corrections: Tally | None = None,
 ) -> CocoData:
     """Return images and objects in COCO's layout after every record has been checked.
@@ -105,6 +108,7 @@ def checked(
         categories: Categories that a detector knows.
         skip_bad: Whether to leave out unusable records.
         check_files: Whether to open every image.
+        reading: How images are read.
         corrections: What was corrected so far.
 
     Raises:
@@ -113,7 +117,7 @@ def checked(
     faults, corrections = Tally(), Tally() if corrections is None else corrections
     records = {part: _records(content, part, source, corrections) for part in _PARTS}
     known, category_ids = _categories(records, source, categories, corrections)
-    kept_images, files, image_ids = _images(records["images"], folder, check_files, faults, corrections)
+    kept_images, files, image_ids = _images(records["images"], folder, check_files, reading, faults, corrections)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = _annotations(records["annotations"], image_ids, sizes, category_ids, masks, faults, corrections)
     if faults and not skip_bad:
@@ -232,7 +236,12 @@ def _categories(
 
 
 def _images(
-    records: list[Any], folder: Path, check_files: bool, faults: Tally, corrections: Tally
+    records: list[Any],
+    folder: Path,
+    check_files: bool,
+    reading: Mapping[str, Any] | None,
+    faults: Tally,
+    corrections: Tally,
 ) -> tuple[list[dict[str, Any]], list[str | Image.Image], dict[int | str, int | None]]:
     """Return the usable images, their paths, and the number of each id, None of an image that cannot be used."""
     candidates: dict[int | str, dict[str, Any]] = {}
@@ -249,7 +258,7 @@ def _images(
     found = in_threads(lambda record: paths.find(record["file_name"]), candidates.values())
     readable = [path if fault == "" or fault in _MOVED else "" for path, fault in found]
     pairs = zip(readable, candidates.values(), strict=True)
-    checks = in_threads(lambda pair: _check_file(*pair, check_files), pairs)
+    checks = in_threads(lambda pair: _check_file(*pair, check_files, reading), pairs)
     kept, files, first_of = [], [], {}
     for (key, record), (path, where), (kind, detail, size) in zip(candidates.items(), found, checks, strict=True):
         name, number = _text(record["file_name"]), numbers[key]
@@ -310,7 +319,9 @@ class _Paths:
         return paths
 
 
-def _check_file(path: str, record: dict[str, Any], check_file: bool) -> tuple[str, str, tuple[int, int]]:
+def _check_file(
+    path: str, record: dict[str, Any], check_file: bool, reading: Mapping[str, Any] | None
+) -> tuple[str, str, tuple[int, int]]:
     """Return the kind of fault of an image, its detail, and the image's width and height."""
     if not path:
         return "", "", (0, 0)
@@ -318,7 +329,8 @@ def _check_file(path: str, record: dict[str, Any], check_file: bool) -> tuple[st
     has_size = all(isinstance(side, int) and side > 0 for side in annotated)
     if has_size and not check_file and annotated[0] * annotated[1] <= 2 * (Image.MAX_IMAGE_PIXELS or _LARGEST):
         return "", "", annotated
-    finding = inspect_image(path, "RGB")
+    options: Any = reading or {"mode": "RGB"}
+    finding = inspect_image(path, **options)
     if finding.fault:
         return "images that cannot be read", f": {finding.fault}", (0, 0)
     if has_size and annotated != finding.size:

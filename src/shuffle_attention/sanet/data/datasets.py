@@ -4,8 +4,8 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Samples(Dataset):
         source: Sequence of (path, open file or PIL image, label).
         names: Name of each sample, for messages.
         classes: Class name of each label.
-        mode: "RGB" or "L".
+        reading: How images are read: arguments of ``read_image``; RGB by default.
         seed: Seed of the augmentation.
         kept: Indices of ``source`` to use; all by default.
     """
@@ -51,14 +51,14 @@ class Samples(Dataset):
         names: Sequence[object],
         classes: list[str] | None,
         *,
-        mode: str = "RGB",
+        reading: Mapping[str, Any] | None = None,
         seed: int = 0,
         kept: Sequence[int] | None = None,
     ):
         self.source = source
         self.names = names
         self.classes = classes
-        self.mode = mode
+        self.reading = dict(reading or {"mode": "RGB"})
         self.seed = seed
         self.kept = range(len(names)) if kept is None else kept
         self.transform: Any = None
@@ -79,7 +79,7 @@ class Samples(Dataset):
                 return self.transform(image), label
         image = self._decode(key)
         if image is None:
-            return self.transform(Image.new(self.mode, (64, 64))), -1
+            return self.transform(Image.new(self.reading["mode"], (64, 64))), -1
         return self.transform(image[0]), image[1]
 
     def _readable(self, index: int, tries: int = 50) -> tuple[Image.Image, int]:
@@ -93,10 +93,11 @@ class Samples(Dataset):
         try:
             image, label = self.source[self.kept[index]]
             if isinstance(image, Image.Image):
-                return to_mode(image, self.mode), int(label)
-            with open(image, "rb") if isinstance(image, str) else image as file:
-                return read_image(file, self.mode), int(label)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                return to_mode(image, **self.reading), int(label)
+            with nullcontext(image) if isinstance(image, str) else image as file:
+                return read_image(file, **self.reading), int(label)
+        # Decoders raise all kinds of errors: OSError, ValueError, SyntaxError, struct.error ...
+        except Exception:
             self.failed[index] = True
             return None
 
@@ -145,20 +146,20 @@ def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> 
     Raises:
         DataError: If the data do not exist, or have other classes.
     """
-    mode = "RGB" if recipe.in_chans == 3 else "L"
+    reading = recipe.reading
     if recipe.data == "digits":
         images, names = load_digits(split)
-        return Samples(images, names, [str(digit) for digit in range(10)], mode=mode, seed=recipe.seed)
+        return Samples(images, names, [str(digit) for digit in range(10)], reading=reading, seed=recipe.seed)
     if recipe.data.startswith(NAMED):
-        return _open_named(recipe, split, mode, classes)
+        return _open_named(recipe, split, classes)
     tree = scan_tree(recipe.data, split, classes)
     paths = [path for path, _ in tree.images]
-    kept = check_images(paths, mode, skip_bad=recipe.skip_bad_images) if recipe.check_images else None
+    kept = check_images(paths, skip_bad=recipe.skip_bad_images, **reading) if recipe.check_images else None
     left = {label for _, label in tree.images} - {tree.images[index][1] for index in kept or range(len(paths))}
     if left and split == "train":
         names = listed([tree.classes[label] for label in sorted(left)])
         raise DataError(f"no image of {len(left)} classes can be read: {names}")
-    return Samples(tree.images, paths, tree.classes, mode=mode, seed=recipe.seed, kept=kept)
+    return Samples(tree.images, paths, tree.classes, reading=reading, seed=recipe.seed, kept=kept)
 
 
 def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int]], list[str]]:
@@ -178,13 +179,13 @@ def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int
     return images, [f"digit {i}" for i in chosen]
 
 
-def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) -> Samples | IterableImageDataset:
+def _open_named(recipe: Recipe, split: str, known: list[str] | None) -> Samples | IterableImageDataset:
     """Open a data set of timm by name: as samples if it can be indexed, else as a stream."""
     name = recipe.train_split if split == "train" else recipe.val_split
     streams = recipe.data.startswith(("hfids/", "tfds/", "wds/"))
     options: dict[str, Any] = {"is_training": split == "train", "seed": recipe.seed} if streams else {}
     if streams:
-        options |= {"batch_size": recipe.batch_size, "input_img_mode": mode}
+        options |= {"batch_size": recipe.batch_size, "input_img_mode": recipe.reading["mode"]}
     try:
         dataset = create_dataset(recipe.data, root=recipe.data_dir, split=name, **options)
     # Each kind of data set is read by another library, with its own errors.
@@ -206,7 +207,7 @@ def _open_named(recipe: Recipe, split: str, mode: str, known: list[str] | None) 
             f"{recipe.data}, split {name!r}, has {len(classes)} classes, {listed(classes)}, and known are "
             f"{len(known)}, {listed(known)}; they must be the same in the same order"
         )
-    return Samples(source, range(len(source)), classes, mode=mode, seed=recipe.seed)
+    return Samples(source, range(len(source)), classes, reading=recipe.reading, seed=recipe.seed)
 
 
 @dataclass(frozen=True)

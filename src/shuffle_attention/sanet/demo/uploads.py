@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...errors import DataError
-from ..data.images import FORMATS, open_image, to_mode
+from ..data.images import FORMATS, open_image, to_mode, turned
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -32,7 +32,7 @@ def read_upload(path: str | os.PathLike) -> Image.Image:
         with open_image(path) as image:
             _check_size(path.name, image.width, image.height)
             image.load()
-            upright = to_mode(ImageOps.exif_transpose(image), "RGB")
+            whole = to_mode(turned(image), "RGB")
     except DataError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -45,8 +45,8 @@ def read_upload(path: str | os.PathLike) -> Image.Image:
     # Decoders raise whatever stood in their way: OSError, ValueError, SyntaxError, struct.error ...
     except Exception as error:
         raise DataError(f"{path.name} cannot be read: {str(error) or type(error).__name__}") from error
-    upright.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.BICUBIC)
-    return upright
+    whole.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.BICUBIC)
+    return whole
 
 
 def _check_size(name: str, width: int, height: int) -> None:

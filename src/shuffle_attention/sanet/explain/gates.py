@@ -12,7 +12,7 @@ from ...explain.gates import Gates, attention_layers, destinations, gates, group
 from ...explain.stages import eval_mode
 from ...files import atomic_write, write_json
 from ..console import progress_bar
-from ..data.images import ImageFile
+from ..data.image_files import ImageFile
 from ..environment import environment
 from ..tasks.classification.predictor import Classifier
 from .gate_charts import chosen_channels, draw_gates, draw_groups, draw_shuffle, draw_spatial_gates, spread_layers

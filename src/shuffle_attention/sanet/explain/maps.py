@@ -10,7 +10,7 @@ from torch import Tensor
 from ...explain.maps import TITLES, Explanation, explain
 from ...files import atomic_write, write_json
 from ..console import progress_bar
-from ..data.images import ImageFile
+from ..data.image_files import ImageFile
 from ..environment import environment
 from ..tasks.classification.predictor import Classifier
 from .models import batches, folder_of, inputs_of, sources_of

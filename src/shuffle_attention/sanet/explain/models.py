@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError, asked_for
 from ...explain.stages import eval_mode
-from ..data.images import ImageFile
+from ..data.image_files import ImageFile
 from ..network import create_network, with_normalisation
 from ..recipes.recipe import Recipe
 from ..tasks.classification.predictor import Classifier, restore_network
@@ -94,7 +94,7 @@ def _named(name: str, pretrained: bool) -> Classifier:
 
 def try_size(classifier: Classifier, img_size: int) -> None:
     """Raise InputError if a model does not take images of a size, before anything is computed."""
-    channels = 3 if classifier.view.mode == "RGB" else 1
+    channels = classifier.recipe.in_chans
     try:
         with eval_mode(classifier.model), torch.no_grad():
             classifier.model(torch.zeros(1, channels, img_size, img_size, device=classifier.process.device))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..data.coco import CocoData
-from ..data.images import ImageFile
+from ..data.image_files import ImageFile
 from ..tasks.predictor import class_index
 
 Box = tuple[float, float, float, float]

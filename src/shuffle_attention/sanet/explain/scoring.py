@@ -14,7 +14,7 @@ from ...explain.scores import faithfulness
 from ...files import write_csv, write_json
 from ..console import console, progress_bar, table
 from ..data.coco import CocoData
-from ..data.images import ImageFile
+from ..data.image_files import ImageFile
 from ..environment import environment
 from ..statistics import PairedDifference, Summary, paired_difference, summary
 from ..tasks.classification.predictor import Classifier

@@ -36,6 +36,12 @@ class RunRecipe(Settings):
     workers: int = option(2, "loader processes per device", "data", minimum=0, maximum=1024)
     check_images: bool = option(True, "read every image file before the first step", "data")
     skip_bad_images: bool = option(False, "leave out unreadable images, and count them, instead of stopping", "data")
+    as_stored: bool = option(
+        False, "do not turn images by their EXIF orientation, nor lay transparent ones on white", "data"
+    )
+    bit_depth: int | None = option(
+        None, "bits that images of more than 8 bits fill; 16 by default", "data", minimum=8, maximum=32
+    )
 
     hflip: float = option(0.5, "probability of a horizontal flip", "images", minimum=0, maximum=1)
 
@@ -87,6 +93,11 @@ class RunRecipe(Settings):
     def peak_lr(self) -> float:
         """The learning rate at the batch size of the run."""
         return self.lr * self.batch_size / (self.lr_base_size or self.batch_size)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How images are read: arguments of ``read_image``."""
+        return {"mode": "RGB", "as_stored": self.as_stored, "bit_depth": self.bit_depth}
 
     @property
     def title(self) -> str:
@@ -165,6 +176,10 @@ class Recipe(RunRecipe):
         )
         require(not self.attach or "name" in self.attach, "attach", "with a name, such as {name: shuffle}", self.attach)
         require(not (self.attach and self.sync_bn), "sync_bn", "false if attention is attached", self.sync_bn)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        return {**super().reading, "mode": "RGB" if self.in_chans == 3 else "L"}
 
     @property
     def title(self) -> str:

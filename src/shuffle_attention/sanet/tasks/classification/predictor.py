@@ -16,7 +16,8 @@ from torchvision.transforms import CenterCrop, Resize, v2
 
 from ....checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
 from ....errors import DataError
-from ...data.images import ImageFile, read_image, to_mode
+from ...data.image_files import ImageFile
+from ...data.images import read_image, to_mode
 from ...network import create_network, recipe_of, with_normalisation
 from ...recipes.recipe import Recipe
 from ..predictor import Prediction, Predictor
@@ -32,7 +33,7 @@ class View:
     """
 
     def __init__(self, recipe: Recipe):
-        self.mode = "RGB" if recipe.in_chans == 3 else "L"
+        self.reading = recipe.reading
         self.mean, self.std = (torch.tensor(values or [0.0]).view(-1, 1, 1) for values in (recipe.mean, recipe.std))
         self.transform: Any = create_transform(
             input_size=(recipe.in_chans, recipe.img_size, recipe.img_size),
@@ -50,7 +51,7 @@ class View:
             DataError: If the file cannot be decoded.
         """
         try:
-            return self.transform(read_image(image.path, self.mode))
+            return self.transform(read_image(image.path, **self.reading))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{image.path} cannot be read: {error}") from error
 
@@ -89,7 +90,7 @@ class Classifier(Predictor):
         return View(self.recipe)
 
     def inputs(self, image: Image.Image) -> Tensor:
-        return self.view.transform(to_mode(image, self.view.mode))[None].to(self.process.device)
+        return self.view.transform(to_mode(image, **self.recipe.reading))[None].to(self.process.device)
 
     def pixels(self, inputs: Tensor) -> Tensor:
         return self.view.pixels(inputs[0])

@@ -84,6 +84,7 @@ def open_coco(
         categories=categories,
         skip_bad=recipe.skip_bad_images,
         check_files=check,
+        reading=recipe.reading,
     )
     if not any(min(each["bbox"][2:]) >= 1 for each in data.annotations if not each["iscrowd"]):
         purpose = "learn from" if split == "train" else "evaluate on"

@@ -36,12 +36,21 @@ class CocoSamples(Samples):
         masks: Whether targets have masks.
         seed: Seed of the augmentation.
         empty: Whether to include images without objects.
+        reading: How images are read: arguments of ``read_image``.
 
     Raises:
         DataError: If masks are asked for and missing, or no images are left.
     """
 
-    def __init__(self, data: CocoData, *, masks: bool, seed: int = 0, empty: bool = True):
+    def __init__(
+        self,
+        data: CocoData,
+        *,
+        masks: bool,
+        seed: int = 0,
+        empty: bool = True,
+        reading: dict[str, Any] | None = None,
+    ):
         if masks and not data.has_masks:
             raise DataError(f"{data.source} has objects without masks, so that no masks can be learnt from it")
         kept = [index for index in range(len(data)) if empty or self._singles(data, index)]
@@ -49,7 +58,7 @@ class CocoSamples(Samples):
             raise DataError(f"{data.source} has no images with objects")
         source = [(image, index) for index, image in enumerate(data.files)]
         names = [image["file_name"] for image in data.images]
-        super().__init__(source, names, data.names, seed=seed, kept=kept)
+        super().__init__(source, names, data.names, reading=reading, seed=seed, kept=kept)
         self.data = data
         self.masks = masks
 
@@ -66,7 +75,7 @@ class CocoSamples(Samples):
         sample = self._decode(key)
         if sample is None:
             record = self.data.images[self.kept[key]]
-            black = Image.new(self.mode, (record["width"], record["height"]))
+            black = Image.new("RGB", (record["width"], record["height"]))
             target = self._target(self.kept[key], black)
             return self.transform(black, {**target, "image_id": torch.tensor(UNREADABLE)})
         image, number = sample

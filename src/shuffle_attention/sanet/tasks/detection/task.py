@@ -52,9 +52,12 @@ class Detection(Task[DetectionRecipe]):
         self.metrics = _metrics(self.losses, ["box", "mask"] if masks and validation.has_masks else ["box"])
         samples: Any = None
         if training is not None:
-            samples = CocoSamples(training, masks=masks, seed=recipe.seed, empty=recipe.empty_images)
+            options: dict[str, Any] = {"seed": recipe.seed, "empty": recipe.empty_images, "reading": recipe.reading}
+            samples = CocoSamples(training, masks=masks, **options)
             samples.transform = detection_transform(training=True, hflip=recipe.hflip, vflip=recipe.vflip)
-        held_out = CocoSamples(validation, masks=False)  # the evaluation compares with the masks in the data
+        held_out = CocoSamples(
+            validation, masks=False, reading=recipe.reading
+        )  # the evaluation compares with the masks in the data
         held_out.transform = detection_transform(training=False)
         super().__init__(recipe, samples, held_out)
 
