@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from networks import NETWORKS, Plain, difference, network, output, photographs
 from shuffle_attention import ShuffleAttention, attach, attention_names, detach, load_checkpoint
-from shuffle_attention.attach.insert import Blend
+from shuffle_attention.attention import Blend
 from shuffle_attention.errors import InputError
 
 EXACT = 1e-12  # relative, of the outputs of float64

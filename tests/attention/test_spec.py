@@ -15,7 +15,7 @@ from shuffle_attention import (
     create_attention,
     register_attention,
 )
-from shuffle_attention.attention import SpatialGroupEnhance, create_identity, gate_names, get_spec, spec
+from shuffle_attention.attention import Blend, SpatialGroupEnhance, create_identity, gate_names, get_spec, spec
 from shuffle_attention.attention.shuffle import IDENTITY_GAIN
 from shuffle_attention.errors import InputError
 
@@ -34,7 +34,11 @@ class Scale(nn.Module):
 @pytest.fixture
 def registered(monkeypatch):
     monkeypatch.setattr(spec, "_SPECS", dict(spec._SPECS))
-    return register_attention(AttentionSpec(name="scale", build=Scale, identity=Scale, decays=False))
+    return register_attention(
+        AttentionSpec(
+            name="scale", build=Scale, identity=lambda layer, start=1.0: layer if start == 1 else None, decays=False
+        )
+    )
 
 
 def test_a_layer_from_outside_is_used_by_name(registered):
@@ -47,7 +51,7 @@ def test_a_layer_from_outside_is_used_by_name(registered):
     with pytest.raises(InputError, match="no attention 'scales'; did you mean scale"):
         create_attention("scales", 8)
     identity = create_identity("scale", 8, device="meta")
-    assert identity is not None
+    assert type(identity) is Scale
     assert all(p.is_meta for p in identity.parameters())
     assert gate_names(nn.Sequential(nn.Conv2d(3, 8, 1), layer)) == {"1.weight"}
     assert register_attention(registered) is get_spec("scale") is get_spec(Scale)
@@ -71,7 +75,7 @@ def test_a_callable_stands_where_a_name_does():
         layer = create_attention(make, 8, dtype=torch.float64)
         assert isinstance(layer, Scale)
         assert layer.weight.dtype == torch.float64
-        assert create_identity(make, 8) is None
+        assert isinstance(create_identity(make, 8), Blend)
     assert isinstance(create_attention(functools.partial(create_attention, "sge"), 64), SpatialGroupEnhance)
     assert get_spec(ShuffleAttention) is get_spec("shuffle")
     with pytest.raises(InputError, match="a class or a function of the channels, not one layer Scale"):
@@ -103,10 +107,9 @@ def test_a_callable_stands_where_a_name_does():
 )
 def test_identity_starts(name, options, possible):
     layer = create_identity(name, 24, dtype=torch.float64, **options)
-    assert (layer is not None) == possible
-    if layer is not None:
-        x = torch.randn(2, 24, 5, 4, dtype=torch.float64)
-        torch.testing.assert_close(layer(x), x, rtol=1e-15, atol=0)
+    assert (type(layer) is not Blend) == possible
+    x = torch.randn(2, 24, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x, rtol=1e-15, atol=0)
     with pytest.raises(InputError, match="has no option colour"):
         create_identity(name, 24, colour="red")
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..attention import create_attention, create_identity, get_spec
+from ..attention import Blend, create_attention, create_identity, get_spec
 from ..attention.spec import Attention
 from ..errors import InputError, listed
 from . import insert
 from .find import Example, Place, Where, find_places, run
-from .insert import Attached, Blend, Insertion
+from .insert import Attached, Insertion
 from .trace import Dataflow
 
 Start = Literal["identity", "published"]
@@ -205,9 +205,9 @@ def _create(
     if start == "published":
         return create_attention(attention, channels, **factory, **options), "published"
     layer = create_identity(attention, channels, **factory, **options)
-    if layer is None:
+    if isinstance(layer, Blend):
         new.insertion.start = {"alpha": torch.zeros(1)}
-        return Blend(create_attention(attention, channels, **factory, **options), **factory), "identity by alpha"
+        return layer, "identity by alpha"
     new.insertion.start = {
         key: value.to("meta" if value.is_meta else "cpu", copy=True) for key, value in layer.state_dict().items()
     }
@@ -221,9 +221,9 @@ def _attachment(model: nn.Module, place: Place) -> Attached:
         owner_name = ".".join(names[:length])
         block = insert.block_of(owner := model.get_submodule(owner_name))
         if block is not None and not place.before and ".".join(names[length:]) in block.ends:
-            return Attached(owner, owner_name, Insertion("block", None))
+            return Attached(owner, owner_name, insert.BLOCK_CHILD, Insertion("block", None))
     how = "before" if place.before else "after"
-    return Attached(model.get_submodule(place.name), place.name, Insertion(how, None))
+    return Attached(model.get_submodule(place.name), place.name, insert.HOOK_CHILD, Insertion(how, None))
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

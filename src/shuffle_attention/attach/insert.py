@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ..attention import ShuffleAttention
@@ -92,24 +91,6 @@ def block_of(module: nn.Module) -> Block | None:
     return block
 
 
-class Blend(nn.Module):
-    """Any attention A such that it starts as the identity: x + alpha * (A(x) - x), with alpha learnt and 0 at first.
-
-    Args:
-        layer: The attention A, from (B, C, *spatial) to the same shape.
-        device: Device of alpha.
-        dtype: Type of alpha.
-    """
-
-    def __init__(self, layer: nn.Module, *, device: Any = None, dtype: Any = None):
-        super().__init__()
-        self.layer = layer
-        self.alpha = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))  # one dimension: not decayed by timm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + (self.alpha * (self.layer(x) - x)).to(x.dtype)
-
-
 @dataclass(eq=False)
 class Insertion:
     """How one attention layer was inserted.
@@ -124,17 +105,12 @@ class Insertion:
 
 
 @dataclass(frozen=True, eq=False)
-class Attached:
-    """An attention layer in a model: the module that it is a child of, that module's name, and how it was inserted."""
+class Slot:
+    """An attention layer in a model: the module that it is a child of, that module's name, and the child's name."""
 
     owner: nn.Module
     owner_name: str
-    insertion: Insertion
-
-    @property
-    def child(self) -> str:
-        """Name of the layer in its owner."""
-        return CHILD[self.insertion.how]
+    child: str
 
     @property
     def name(self) -> str:
@@ -147,11 +123,18 @@ class Attached:
         return cast(nn.Module, getattr(self.owner, self.child))
 
 
+@dataclass(frozen=True, eq=False)
+class Attached(Slot):
+    """An attention layer that was inserted, and how."""
+
+    insertion: Insertion
+
+
 def attached(model: nn.Module, *, every_name: bool = False) -> Iterator[Attached]:
     """Yield each attention layer that is attached in a model, once or under every name of its owner."""
     for name, module in model.named_modules(remove_duplicate=not every_name):
         for insertion in vars(module).get(_INSERTIONS, ()):
-            yield Attached(module, name, insertion)
+            yield Attached(module, name, CHILD[insertion.how], insertion)
 
 
 def insert(place: Attached, layer: nn.Module) -> None:
@@ -199,7 +182,7 @@ def _keep_attention(insertion: Insertion, path: str, caller: nn.Module, *_: Any)
             f"modules before attach, or move the attention: new.add_module({HOOK_CHILD!r}, old.{HOOK_CHILD}). "
             f"detach(model) gives it up"
         )
-    insert(Attached(owner, path, insertion), layer)
+    insert(Attached(owner, path, HOOK_CHILD, insertion), layer)
 
 
 def remove(model: nn.Module, places: Iterable[Attached]) -> None:

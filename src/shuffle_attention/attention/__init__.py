@@ -3,12 +3,15 @@
 import importlib
 import pkgutil
 
+from .blend import Blend
 from .sge import SpatialGroupEnhance
 from .shuffle import ShuffleAttention
 from .shuffle_ablation import ShuffleAttentionAblation
 from .spec import (
     AttentionSpec,
+    as_identity,
     attention_names,
+    blended,
     create_attention,
     create_identity,
     fitting_groups,
@@ -16,14 +19,18 @@ from .spec import (
     get_spec,
     largest_groups,
     register_attention,
+    spec_of,
 )
 
 __all__ = [
     "AttentionSpec",
+    "Blend",
     "ShuffleAttention",
     "ShuffleAttentionAblation",
     "SpatialGroupEnhance",
+    "as_identity",
     "attention_names",
+    "blended",
     "create_attention",
     "create_identity",
     "fitting_groups",
@@ -31,6 +38,7 @@ __all__ = [
     "get_spec",
     "largest_groups",
     "register_attention",
+    "spec_of",
 ]
 
 _modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]

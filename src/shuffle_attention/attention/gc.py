@@ -6,8 +6,6 @@ from torch import nn
 
 from .spec import AttentionSpec, from_timm
 
-build = from_timm("gc")
-
 
 def published_start(module: Any) -> None:
     """Start the added context at zero, so that the layer is the identity if it only adds."""
@@ -16,16 +14,15 @@ def published_start(module: Any) -> None:
         nn.init.zeros_(module.mlp_add.fc2.bias)
 
 
-def identity(channels: int, **options: Any) -> nn.Module | None:
-    """Return the layer with its published start, which is the identity unless it also scales the map."""
-    module: Any = build(channels, **options)
-    published_start(module)
-    return None if module.mlp_scale is not None else module
+def identity(layer: Any, **options: Any) -> nn.Module | None:
+    """Return the layer, whose published start is the identity unless it also scales the map."""
+    return None if layer.mlp_scale is not None else layer
 
 
 SPEC = AttentionSpec(
     name="gc",
-    build=build,
+    build=from_timm("gc"),
+    classes=("timm.layers.global_context.GlobalContext",),
     # All of timm's but init_last_zero, which it does not read.
     options=("use_attn", "fuse_add", "fuse_scale", "rd_ratio", "rd_channels", "rd_divisor", "act_layer", "gate_layer"),
     defaults={"rd_ratio": 1 / 16, "fuse_add": True, "fuse_scale": False},

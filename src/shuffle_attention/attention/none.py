@@ -12,4 +12,6 @@ def build(channels: int, *, device: Any = None, dtype: Any = None) -> nn.Module:
     return nn.Identity()
 
 
-SPEC = AttentionSpec(name="none", build=build, identity=build, resnet="resnet{}".format, parameters="0")
+SPEC = AttentionSpec(
+    name="none", build=build, identity=lambda layer, **options: layer, resnet="resnet{}".format, parameters="0"
+)

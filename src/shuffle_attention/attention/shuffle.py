@@ -1,6 +1,8 @@
 """Shuffle attention."""
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -110,6 +112,19 @@ class ShuffleAttention(nn.Module):
             six = (self.cweight, self.cbias, self.sweight, self.sbias, gn.weight, gn.bias)
         return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], six)
 
+    def with_start(self, gain: float | None) -> "ShuffleAttention":
+        """Return a layer with the parameters of this one and another start.
+
+        Args:
+            gain: Gain of a layer without shuffle, an entry of its state dict; None for the published start.
+        """
+        layer = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        layer._buffers.pop("gain", None)
+        layer.shuffle, layer.gain_value = gain is None, 1.0 if gain is None else gain
+        if gain is not None:
+            layer.register_buffer("gain", self.cweight.detach().new_tensor(gain))
+        return layer
+
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
@@ -147,22 +162,35 @@ def build(
     return ShuffleAttentionAblation(channels, groups, norm=norm, gate=gate, **settings)
 
 
-def identity(channels: int, **options: Any) -> nn.Module | None:
+def identity(layer: Any, **options: Any) -> nn.Module | None:
     """Return the layer without shuffle, with the gain that makes it the identity at its start.
 
     In a residual branch the shuffle changes nothing that training could not (docs/networks.md). An ablation, and a
     layer whose shuffle or gain is given, has no such start.
     """
-    whole = options.get("norm", True) and options.get("gate", "affine") == "affine"
-    if options.get("shuffle") or "gain" in options or not whole:
+    given = options.get("shuffle") or "gain" in options
+    return None if given or not isinstance(layer, ShuffleAttention) else layer.with_start(IDENTITY_GAIN)
+
+
+def as_saved(layer: Any, entries: Mapping[str, Tensor]) -> nn.Module | None:
+    """Return the layer with the gain of a state dict, or with the published start if that has none."""
+    if not isinstance(layer, ShuffleAttention):
         return None
-    return build(channels, **{**options, "shuffle": False, "gain": IDENTITY_GAIN})
+    gain, own = entries.get("gain"), layer.state_dict().get("gain")
+    if gain is None:
+        return None if own is None else layer.with_start(None)
+    if gain.is_meta or gain.numel() != 1:
+        return None
+    # Half precision rounds the gain.
+    same = own is not None and math.isclose(gain.item(), layer.gain_value, rel_tol=0.01)
+    return None if same else layer.with_start(gain.item())
 
 
 SPEC = AttentionSpec(
     name="shuffle",
     build=build,
     identity=identity,
+    as_saved=as_saved,
     group_parts=2,
     decays=False,
     classes=(ShuffleAttention, ShuffleAttentionAblation),

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, asked_for, unknown
+from .blend import Blend
 
 _FACTORY = ("device", "dtype")
 
@@ -25,13 +26,15 @@ class AttentionSpec:
         defaults: Values of options where the paper's differ from those of ``build``.
         published_start: Initialise a layer as its authors do, in place; a model calls it after it has initialised all
             its convolutions. None keeps the initialisation of ``build``.
-        identity: Make the layer such that it computes the identity at its start, with the arguments of ``build``;
-            None if these options do not allow it.
+        identity: Return a layer of ``build`` such that it computes the identity at its start, from the layer and the
+            options that it was made with; None if it cannot. By default none can.
+        as_saved: Return a layer with the start that a state dict has, from the layer and its entries there; None if the
+            layer has that start. Needed if ``identity`` changes the entries.
         group_parts: Parts that each group of channels is split into; None for a layer without groups. ``groups="auto"``
             follows from it.
         decays: Whether weight decay applies to the parameters of the layer.
-        classes: Classes of the modules that ``build`` makes; needed if ``decays`` is False. The first one stands for
-            the spec where a callable is expected.
+        classes: Classes of the modules that ``build`` makes, or their full names if only ``build`` imports them; needed
+            if ``decays`` is False. The first one stands for the spec where a callable is expected.
         resnet: Return timm's name of the ResNet with this layer, for a depth. None if it is ``attention_resnet``.
         parameters: Number of parameters for C channels, as text.
         notes: Choices that the paper leaves open, and defaults of timm that differ.
@@ -44,10 +47,11 @@ class AttentionSpec:
     options: tuple[str, ...] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     published_start: Callable[[Any], None] | None = None
-    identity: Callable[..., nn.Module | None] = lambda channels, **options: None
+    identity: Callable[..., nn.Module | None] = lambda layer, **options: None
+    as_saved: Callable[[Any, Mapping[str, Tensor]], nn.Module | None] = lambda layer, entries: None
     group_parts: int | None = None
     decays: bool = True
-    classes: tuple[type[nn.Module], ...] = ()
+    classes: tuple[type[nn.Module] | str, ...] = ()
     resnet: Callable[[int], str] | None = None
     parameters: str = ""
     notes: str = ""
@@ -152,13 +156,38 @@ def create_attention(
 
 def create_identity(
     attention: Attention, channels: int, *, device: Any = None, dtype: Any = None, **options: Any
-) -> nn.Module | None:
-    """Create an attention layer that computes the identity at its start; None if this layer has no such start.
+) -> nn.Module:
+    """Create an attention layer that computes the identity at its start, as a :class:`Blend` if need be.
 
     Arguments and errors are those of :func:`create_attention`.
     """
-    spec = get_spec(attention)
-    return _make(spec, spec.identity, channels, options, device, dtype)
+    layer = create_attention(attention, channels, device=device, dtype=dtype, **options)
+    return as_identity(layer, get_spec(attention), **options)
+
+
+def as_identity(layer: nn.Module, spec: AttentionSpec | None, **options: Any) -> nn.Module:
+    """Return a layer with the parameters of this one that computes the identity at its start.
+
+    Args:
+        layer: Layer with its published start, or one that is identical at its start.
+        spec: Its spec, if it has one.
+        **options: Options that it was made with.
+    """
+    identity = layer if isinstance(layer, Blend) else spec and spec.identity(layer, **options)
+    return identity or blended(layer)
+
+
+def blended(layer: nn.Module) -> Blend:
+    """Return a :class:`Blend` of a layer, with alpha of the device and type of the layer's parameters."""
+    like = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    return Blend(layer) if like is None else Blend(layer, device=like.device, dtype=like.dtype)
+
+
+def spec_of(layer: nn.Module) -> AttentionSpec | None:
+    """Return the spec of a layer whose class a registered spec names."""
+    names = {c: f"{c.__module__}.{c.__qualname__}" for c in type(layer).__mro__}
+    known = {*names, *names.values()}
+    return next((spec for spec in _SPECS.values() if not known.isdisjoint(spec.classes)), None)
 
 
 def gate_names(model: nn.Module) -> set[str]:
@@ -167,8 +196,7 @@ def gate_names(model: nn.Module) -> set[str]:
     Args:
         model: Any model; attached layers count as well as those of the models of this package.
     """
-    classes = tuple(c for spec in _SPECS.values() if not spec.decays for c in spec.classes)
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, classes))
+    layers = ((name, module) for name, module in model.named_modules() if not getattr(spec_of(module), "decays", True))
     return {f"{name}.{p}" if name else p for name, module in layers for p, _ in module.named_parameters()}
 
 

@@ -1,8 +1,6 @@
 """Reading, recognising and writing weights. Nothing in a file is executed, and a file loads whole or not at all."""
 
-import copy
 import fnmatch
-import math
 import os
 import pickle
 import re
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..attach.insert import HOOK_CHILD, Attached, Blend, attached, block_of
-from ..attention import ShuffleAttention
+from ..attach.insert import HOOK_CHILD, Attached, attached, block_of
+from ..attach.weights import fit_attention
 from ..errors import InputError, listed
 from ..files import atomic_write
 
@@ -49,8 +47,8 @@ class LoadReport:
         weights: Name under which the file has them, such as ``"state_dict_ema"``; ``""`` for a bare state dict.
         kept: Entries of the model that stay as they were because the caller allowed it.
         unused: Entries of the file that were not used because the caller allowed it.
-        started: Attached layers that were set to their start, since the file is of the plain model.
-        switched: Attached layers whose start was another than in the file, and is now that of the file.
+        started: Attention layers that start as the identity, since the file is of the plain model.
+        switched: Attention layers that had another start than they need for the file.
     """
 
     loaded: int
@@ -69,8 +67,9 @@ def load_checkpoint(
     Reads the published ``.pth.tar`` files (``state_dict`` under ``module.``), bare state dicts, the
     checkpoints of ``sanet train`` and ``.safetensors``.
 
-    A model with attached attention also loads weights of the plain model, which leave its attention at its start as the
-    identity, and weights with another start (published, or of version 0.1), which its layers then take.
+    A model with attention, attached or its own (``sa_resnet50``), also loads weights of the plain model: its attention
+    then starts as the identity, so it computes what the plain model computes. From other weights its layers take the
+    start that these have (identity, published, or of version 0.1).
 
     Args:
         model: Model.
@@ -87,21 +86,16 @@ def load_checkpoint(
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
     layers = list(attached(model, every_name=True))
     weights = _from_version_0_1(layers, unwrapped(weights, model.state_dict()))
-    weights, completed = _completed(layers, weights)
-    switched = [(layer, layer.layer, new) for layer in layers if (new := _as_in_file(layer, weights)) is not None]
-    for layer, _, new in switched:
-        setattr(layer.owner, layer.child, new)
+    fit = fit_attention(model, weights)
+    weights = fit.weights
     try:
         kept, unused = _compare(model, weights, tuple(may_differ), path)
     except CheckpointError:
-        for layer, old, _ in switched:
-            setattr(layer.owner, layer.child, old)
+        fit.undo()
         raise
     own = model.state_dict()
     model.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own and key not in kept}})
-    started = tuple(layer.name for layer in layers if any(key.startswith(f"{layer.name}.") for key in completed))
-    loaded = len(own) - len(kept) - len(completed)
-    return LoadReport(loaded, name, kept, unused, started, tuple(layer.name for layer, _, _ in switched))
+    return LoadReport(len(own) - len(kept) - len(fit.added), name, kept, unused, fit.started, fit.switched)
 
 
 def _compare(
@@ -155,46 +149,6 @@ def _from_version_0_1(layers: list[Attached], weights: dict[str, Tensor]) -> dic
                 f"{layer.name} multiplies its output by {scale.item():.3f}, as only version 0.1 can; nothing was loaded"
             )
     return weights
-
-
-def _completed(layers: list[Attached], weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return weights of the plain model with the start of all attached layers, and the names of what was added."""
-    if any(key.startswith(f"{layer.name}.") for layer in layers for key in weights):
-        return weights, []
-    start = {
-        f"{layer.name}.{key}": value
-        for layer in layers
-        if layer.insertion.start is not None
-        for key, value in {**layer.layer.state_dict(), **layer.insertion.start}.items()
-    }
-    return {**weights, **start}, list(start)
-
-
-def _as_in_file(attached: Attached, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Return an attached layer with the start that weights have, and its own parameters; None if it has that."""
-    layer, name = attached.layer, attached.name
-    if not any(key.startswith(f"{name}.") for key in weights):
-        return None
-    if isinstance(layer, Blend):
-        return None if f"{name}.alpha" in weights else layer.layer
-    if not isinstance(layer, ShuffleAttention):
-        return None
-    gain = weights.get(f"{name}.gain")
-    has_gain = "gain" in layer.state_dict()
-    if not has_gain if gain is None else gain.is_meta or gain.numel() != 1:
-        return None
-    value = 1.0 if gain is None else gain.item()
-    if (
-        gain is not None and has_gain and math.isclose(value, layer.gain_value, rel_tol=0.01)
-    ):  # half precision rounds it
-        return None
-    twin = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
-    twin.shuffle, twin.gain_value = gain is None, value
-    if has_gain:
-        del twin.gain
-    if gain is not None:
-        twin.register_buffer("gain", layer.cweight.detach().new_tensor(value))
-    return twin
 
 
 def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
