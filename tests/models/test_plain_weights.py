@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from networks import difference
@@ -48,7 +49,7 @@ def test_plain_weights_load_with_attention_that_starts_as_the_identity(attention
     source = plain(depth).double()
     torch.save({"state_dict": source.state_dict()}, tmp_path / "plain.pth")
     report = load_checkpoint(model.double(), tmp_path / "plain.pth")
-    blocks = [m for m in model.modules() if isinstance(m, timm.models.resnet.BasicBlock | timm.models.resnet.Bottleneck)]
+    blocks = [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck)]
     assert len(report.started) == len(blocks)
     assert report.loaded == len(source.state_dict())
     with torch.no_grad():

@@ -118,7 +118,9 @@ def _copy(layer: Attached, model: nn.Module) -> None:
     if type(getattr(owner, layer.child, None)) is type(twin):  # attached before
         setattr(owner, layer.child, twin)
     elif not hasattr(owner, layer.child):
-        insert(Attached(owner, layer.owner_name, Insertion(layer.insertion.how, layer.insertion.start)), twin)
+        insert(
+            Attached(owner, layer.owner_name, layer.child, Insertion(layer.insertion.how, layer.insertion.start)), twin
+        )
 
 
 def _training_attention(train: Any) -> Any:

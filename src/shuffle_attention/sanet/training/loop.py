@@ -11,6 +11,7 @@ import torch
 from timm.utils import distribute_bn, random_seed
 from torch import Tensor, nn
 
+from ...attach.weights import fit_attention
 from ...checkpoints import read_checkpoint, write_checkpoint
 from ...errors import BAD_INPUT, InputError
 from ...files import locked
@@ -68,6 +69,8 @@ def train(
     opened.try_once(model, min(2, share or 1))
     if content is None:
         opened.load_initial(model)
+    else:
+        fit_attention(model, content.get("state_dict", {}))
     batches, held_out = opened.batches(process), opened.held_out(process, share)
     random_seed(recipe.seed, process.rank)
     state = RunState(opened, model, batches.steps, process, files)
