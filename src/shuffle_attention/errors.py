@@ -85,7 +85,7 @@ def plural_of(noun: str) -> str:
     """Return the regular plural of a noun: ``class`` gives ``classes``, ``category`` gives ``categories``."""
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch") else f"{noun}s"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

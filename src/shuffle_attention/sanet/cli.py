@@ -5,6 +5,7 @@ import difflib
 import importlib
 import inspect
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run([*(sys.argv[1:] if arguments is None else arguments)])
     except (InputError, OSError) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        # Before the processes of torchrun have joined, all of one machine meet the same error.
+        if getattr(error, "joined", False) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ import torch
 from timm.utils.distributed import init_distributed_device_so
 from torch import distributed, nn
 
-from ..errors import InputError
+from ..errors import BAD_INPUT, InputError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,6 +41,35 @@ class Process:
             distributed.all_gather_object(values, value)
         return values
 
+    def first(self, value: Any) -> Any:
+        """Return the value of the first process; all call it together."""
+        values = [value]
+        if self.world_size > 1:
+            distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def largest(self, number: int) -> int:
+        """Return the largest number of all processes; all call it together."""
+        if self.world_size == 1:
+            return number
+        numbers = torch.tensor([number], dtype=torch.int32, device=self.device)
+        distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
+        return int(numbers)
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """End all processes if one of them fails; only the first that does reports why."""
+        failure = None
+        try:
+            yield
+        except (InputError, OSError) as error:
+            failure = error
+        failed = self.gather(failure is not None)
+        if failure is not None and failed.index(True) == self.rank:
+            raise failure
+        if any(failed):
+            raise SystemExit(BAD_INPUT)
+
 
 @contextmanager
 def open_process(device: str) -> Iterator[Process]:
@@ -65,6 +94,9 @@ def open_process(device: str) -> Iterator[Process]:
         logging.getLogger("shuffle_attention").setLevel(logging.ERROR)
     try:
         yield process
+    except (InputError, OSError) as error:
+        error.joined = True  # pyright: ignore[reportAttributeAccessIssue] - any process may be the only one with it
+        raise
     finally:
         if process.world_size > 1:
             distributed.destroy_process_group()

@@ -18,14 +18,19 @@ R = TypeVar("R", bound=RunRecipe)
 _SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
+def require_model(name: str) -> None:
+    """Raise InputError unless timm has a model of this name, with or without a tag of its weights."""
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+
+
 def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) -> nn.Module:
     """Return the model of a recipe on the CPU, initialised or, if ``restored``, to be filled from a checkpoint.
 
     Raises:
         InputError: If there is no such model, or it does not accept these arguments.
     """
-    if not timm.is_model(recipe.model):
-        raise unknown("model", recipe.model, timm.list_models())
+    require_model(recipe.model)
     optional = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
     args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
     args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ..recipes.recipe import Recipe, RunRecipe, load_recipe, recipe_names
 from ..recipes.settings import option
 from . import Command
 
 if TYPE_CHECKING:
     from ..device import Process
+    from ..tasks.task import Task
+    from ..training.run_folder import RunFolder
     from ..training.state import RunState
 
 R = TypeVar("R", bound=RunRecipe)
@@ -36,62 +38,73 @@ class Train(Command):
 
     def run(self) -> int:
         """Train, or continue a run."""
-        from ...checkpoints import read_checkpoint
         from ..console import console
         from ..device import open_process
-        from ..network import recipe_of
         from ..tasks import task_named
         from ..training.loop import train
         from ..training.run_folder import RunFolder
         from ..training.signals import Interrupted
 
         task = task_named(self.recipe_type.kind)
-        overrides, output, resume = self.overrides, self.output, self.resume
-        if resume not in (None, "", "auto"):
-            if output is not None and output != resume:
-                raise InputError(f"--resume {resume} and --output {output} name two folders; give one")
-            output = resume
-        if resume in ("", "auto") and output is None:
-            raise InputError("--resume needs the folder of a run: --resume DIR, or --output DIR --resume auto")
+        self._require_folder()
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        if output is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
-            raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
-        recipe = continued = None
-        if (output is not None and resume is not None) or restarted:
-            continued = RunFolder(Path(output or ""))
-            if continued.last.exists():
-                if self.recipe is not None and resume != "auto" and not restarted:
-                    raise InputError(
-                        f"--resume continues with the recipe in {output}; single fields can be given, --recipe not"
-                    )
-                content = read_checkpoint(continued.last)
-                recipe = recipe_of(content, continued.last, task.Recipe)[0].replaced(**overrides)
-            elif resume == "auto" or restarted:
-                continued = None
-            else:
-                raise InputError(f"no run to continue in {output}: there is no {continued.last}")
-        if recipe is None:
-            recipe = named_recipe(self.recipe, overrides, task.Recipe)
-            if resume is None and output is not None and not restarted and RunFolder(Path(output)).config.exists():
-                raise InputError(
-                    f"{output} holds a run already; continue it with --resume {output}, or name another --output"
-                )
+        recipe, resume = self._recipe(task, restarted)
         with open_process(recipe.device) as process:
-            folder = _shared(output or f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}", process)
+            # A machine that returns to a run on several starts its processes for the first time.
+            returned = any(process.gather(restarted))
+            with process.all_or_none():
+                if process.rank == 0 and returned and not resume:
+                    recipe, resume = self._recipe(task, returned)
+            folder = self._folder or f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}"
+            recipe, resume, folder = process.first((recipe, resume, folder))
             if process.rank == 0:
-                verb = "continuing" if continued else "training"
-                console.print(
-                    f"{verb} {recipe.title} on {recipe.data}, {recipe.epochs} epochs, {_where(process)}, in {folder}"
-                )
+                verb, epochs = "continuing" if resume else "training", counted(recipe.epochs, "epoch")
+                console.print(f"{verb} {recipe.title} on {recipe.data}, {epochs}, {_where(process)}, in {folder}")
             try:
-                state = train(recipe, folder, process, resume=continued is not None, task=task)
+                state = train(recipe, folder, process, resume=resume, task=task)
             except Interrupted as interrupted:
                 if process.rank == 0:
                     console.print(str(interrupted))
                 return interrupted.exit_code
+            except OSError as error:
+                raise InputError(f"{_reason(error)}. {_way_on(RunFolder(Path(folder)), recipe)}") from error
             if process.rank == 0:
                 _print_outcome(state)
         return 0
+
+    @property
+    def _folder(self) -> str | None:
+        """The folder of the run, if one was given."""
+        return self.resume if self.resume not in (None, "", "auto") else self.output
+
+    def _require_folder(self) -> None:
+        if self.output is not None and self._folder != self.output:
+            raise InputError(f"--resume {self.resume} and --output {self.output} name two folders; give one")
+        if self.resume is not None and self._folder is None:
+            raise InputError("--resume needs the folder of a run: --resume DIR, or --output DIR --resume auto")
+        if self._folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+            raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
+
+    def _recipe(self, task: type[Task], restarted: bool) -> tuple[RunRecipe, bool]:
+        """Return the recipe, and whether it is of a run to continue."""
+        from ...checkpoints import read_checkpoint
+        from ..network import recipe_of
+        from ..training.run_folder import RunFolder
+
+        resumes, may_start = self.resume is not None or restarted, self.resume == "auto" or restarted
+        if resumes:
+            files = RunFolder(Path(self._folder or ""))
+            if files.last.exists():
+                if self.recipe is not None and not may_start:
+                    raise InputError(
+                        f"--resume continues with the recipe in {files.folder}; give single fields, and not --recipe"
+                    )
+                content = read_checkpoint(files.last)
+                return recipe_of(content, files.last, task.Recipe)[0].replaced(**self.overrides), True
+            if not may_start:
+                began = "; it saved nothing, and the command that started it starts it again" * files.config.exists()
+                raise InputError(f"no run to continue in {files.folder}: there is no {files.last}{began}")
+        return named_recipe(self.recipe, self.overrides, task.Recipe), False
 
 
 def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Recipe) -> R:
@@ -102,14 +115,15 @@ def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Re
     return load_recipe(name or "digits", kind).replaced(**overrides)
 
 
-def _shared(value: str, process: Process) -> str:
-    """Return the first process's value on all of them."""
-    from torch import distributed
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
 
-    values = [value]
-    if process.world_size > 1:
-        distributed.broadcast_object_list(values, src=0, device=process.device)
-    return values[0]
+
+def _way_on(files: RunFolder, recipe: RunRecipe) -> str:
+    """Return how to go on with a run that could not write or read a file."""
+    if files.last.exists():
+        return f"When that is solved, continue the run with: {recipe.command} --resume {files.folder}"
+    return "The run saved nothing; when that is solved, the same command starts it again"
 
 
 def _where(process: Process) -> str:

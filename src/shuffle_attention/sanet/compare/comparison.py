@@ -193,7 +193,8 @@ class Comparison:
             "recipe": self.shared_fields(),
             "variants": {v.name: [v.model, v.model_args, v.attach] for v in self.variants},
         }
-        if any(self.folder.glob("*/seed-*/config.yaml")) and path.exists():
+        trained = any(RunFolder(config.parent).trained for config in self.folder.glob("*/seed-*/config.yaml"))
+        if trained and path.exists():
             before = _read(path)
             recipe = _recipe(before, path).to_dict()
             differences = [

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 
 from ...checkpoints import load_checkpoint
+from ...errors import InputError
 from ..data.loading import TrainingBatches
 from ..device import Process
 from ..recipes.recipe import RunRecipe
@@ -41,6 +43,11 @@ class Metric:
     panel: str = ""
     better: Literal["higher", "lower", ""] = ""
     line: bool = True
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether NaN in it means that the model is broken; a score may be undefined for some data."""
+        return self.better == "lower" or self.name.endswith("loss")
 
 
 def progress_text(metrics: Sequence[Metric], row: Mapping[str, float]) -> str:
@@ -94,9 +101,9 @@ class Task(ABC, Generic[R]):
     """Data, model, loss and metrics of a training run.
 
     A task implements :meth:`open`, :meth:`restore`, :meth:`create_model`, :meth:`loss` and :meth:`evaluate`;
-    everything else has a default. :func:`train` calls, in this order, ``open``, ``create_model``, ``try_once``
-    (before anything is written), ``batches``, ``held_out`` and ``create_trainer``, then ``loss`` for each batch
-    and ``evaluate`` after each epoch.
+    everything else has a default. :func:`train` calls, in this order, ``check_recipe``, ``open``, ``create_model``,
+    ``try_once`` (before anything is written), ``batches``, ``held_out`` and ``create_trainer``, then ``loss`` for
+    each batch and ``evaluate`` after each epoch.
 
     Args:
         recipe: Settings of the run.
@@ -124,6 +131,16 @@ class Task(ABC, Generic[R]):
 
     def __init__(self, recipe: R, training: Any, validation: Any):
         self.recipe, self.training, self.validation = recipe, training, validation
+
+    @classmethod
+    def check_recipe(cls, recipe: Any) -> None:
+        """Check what can be checked before the images are read, which may take minutes.
+
+        Raises:
+            InputError: If a file or a model that the recipe names does not exist.
+        """
+        if recipe.initial is not None and not Path(recipe.initial).is_file():
+            raise InputError(f"no checkpoint at {recipe.initial}")
 
     @classmethod
     @abstractmethod
@@ -211,6 +228,15 @@ class Task(ABC, Generic[R]):
         """
         return []
 
+    def failed(self, row: Mapping[str, float], first: float) -> bool:
+        """Return whether training has failed though every number is finite.
+
+        Args:
+            row: Metrics of the last epoch.
+            first: Loss of the first steps of this process.
+        """
+        return False
+
     @property
     def sums(self) -> int:
         """Number of sums that :meth:`loss` returns."""
@@ -223,9 +249,14 @@ class Task(ABC, Generic[R]):
         return {name: factor * value / images for (name, factor), value in zip(factors, sums[:-1], strict=True)}
 
     def best_of(self, history: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Return the first row with the best value of :attr:`metric`."""
-        better = next(metric.better for metric in self.metrics if metric.name == self.metric)
-        return (min if better == "lower" else max)(history, key=lambda row: row[self.metric])
+        """Return the first row with the best value of :attr:`metric`; NaN is worse than any other value."""
+        lower = next(metric.better for metric in self.metrics if metric.name == self.metric) == "lower"
+
+        def score(row: dict[str, float]) -> float:
+            value = row[self.metric]
+            return -math.inf if math.isnan(value) else -value if lower else value
+
+        return max(history, key=score)
 
     def fingerprint(self) -> str:
         """Return a digest of the training data, empty where there is none."""

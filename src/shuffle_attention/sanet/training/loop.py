@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...attach.weights import fit_attention
 from ...checkpoints import read_checkpoint, write_checkpoint
-from ...errors import BAD_INPUT, InputError
+from ...errors import InputError
 from ...files import locked
 from ..data.loading import TrainingBatches
 from ..device import Process, autocast
@@ -25,6 +25,8 @@ from .signals import Interrupted, StopRequest
 from .state import RunState
 
 logger = logging.getLogger(__name__)
+# The factor of an fp16 loss is halved at each step that is skipped; below this, it is not the factor that is at fault.
+_LEAST_SCALE = 1e-4
 
 
 def train(
@@ -57,40 +59,48 @@ def train(
         Interrupted: If a signal to stop arrived; the run is then saved.
     """
     files = RunFolder(Path(output))
-    content = read_checkpoint(files.last) if resume else None
-    if not resume and files.last.exists():
-        raise InputError(f"{output} holds a run already; continue it with --resume {output}, or name another --output")
-    with _all_or_none(process):
-        opened = task.open(recipe, check=content is None and process.rank == 0)
-    # A batch that fits into the device's memory in training fits in evaluation.
-    share = recipe.batch_size // (process.world_size * recipe.grad_accum)
-    torch.manual_seed(recipe.seed)
-    model = opened.create_model(restored=content is not None)
-    opened.try_once(model, min(2, share or 1))
-    if content is None:
-        opened.load_initial(model)
-    else:
-        fit_attention(model, content.get("state_dict", {}))
-    batches, held_out = opened.batches(process), opened.held_out(process, share)
-    random_seed(recipe.seed, process.rank)
-    state = RunState(opened, model, batches.steps, process, files)
-    if content is not None:
-        state.restore(content, files.last)
     with ExitStack() as entered:
-        with _all_or_none(process):
+        with process.all_or_none():
+            content = read_checkpoint(files.last) if resume else None
+            if content is None and process.rank == 0 and files.trained:
+                how = f"continue it with --resume {output}, or " if files.last.exists() else ""
+                raise InputError(f"{output} holds a run already; {how}name another --output")
+            task.check_recipe(recipe)
+            opened = task.open(recipe, check=content is None and process.rank == 0)
+        with process.all_or_none():
+            # A batch that fits into the device's memory in training fits in evaluation.
+            share = recipe.batch_size // (process.world_size * recipe.grad_accum)
+            torch.manual_seed(recipe.seed)
+            model = opened.create_model(restored=content is not None)
+            opened.try_once(model, min(2, share or 1))
+            if content is None:
+                opened.load_initial(model)
+            else:
+                fit_attention(model, content.get("state_dict", {}))
+            batches, held_out = opened.batches(process), opened.held_out(process, share)
+            random_seed(recipe.seed, process.rank)
+            state = RunState(opened, model, batches.steps, process, files)
+            if content is not None:
+                state.restore(content, files.last)
             if process.rank == 0:
                 files.folder.mkdir(parents=True, exist_ok=True)
                 entered.enter_context(locked(files.folder))
+        if content is None:
+            state.keep_start()
         stop = entered.enter_context(StopRequest(process))
         progress = entered.enter_context(Progress(opened, batches.steps, process, state.steps_done))
         if process.rank == 0:
-            files.begin(state.recipe, state.history)
+            files.begin(state.recipe, state.history, resumed=resume)
             if recipe.eval_steps:
                 files.write_curve(state.curve)
 
         def evaluate(watch: Callable[[int], None] | None = None) -> dict[str, float]:
             scores = opened.evaluate(state.evaluated, held_out, process, watch=watch).metrics
-            return {f"val_{name}": value for name, value in scores.items()}
+            named = {f"val_{name}": value for name, value in scores.items()}
+            for metric in opened.metrics:
+                if metric.name in named and metric.is_loss:
+                    state.require_finite(named[metric.name], metric.label)
+            return named
 
         def advance(images: int) -> None:
             progress.advance(images)
@@ -102,6 +112,7 @@ def train(
             _train_epoch(state, batches, stop, progress, evaluate)
             if process.world_size > 1:
                 distribute_bn(state.evaluated, process.world_size, reduce=True)
+            state.require_finite(state.sums[0] if state.sums[-1] else math.nan, weights=True)
             progress.start_evaluation(len(opened.validation))
             try:
                 scores = evaluate(advance)
@@ -123,21 +134,6 @@ def train(
         if recipe.report:
             _report(state)
     return state
-
-
-@contextmanager
-def _all_or_none(process: Process) -> Iterator[None]:
-    """End all processes if one of them fails; only that one reports why."""
-    failure = None
-    try:
-        yield
-    except InputError as error:
-        failure = error
-    failed = process.gather(failure is not None)
-    if failure is not None and failed.index(True) == process.rank:
-        raise failure
-    if any(failed):
-        raise SystemExit(BAD_INPUT)
 
 
 def _train_epoch(
@@ -166,7 +162,10 @@ def _train_epoch(
         saving = recipe.checkpoint_steps > 0 and state.step % recipe.checkpoint_steps == 0 and not last
         if synchronise or saving:
             state.sums = sums.tolist()
-            _require_finite(state.sums[0], state)
+            scaled_down = state.scaler.is_enabled() and state.scaler.get_scale() < _LEAST_SCALE
+            state.require_finite(math.nan if scaled_down else state.sums[0])
+            if state.first_loss is None and state.sums[-1]:
+                state.first_loss = state.sums[0] / state.sums[-1]
             progress.step(state.step, state.sums)
         if recipe.eval_steps and state.steps_done % recipe.eval_steps == 0:
             _extend_curve(state, evaluate())
@@ -196,6 +195,8 @@ def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -
             with autocast(process, recipe.precision):
                 loss, batch_sums = state.task.loss(trainer, batch, process)
             state.scaler.scale(loss / micro_batches).backward()
+        if state.scaler.is_enabled():  # a loss that overflows has its step skipped, and does not count
+            batch_sums = torch.where(batch_sums.isfinite().all(), batch_sums, 0.0)
         sums += batch_sums
     if recipe.clip_grad is not None:
         state.scaler.unscale_(state.optimizer)
@@ -217,6 +218,9 @@ def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress)
     if process.world_size > 1:
         torch.distributed.all_reduce(sums)
     values = task.means(sums.tolist()) | scores
+    if process.largest(task.failed(values, state.first_loss or 0.0)):
+        losses = [f"{m.label} {values[m.name]:.4g}" for m in task.metrics if m.is_loss and m.name in values]
+        state.stop_diverged(f"the {' and '.join(losses)} are far worse than guessing")
     row = {
         "epoch": state.epoch + 1,
         "lr": state.lr,
@@ -232,16 +236,6 @@ def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress)
     if process.rank == 0:
         files.add_row(row, state.history)
     progress.finish_epoch(row, improved)
-
-
-def _require_finite(loss: float, state: RunState) -> None:
-    if not math.isfinite(loss):
-        last = state.files.last
-        saved = f"the last good state is {last}" if last.exists() else "nothing was saved yet"
-        raise InputError(
-            f"the loss became {loss} in epoch {state.epoch + 1}, step {state.step}; {saved}. "
-            f"A smaller lr (now {state.recipe.lr:g}), a longer warm-up or clip_grad may help"
-        )
 
 
 def _report(state: RunState) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from ...checkpoints import read_checkpoint
 from ...errors import InputError
-from ...files import remove_left_over, write_csv, write_json, write_text
+from ...files import atomic_write, remove_left_over, write_csv, write_json, write_text
 from ..charts import save
 from ..environment import environment
 from ..recipes.recipe import RunRecipe
@@ -26,6 +29,7 @@ class RunFolder:
 
     Attributes:
         last: Checkpoint that the run continues from.
+        good: That of the end of the last epoch, while ``last`` is of the middle of the next one.
         best: Weights of the best epoch.
         config: Settings.
         metrics: One row per epoch.
@@ -37,7 +41,7 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.last, self.good, self.best = folder / "last.pt", folder / "good.pt", folder / "best.pt"
         self.config, self.summary = folder / "config.yaml", folder / "summary.json"
         self.metrics, self.curve, self.curves = folder / "metrics.csv", folder / "curve.csv", folder / "curves.png"
         self.report = folder / REPORT
@@ -51,11 +55,29 @@ class RunFolder:
             return None
         return SummaryWriter(str(self.folder))
 
-    def begin(self, recipe: RunRecipe, history: list[dict[str, float]]) -> None:
-        """Create the folder, write the settings, and drop metrics and report from after the point to continue from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def trained(self) -> bool:
+        """Whether a run has saved anything here that it learnt; one that failed before that may begin again."""
+        if self.best.exists() or self.summary.exists() or not self.last.exists():
+            return self.best.exists() or self.summary.exists()
+        content = read_checkpoint(self.last)
+        return bool(content.get("epoch") or content.get("step"))
+
+    def keep_good(self) -> None:
+        """Keep the last checkpoint under another name, unless one is kept already."""
+        if self.good.exists():
+            return
+        try:
+            os.link(self.last, self.good)
+        except OSError:  # a file system without hard links
+            with atomic_write(self.good) as file, open(self.last, "rb") as last:
+                shutil.copyfileobj(last, file)
+
+    def begin(self, recipe: RunRecipe, history: list[dict[str, float]], *, resumed: bool) -> None:
+        """Write the settings, and remove what is from after the point to start or continue from."""
         remove_left_over(self.folder)
-        self.report.unlink(missing_ok=True)
+        for path in (self.report, *(() if resumed else (self.last, self.good))):
+            path.unlink(missing_ok=True)
         write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         write_csv(self.metrics, history)
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-import torch
-
 from ..device import Process
 
 
@@ -97,11 +95,8 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Return whether any process received a signal; all call it together, so that all stop at the same step."""
-        if self.process.world_size > 1:
-            number = torch.tensor([self.signal or 0], dtype=torch.int32, device=self.process.device)
-            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-            if int(number):
-                self.signal = self.signal or signal.Signals(int(number))
+        if number := self.process.largest(self.signal or 0):
+            self.signal = self.signal or signal.Signals(number)
         return self.signal is not None
 
 

@@ -1,27 +1,29 @@
 """State of a training run: saved, and restored bit for bit."""
 
 import logging
+import math
+import os
 import random
-from functools import partial
 from signal import Signals
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
+from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
-from ...attention import gate_names
 from ...checkpoints import CheckpointError, write_checkpoint
-from ...errors import asked_for, listed
+from ...errors import BAD_INPUT, InputError, listed
 from ..device import Process
-from ..recipes.recipe import RunRecipe
 from ..tasks.task import Task
 from .run_folder import RunFolder
+from .schedule import create_optimizer, create_schedule
 from .signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
+# Settings of the optimiser that a continued run takes from its recipe and not from its checkpoint.
+_OF_RECIPE = ("lr", "initial_lr", "weight_decay", "momentum")
 
 
 class RunState:
@@ -42,6 +44,8 @@ class RunState:
         curve: A row of metrics per evaluation within the epochs.
         lr: Learning rate of the last step.
         stop: Signal that arrived after the last step of the run, or None.
+        first_loss: Mean loss up to the first time that it was read in this process, or None.
+        start: Content of a checkpoint from before the first step, until the first epoch is over; None if resumed.
     """
 
     def __init__(self, task: Task, model: nn.Module, steps_per_epoch: int, process: Process, files: RunFolder):
@@ -56,37 +60,19 @@ class RunState:
         self.stop: Signals | None = None
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and process.world_size > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)
         self.model = model = process.to_device(model, channels_last=recipe.channels_last)
         self.trainer = task.create_trainer(model, process)
-        with asked_for(opt=recipe.opt):
-            self.optimizer = create_optimizer_v2(
-                model,
-                recipe.opt,
-                lr=recipe.peak_lr,
-                weight_decay=recipe.weight_decay,
-                momentum=recipe.momentum,
-                param_group_fn=partial(_parameter_groups, recipe=recipe),
-            )
-        with asked_for(sched=recipe.sched):
-            self.scheduler, _ = create_scheduler_v2(
-                self.optimizer,
-                recipe.sched,
-                num_epochs=recipe.epochs,
-                decay_epochs=recipe.decay_epochs,
-                decay_milestones=tuple(recipe.decay_milestones),  # pyright: ignore[reportArgumentType]
-                decay_rate=recipe.decay_rate,
-                warmup_epochs=cast(int, recipe.warmup_epochs),  # fractions of an epoch work as well
-                warmup_lr=recipe.warmup_lr,
-                min_lr=recipe.min_lr,
-                step_on_epochs=False,
-                updates_per_epoch=steps_per_epoch,
-            )
+        self.optimizer = create_optimizer(model, recipe)
+        self.scheduler = create_schedule(self.optimizer, recipe, steps_per_epoch)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16")
         if recipe.ema_decay is not None:
             self.trainer.setup_ema(decay=recipe.ema_decay, use_warmup=True)
         if task.compiles:
             self.trainer.compile()
+        self.first_loss: float | None = None
+        self.start: dict[str, Any] | None = None
+        self._not_finite = set(self._broken())
         if process.world_size > 1:
             self.trainer.prepare_distributed(device_ids=[process.device] if process.device.type == "cuda" else None)
 
@@ -143,10 +129,80 @@ class RunState:
         }
 
     def save(self) -> None:
-        """Write the checkpoint to continue from; all processes call it together."""
+        """Write the checkpoint to continue from; all processes call it together.
+
+        While it is of the middle of an epoch, ``files.good`` keeps the one of the end of the last epoch, whose
+        weights a validation has shown to work.
+
+        Raises:
+            InputError: If weights in the middle of an epoch are not finite; nothing is written then.
+        """
+        if self.step:
+            self.require_finite(weights=True)
         content = self.snapshot()
         if self.process.rank == 0:
+            if self.step and self.history:
+                self.files.keep_good()
             write_checkpoint(content, self.files.last)
+            if not self.step:
+                self.files.good.unlink(missing_ok=True)
+                self.start = None
+
+    def keep_start(self) -> None:
+        """Keep the present state, to go back to if the first epoch fails; all processes call it together."""
+        content = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu().clone(), self.snapshot())
+        self.start = content if self.process.rank == 0 else None
+
+    def require_finite(self, loss: float = 0.0, name: str = "loss", *, weights: bool = False) -> None:
+        """Stop the run if a loss or, if asked to check them, a weight is NaN or infinite on any process.
+
+        ``last.pt`` then has the last state that is known to be good. All processes call it together.
+
+        Args:
+            loss: The loss.
+            name: Its name for people.
+            weights: Whether to check the weights as well.
+
+        Raises:
+            InputError: If they are not finite, in the first process; the others exit.
+        """
+        broken = [key for key in self._broken() if key not in self._not_finite] if weights else []
+        if self.process.largest(bool(broken) or not math.isfinite(loss)):
+            what = "NaN or infinite in another process" if math.isfinite(loss) else str(loss)
+            what = f"weights became NaN or infinite ({listed(broken, 3)})" if broken else f"the {name} became {what}"
+            self.stop_diverged(what)
+
+    def stop_diverged(self, what: str) -> NoReturn:
+        """Put the last good state into ``last.pt`` and end the run with advice; all processes call it together.
+
+        Args:
+            what: What has happened.
+
+        Raises:
+            InputError: In the first process; the others exit.
+        """
+        if self.process.rank != 0:
+            raise SystemExit(BAD_INPUT)
+        last, recipe = self.files.last, self.recipe
+        if self.files.good.exists():
+            os.replace(self.files.good, last)
+        elif self.start is not None:
+            write_checkpoint(self.start, last)
+        of = "the start of the run" if self.start else f"an earlier step of epoch {self.epoch + 1}"
+        of = f"the end of epoch {len(self.history)}" if self.history else of
+        raise InputError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step} of {self.steps_per_epoch}. The last good state is "
+            f"{last}, of {of}. A smaller lr (now {recipe.lr:g}), a longer warm-up (warmup_epochs) or clip_grad may "
+            f"help: {recipe.command} --resume {self.files.folder} --lr {recipe.lr / 10:g}"
+        )
+
+    def _broken(self) -> list[str]:
+        """Return the names of weights and statistics of the models that are NaN or infinite."""
+        models = {id(model): model for model in (self.model, self.evaluated)}.values()
+        entries = [entry for model in models for entry in model.state_dict().items() if entry[1].is_floating_point()]
+        if bool(torch.stack([value.isfinite().all() for _, value in entries]).all()):  # synchronises once
+            return []
+        return [name for name, value in entries if not value.isfinite().all()]
 
     def interrupted(self, stop: StopRequest) -> Interrupted:
         """Return the exception that ends this run, which is saved."""
@@ -190,7 +246,10 @@ class RunState:
             if self.trainer.has_ema():
                 ema = content.get("state_dict_ema") or content["state_dict"]
                 self.trainer.load_checkpoint_state(ema, ema=True)
+            own = [{name: group[name] for name in _OF_RECIPE if name in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(content["optimizer"])
+            for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(settings)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} belongs to another model or optimiser: {error}") from error
         if self.scheduler:
@@ -223,16 +282,3 @@ def _set_randomness(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _parameter_groups(model: nn.Module, recipe: RunRecipe) -> Any:
-    """Return parameters with and without weight decay; gates, also of attached layers, count as norms and biases."""
-    left_out = set()
-    if not recipe.decay_norm_and_bias:
-        left_out = gate_names(model) | set(getattr(model, "no_weight_decay", set)())
-    return param_groups_weight_decay(
-        model,
-        recipe.weight_decay,
-        weight_decay_exclude_1d=not recipe.decay_norm_and_bias,
-        no_weight_decay_list=left_out,
-    )

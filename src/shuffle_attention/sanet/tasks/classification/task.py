@@ -20,7 +20,7 @@ from ....errors import DataError, asked_for
 from ...data.datasets import Samples, load_digits, open_split, scan_tree
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
-from ...network import create_network, with_normalisation
+from ...network import create_network, require_model, with_normalisation
 from ...recipes.recipe import Recipe
 from ..evaluation import Scores, run_model
 from ..task import Metric, Section, Task
@@ -61,6 +61,11 @@ class Classification(Task[Recipe]):
         self.mixup = None
         if self.mixing:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
+
+    @classmethod
+    def check_recipe(cls, recipe: Recipe) -> None:
+        super().check_recipe(recipe)
+        require_model(recipe.model)
 
     @classmethod
     def open(cls, recipe: Recipe, *, check: bool) -> "Classification":
@@ -157,6 +162,12 @@ class Classification(Task[Recipe]):
         with torch.no_grad():
             right = (result["output"].argmax(1) == labels).sum()
             return loss, torch.stack([loss.float() * count, right.float(), torch.full_like(right, count).float()])
+
+    def failed(self, row: Mapping[str, float], first: float) -> bool:
+        """Return whether training and validation are far worse than guessing, and training got there by itself."""
+        guessing = math.log(max(2, self.num_classes))
+        in_training = math.log(2) if self.recipe.loss == "bce" else guessing
+        return row["train_loss"] > max(10 * in_training, 2 * first) and row["val_loss"] > 10 * guessing
 
     def evaluate(
         self, model: nn.Module, batches: Any, process: Process, *, watch: Callable[[int], None] | None = None
