@@ -104,3 +104,11 @@ def run(shared_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert sanet_here("train", *QUICK, "--model", "sa_resnet18", "--data", shared_tree, "--output", folder) == 0
     return folder
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task of brightness.py, and a command that trains it."""
+    from brightness import register
+
+    register(monkeypatch)

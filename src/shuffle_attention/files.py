@@ -36,9 +36,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
     Whatever interrupts the writing, ``path`` holds either its previous content or all of the new content.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_UNFINISHED}")
+    path, temporary = Path(path), None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_UNFINISHED}")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -48,10 +48,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # no space left on device, but for which file?
+        # No space left on device, but for which file? The name of the temporary one tells nobody.
+        if isinstance(error, OSError) and (error.filename is None or _UNFINISHED in str(error.filename)):
             error.filename = str(path)
         # A signal may arrive right after the replacement, when the temporary file is gone.
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -73,8 +73,9 @@ class RunFolder:
             with atomic_write(self.good) as file, open(self.last, "rb") as last:
                 shutil.copyfileobj(last, file)
 
-    def begin(self, recipe: RunRecipe, history: list[dict[str, float]], *, resumed: bool) -> None:
-        """Write the settings, and remove what is from after the point to start or continue from."""
+    def begin(self, recipe: RunRecipe, history: list[dict[str, float]], *, resumed: bool = False) -> None:
+        """Create the folder, write the settings, and remove what is from after the point to continue from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
         for path in (self.report, *(() if resumed else (self.last, self.good))):
             path.unlink(missing_ok=True)
