@@ -13,8 +13,9 @@ from pycocotools import mask as published_masks
 
 from detections import ground_truth_results
 from shuffle_attention.errors import DataError
-from shuffle_attention.sanet.data.coco import CocoData, find_split
+from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.data.coco_reading import read_coco
+from shuffle_attention.sanet.data.formats import read_data, require_data
 from shuffle_attention.sanet.data.masks import decode_mask, encode_mask, read_mask
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
 from shuffle_attention.sanet.tasks.detection.samples import UNREADABLE, CocoSamples, detection_transform, digits_coco
@@ -169,7 +170,7 @@ def test_ground_truth_as_detections_is_perfect_with_crowds_and_an_object_of_id_0
 def test_what_is_read_can_be_written_and_read_again(tmp_path):
     data = digits_coco("val", 3, size=64)
     data.write(tmp_path, "val")
-    again = read_coco(*find_split(tmp_path, "val"), masks=True)
+    again = read_data(require_data(tmp_path, "val"), masks=True)
     assert again.to_dict() == data.to_dict()
     for path, picture in zip(again.files, data.files, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(picture))
@@ -311,9 +312,10 @@ def test_images_and_annotations_are_found(tmp_path, images, annotations):
     for path in (tmp_path / images, (tmp_path / annotations).parent, tmp_path / "train-old", tmp_path / "val"):
         path.mkdir(parents=True, exist_ok=True)
     (tmp_path / annotations).write_text("{}")
-    assert find_split(tmp_path, "train") == (tmp_path / annotations, tmp_path / images)
-    with pytest.raises(DataError, match="no val images with annotations.*it holds"):
-        find_split(tmp_path, "val")
+    location = require_data(tmp_path, "train")
+    assert (location.annotations, location.images) == (tmp_path / annotations, tmp_path / images)
+    with pytest.raises(DataError, match="no val images with annotations.*--val-fraction.*it holds"):
+        require_data(tmp_path, "val")
 
 
 def test_two_years_are_not_chosen_between(tmp_path):
@@ -321,9 +323,9 @@ def test_two_years_are_not_chosen_between(tmp_path):
         (tmp_path / f"val{year}").mkdir()
         (tmp_path / f"instances_val{year}.json").write_text("{}")
     with pytest.raises(DataError, match="several folders of val images"):
-        find_split(tmp_path, "val")
+        require_data(tmp_path, "val")
     with pytest.raises(DataError, match="no folder"):
-        find_split(tmp_path / "nothing", "val")
+        require_data(tmp_path / "nothing", "val")
 
 
 def test_a_target_has_objects_but_no_crowds(folder):

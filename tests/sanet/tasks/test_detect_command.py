@@ -15,8 +15,7 @@ from torchvision.models.detection import roi_heads
 from conftest import CPU, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
-from shuffle_attention.sanet.data.coco import find_split
-from shuffle_attention.sanet.data.coco_reading import read_coco
+from shuffle_attention.sanet.data.formats import read_data, require_data
 from shuffle_attention.sanet.profile.costs import training_step
 from shuffle_attention.sanet.profile.detectors import random_objects, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
@@ -81,7 +80,7 @@ def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
         {name: value for name, value in best.items() if name.startswith("val_")}, abs=1e-6
     )
     # The results file says the same to anyone who evaluates it.
-    again = coco_scores(read_coco(*find_split(data, "val"), masks=True), json.loads(results.read_text()))
+    again = coco_scores(read_data(require_data(data, "val"), masks=True), json.loads(results.read_text()))
     assert again["box_AP"] == pytest.approx(scores["box_AP"], abs=1e-9)
     capsys.readouterr()
     drawn = tmp_path / "drawn"
@@ -237,6 +236,23 @@ def test_boxes_without_masks_train_no_masks_and_are_not_dropped_silently(data, t
         assert not (tmp_path / "run").exists()
     assert sanet_here(*begin, "--arch", "faster_rcnn") == 0
     assert "broken masks, which boxes do not need" in capsys.readouterr().err
+
+
+def test_yolo_without_validation_images_is_trained_and_evaluated_on(data, tmp_path, capsys):
+    """A run records the fraction, and its evaluation draws the same images."""
+    yolo, folder = tmp_path / "yolo", tmp_path / "run"
+    assert sanet_here("detect", "convert", data, "--to", "yolo", "--output", yolo) == 0
+    (yolo / "data.yaml").write_text((yolo / "data.yaml").read_text().replace("val:", "# val:"))
+    begin = ["detect", "train", *options("faster_rcnn", yolo / "data.yaml"), "--epochs", 1, "--output", folder]
+    assert sanet_here(*begin) == 2
+    assert "has no val images with annotations; --val-fraction 0.2 draws them" in capsys.readouterr().err
+    assert sanet_here(*begin, "--val-fraction", 0.3) == 0
+    held_out = read_data(require_data(yolo, "train")).parted(0.3)["val"]
+    results = tmp_path / "results.json"
+    assert sanet_here("detect", "eval", folder / "best.pt", "--workers", 0, "--results", results) == 0
+    images = {record["image_id"] for record in json.loads(results.read_text())}
+    assert images <= {image["id"] for image in held_out.images}
+    assert f"{len(held_out)} images" in capsys.readouterr().out
 
 
 def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):

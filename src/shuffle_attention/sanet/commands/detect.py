@@ -1,12 +1,12 @@
-"""The commands ``sanet detect train`` and ``sanet detect predict``."""
+"""The commands ``sanet detect train``, ``sanet detect predict`` and ``sanet detect convert``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, counted
 from ...files import atomic_write, write_json
 from ..recipes.settings import option
 from ..tasks.detection.recipe import DetectionRecipe
@@ -100,3 +100,50 @@ def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str
     ]
     drawn = draw_detections(image, output, detector.names, threshold=threshold)
     return {"image": str(path), **size, "detections": detections}, drawn
+
+
+@dataclass(kw_only=True)
+class ConvertAnnotations(Command):
+    """Convert annotated images between COCO, YOLO and Pascal VOC. Images are copied; the source is not changed."""
+
+    name = "detect convert"
+    summary = "convert annotated images between COCO, YOLO and Pascal VOC"
+
+    source: str = option(..., "folder of COCO, YOLO or Pascal VOC, or data.yaml, or JSON of COCO", positional=True)
+    to: Literal["coco", "yolo", "voc"] = option(..., "format to write")
+    output: str = option(..., "folder to write, which must not hold anything yet", metavar="DIR")
+    val_fraction: float | None = option(
+        None, "share of the images to write as validation data, if the source has none", above=0, below=1
+    )
+    skip_bad_images: bool = option(False, "leave out images and annotations that cannot be used")
+
+    def run(self) -> int:
+        """Read all splits of the source, and write them in the other format."""
+        from ..console import console
+        from ..data.formats import find_data, format_named, read_data, require_data
+
+        folder = Path(self.output)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise InputError(f"--output {folder} exists and is not an empty folder")
+        if folder.resolve().is_relative_to(Path(self.source).expanduser().resolve()):
+            raise InputError(f"--output {folder} lies in the source; name another folder")
+        found = {split: find_data(self.source, split) for split in ("train", "val", "test")}
+        if found["test"] == found["val"]:  # data without validation images are validated on their test images
+            del found["val"]
+        locations = {split: location for split, location in found.items() if location is not None}
+        if not locations:
+            locations = {"train": find_data(self.source, None) or require_data(self.source, "train")}
+        data, categories = {}, None
+        for split, location in locations.items():
+            data[split] = read_data(location, categories=categories, skip_bad=self.skip_bad_images)
+            categories = data[split].categories
+        if self.val_fraction is not None and "val" not in data and "train" in data:
+            data |= data["train"].parted(self.val_fraction)
+        folder.mkdir(parents=True, exist_ok=True)
+        format_named(self.to).write(data, folder)
+        counts = ", ".join(
+            f"{split}: {counted(len(part), 'image')} with {counted(len(part.annotations), 'object')}"
+            for split, part in data.items()
+        )
+        console.print(f"{folder} holds {self.to.upper()} data of {counts}")
+        return 0

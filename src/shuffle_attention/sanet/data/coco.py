@@ -1,17 +1,19 @@
 """Images and their objects in COCO's format, after they have been read and checked."""
 
 import os
+import shutil
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...errors import DataError, listed
 from ...files import atomic_write, write_json
-from .datasets import SPLITS
+from .split import held_out
 
-__all__ = ["CocoData", "find_split"]
+__all__ = ["CocoData"]
 
 
 @dataclass(frozen=True)
@@ -79,62 +81,56 @@ class CocoData:
         """Return the content of an annotation file."""
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
 
-    def write(self, folder: str | os.PathLike, split: str) -> None:
-        """Write images in memory to ``folder/split/`` and ``folder/annotations/instances_split.json``.
+    def parted(self, fraction: float) -> dict[str, "CocoData"]:
+        """Return the images of "train" and "val", a share of those of each category drawn for validation.
 
-        Raises:
-            DataError: If an image is not in memory.
+        An image counts for the rarest category on it; images that are alone in this count as one category.
         """
-        images, annotations = Path(folder) / split, Path(folder) / "annotations"
-        images.mkdir(parents=True, exist_ok=True)
-        annotations.mkdir(exist_ok=True)
+        counts = Counter(each["category_id"] for each in self.annotations)
+        present = [{each["category_id"] for each in self.objects(index)} for index in range(len(self))]
+        rarest = [min(ids, key=lambda id: (counts[id], id), default=None) for ids in present]
+        sizes = Counter(rarest)
+        held = held_out([category if sizes[category] > 1 else None for category in rarest], fraction)
+        return {split: self._part(split, [out is (split == "val") for out in held]) for split in ("train", "val")}
+
+    def _part(self, split: str, chosen: list[bool]) -> "CocoData":
+        images = list(compress(self.images, chosen))
+        ids = {image["id"] for image in images}
+        annotations = [each for each in self.annotations if each["image_id"] in ids]
+        return CocoData(
+            images,
+            list(compress(self.files, chosen)),
+            annotations,
+            self.categories,
+            f"{self.source}, {split} by fraction",
+        )
+
+    def copy_images(self, folder: Path, taken: set[str] | None = None) -> list[str]:
+        """Copy all images into one folder, those in memory as PNG, and return their file names.
+
+        Args:
+            folder: Folder to write to.
+            taken: File names without their ending that other images have; those of these images are added.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = set() if taken is None else taken
+        names = []
         for record, image in zip(self.images, self.files, strict=True):
-            if not isinstance(image, Image.Image):
-                raise DataError(f"{record['file_name']} is a file already: {image}")
-            with atomic_write(images / record["file_name"]) as file:
-                image.save(file, "PNG")
-        write_json(annotations / f"instances_{split}.json", self.to_dict(), indent=None)
+            path = Path(record["file_name"] if isinstance(image, Image.Image) else image)
+            stem = next(name for number in count(1) if (name := path.stem + f"-{number}" * (number > 1)) not in taken)
+            taken.add(stem)
+            names.append(f"{stem}{path.suffix}")
+            if isinstance(image, Image.Image):
+                with atomic_write(folder / names[-1]) as file:
+                    image.save(file, "PNG")
+            else:
+                shutil.copyfile(image, folder / names[-1])
+        return names
 
-
-def find_split(data: str | os.PathLike, split: str) -> tuple[Path, Path]:
-    """Return the annotation file and the image folder of one split of a data folder.
-
-    The images are in ``NAME/`` or ``images/NAME/``, where NAME is train or val, with or without a year, training,
-    validation, valid or test. The annotations are the first existing file of ``annotations/instances_NAME.json``,
-    ``instances_NAME.json``, ``annotations/NAME.json``, ``NAME.json``, and ``_annotations.coco.json`` beside the images.
-
-    Args:
-        data: Data folder.
-        split: "train" or "val".
-
-    Raises:
-        DataError: If there is no such pair, or several.
-    """
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise DataError(f"no folder {root}: data is 'digits' or a folder with images and COCO annotations")
-    folders = sorted(path for base in (root, root / "images") if base.is_dir() for path in base.iterdir())
-    for name in SPLITS[split]:
-        named = [path for path in folders if path.is_dir() and _is_name_or_year(path.name, name)]
-        pairs = [(annotations, path) for path in named if (annotations := _annotations_of(root, path))]
-        if len(pairs) > 1:
-            names = ", ".join(str(folder) for _, folder in pairs)
-            raise DataError(f"{root} has several folders of {split} images: {names}; name the one to use")
-        if pairs:
-            return pairs[0]
-    there = listed(sorted(path.name for path in root.iterdir()), 8) or "nothing"
-    raise DataError(
-        f"{root} has no {split} images with annotations: expected {split}2017/ with "
-        f"annotations/instances_{split}2017.json, or {split}/ with {split}.json; it holds {there}"
-    )
-
-
-def _is_name_or_year(folder: str, name: str) -> bool:
-    year = folder.removeprefix(name)
-    return folder == name or (len(year) == 4 and year.isdecimal())
-
-
-def _annotations_of(root: Path, folder: Path) -> Path | None:
-    names = [f"instances_{folder.name}.json", f"{folder.name}.json"]
-    paths = [parent / name for name in names for parent in (root / "annotations", root)]
-    return next((path for path in [*paths, folder / "_annotations.coco.json"] if path.is_file()), None)
+    def write(self, folder: str | os.PathLike, split: str) -> None:
+        """Write the images to ``folder/split/``, and ``folder/annotations/instances_split.json``."""
+        names = self.copy_images(Path(folder) / split)
+        images = [{**image, "file_name": name} for image, name in zip(self.images, names, strict=True)]
+        (Path(folder) / "annotations").mkdir(exist_ok=True)
+        content = {**self.to_dict(), "images": images}
+        write_json(Path(folder) / "annotations" / f"instances_{split}.json", content, indent=None)

@@ -19,7 +19,7 @@ from .coco import CocoData
 from .images import in_threads, inspect_image
 from .masks import mask_area, read_mask
 
-__all__ = ["Tally", "checked", "read_coco", "read_json"]
+__all__ = ["Paths", "Tally", "checked", "read_coco", "read_json"]
 logger = logging.getLogger(__name__)
 _SHOWN = 3
 _LONGEST_NAME = 200
@@ -97,6 +97,7 @@ def checked(
     check_files: bool = True,
     reading: Mapping[str, Any] | None = None,
     corrections: Tally | None = None,
+    faults: Tally | None = None,
 ) -> CocoData:
     """Return images and objects in COCO's layout after every record has been checked.
 
@@ -110,13 +111,14 @@ def checked(
         check_files: Whether to open every image.
         reading: How images are read.
         corrections: What was corrected so far.
+        faults: What could not be used so far.
 
     Raises:
         DataError: If records cannot be used and ``skip_bad`` is not set.
     """
-    faults, corrections = Tally(), Tally() if corrections is None else corrections
+    faults, corrections = faults or Tally(), corrections or Tally()
     records = {part: _records(content, part, source, corrections) for part in _PARTS}
-    known, category_ids = _categories(records, source, categories, corrections)
+    known, category_ids = _categories(records, source, categories, faults, corrections)
     kept_images, files, image_ids = _images(records["images"], folder, check_files, reading, faults, corrections)
     sizes = {image["id"]: (image["width"], image["height"]) for image in kept_images}
     kept = _annotations(records["annotations"], image_ids, sizes, category_ids, masks, faults, corrections)
@@ -194,7 +196,11 @@ def _numbered(keys: Sequence[int | str], what: str, corrections: Tally) -> dict[
 
 
 def _categories(
-    records: Mapping[str, list[Any]], source: str, known: Sequence[dict[str, Any]] | None, corrections: Tally
+    records: Mapping[str, list[Any]],
+    source: str,
+    known: Sequence[dict[str, Any]] | None,
+    faults: Tally,
+    corrections: Tally,
 ) -> tuple[list[dict[str, Any]], dict[int | str, int]]:
     """Return the categories by id, the known ones if there are no others, and the number of each id."""
     names: dict[int | str, str] = {}
@@ -216,8 +222,8 @@ def _categories(
         used = any(isinstance(each, dict) and _key(each.get("category_id")) == 0 for each in records["annotations"])
         if not used:
             corrections.add("categories that only group others, which are left out", names.pop(0))
-    if not names:
-        raise DataError(f"{source} has no categories")
+    if not names and known is None:
+        raise DataError(f"{source} has no categories{f': {faults}' if faults else ''}")
     numbers = _numbered(list(names), "categories", corrections)
     found = {numbers[key]: name for key, name in names.items()}
     if len({*found.values()}) < len(found):
@@ -254,7 +260,7 @@ def _images(
         else:
             candidates[key] = record
     numbers: dict[int | str, int | None] = {**_numbered(list(candidates), "images", corrections)}
-    paths = _Paths(folder)
+    paths = Paths(folder)
     found = in_threads(lambda record: paths.find(record["file_name"]), candidates.values())
     readable = [path if fault == "" or fault in _MOVED else "" for path, fault in found]
     pairs = zip(readable, candidates.values(), strict=True)
@@ -282,7 +288,7 @@ _BEYOND = "boxes reach beyond their image, and are cut at its edge in training"
 _MOVED = ("file names with another folder, found by the end of their path", "file names without their folder")
 
 
-class _Paths:
+class Paths:
     """Files of a folder by the names in an annotation file, which may be paths of another machine, or addresses."""
 
     def __init__(self, folder: Path):

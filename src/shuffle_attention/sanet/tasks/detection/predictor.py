@@ -1,6 +1,7 @@
 """A trained detector, from a recipe or a checkpoint, and drawings of its detections."""
 
 import colorsys
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ....checkpoints import CheckpointError, load_checkpoint, read_checkpoint
-from ....errors import DataError, InputError
+from ....errors import DataError, InputError, listed
 from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
-from ...data.coco import CocoData, find_split
-from ...data.coco_reading import read_coco
+from ...data.coco import CocoData
+from ...data.formats import Location, find_data, read_data, require_data
 from ...device import autocast
 from ...network import recipe_of
 from ..predictor import Prediction, Predictor
 from .recipe import DetectionRecipe
 from .samples import digits_coco
+
+logger = logging.getLogger(__name__)
 
 
 def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = False) -> nn.Module:
@@ -59,38 +62,54 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
 
 
 def open_coco(
-    recipe: DetectionRecipe, split: str, *, categories: list[dict[str, Any]] | None = None, check: bool = True
-) -> CocoData:
-    """Return the training or the validation data of a recipe, checked.
+    recipe: DetectionRecipe,
+    *splits: str,
+    categories: list[dict[str, Any]] | None = None,
+    check: bool = True,
+) -> list[CocoData]:
+    """Return data of a recipe, checked; all have the categories of the first.
 
     Args:
         recipe: Says where the data are, and whether objects must have masks.
-        split: "train" or "val".
+        splits: "train", "val".
         categories: Categories that the detector knows.
         check: Whether to open every image file.
 
     Raises:
-        DataError: If there are no such data, or they cannot be used.
+        DataError: If there are no such data, they cannot be used, or have no object.
     """
-    annotations, images = getattr(recipe, f"{split}_annotations"), getattr(recipe, f"{split}_images")
-    if annotations is None and recipe.data == "digits":
-        return digits_coco(split)
-    if annotations is None:
-        annotations, images = find_split(recipe.data, split)
-    data = read_coco(
-        annotations,
-        images,
-        masks=ARCHITECTURES[recipe.arch].masks,
-        categories=categories,
-        skip_bad=recipe.skip_bad_images,
-        check_files=check,
-        reading=recipe.reading,
-    )
-    if not any(min(each["bbox"][2:]) >= 1 for each in data.annotations if not each["iscrowd"]):
-        purpose = "learn from" if split == "train" else "evaluate on"
-        without = "" if recipe.arch == "faster_rcnn" else "; boxes without masks train --arch faster_rcnn"
-        raise DataError(f"{data.source} has no object of at least a pixel to {purpose}, crowds not counted{without}")
-    return data
+    options: dict[str, Any] = {"masks": ARCHITECTURES[recipe.arch].masks, "skip_bad": recipe.skip_bad_images}
+    options |= {"check_files": check, "reading": recipe.reading}
+    undivided = None
+    if recipe.val_fraction is not None and _location(recipe, "val") is None:
+        undivided = _location(recipe, None) or _location(recipe, "train")
+    opened: list[CocoData] = []
+    if recipe.data == "digits" and recipe.train_annotations is None and recipe.val_annotations is None:
+        opened = [digits_coco(split) for split in splits]
+    elif undivided is not None:
+        parts = read_data(undivided, categories=categories, **options).parted(recipe.val_fraction or 0)
+        opened = [parts[split] for split in splits]
+    else:
+        for split in splits:
+            location = _location(recipe, split) or require_data(recipe.data, split)
+            opened.append(read_data(location, categories=categories, **options))
+            categories = opened[0].categories
+    for split, data in zip(splits, opened, strict=True):
+        if not any(min(each["bbox"][2:]) >= 1 for each in data.annotations if not each["iscrowd"]):
+            purpose = "learn from" if split == "train" else "evaluate on"
+            hint = "; boxes without masks train --arch faster_rcnn" if options["masks"] else ""
+            raise DataError(f"{data.source} has no object of at least a pixel to {purpose}, crowds not counted{hint}")
+    if len(opened) > 1 and (shared := {*map(str, opened[0].files)} & {*map(str, opened[1].files)}):
+        logger.warning("%d images are both trained and evaluated on: %s", len(shared), listed(sorted(shared), 3))
+    return opened
+
+
+def _location(recipe: DetectionRecipe, split: str | None) -> Location | None:
+    """Return where the data of a split are, if there are any; None stands for data without a split."""
+    annotations, images = (getattr(recipe, f"{split or 'train'}_{part}") for part in ("annotations", "images"))
+    if annotations is not None:
+        return Location("coco", Path(annotations), Path(images))
+    return None if recipe.data == "digits" else find_data(recipe.data, split)
 
 
 @dataclass(kw_only=True, eq=False)

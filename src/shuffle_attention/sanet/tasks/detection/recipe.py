@@ -22,7 +22,9 @@ class DetectionRecipe(RunRecipe):
     command = "sanet detect train"
     shipped = "tasks/detection/recipes"
 
-    data: str = option("digits", "folder with images and COCO annotations, or 'digits'", "data")
+    data: str = option(
+        "digits", "folder of COCO, YOLO (or its data.yaml) or Pascal VOC, or 'digits'", "data", first=True
+    )
     train_annotations: str | None = option(None, "annotations to train on, where data does not have them", "data")
     train_images: str | None = option(None, "their images", "data")
     val_annotations: str | None = option(None, "annotations to evaluate on, where data does not have them", "data")

@@ -65,8 +65,7 @@ class Detection(Task[DetectionRecipe]):
     def open(cls, recipe: DetectionRecipe, *, check: bool) -> "Detection":
         # Every process must know which images are left out.
         checked = recipe.check_images and (check or recipe.skip_bad_images)
-        training = open_coco(recipe, "train", check=checked)
-        return cls(recipe, training, open_coco(recipe, "val", categories=training.categories, check=checked))
+        return cls(recipe, *open_coco(recipe, "train", "val", check=checked))
 
     @classmethod
     def restore(cls, path: str | os.PathLike, **options: Any) -> Detector:
@@ -75,7 +74,8 @@ class Detection(Task[DetectionRecipe]):
     @classmethod
     def open_validation(cls, predictor: Detector) -> "Detection":
         recipe = predictor.recipe
-        return cls(recipe, None, open_coco(recipe, "val", categories=predictor.categories, check=recipe.check_images))
+        opened = open_coco(recipe, "val", categories=predictor.categories, check=recipe.check_images)
+        return cls(recipe, None, *opened)
 
     @classmethod
     def examples(cls) -> list[tuple[Image.Image, str]]:
