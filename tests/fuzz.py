@@ -223,7 +223,7 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-fuzzed("checkpoint", _write_checkpoint, _read_checkpoint)
+fuzzed("checkpoint", _write_checkpoint, _read_checkpoint, same=_equal)
 
 if __name__ == "__main__":
     sys.exit(main())

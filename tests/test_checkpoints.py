@@ -125,13 +125,13 @@ def test_what_may_differ_is_named_by_the_caller_and_reported(tmp_path, trained):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s.update({"fc.bias": s["fc.bias"].to_sparse()}), "of another kind: fc.bias sparse float for float"),
+        (lambda s: s.update({"fc.bias": s["fc.bias"].to_sparse()}), r"not tensors by name: fc.bias \(sparse tensor\)"),
         (lambda s: s.update({"fc.bias": s["fc.bias"].to("meta")}), "fc.bias float without values for float"),
         (lambda s: s.update({"fc.bias": s["fc.bias"].to(torch.complex64)}), "fc.bias complex for float"),
         (lambda s: s.update({"fc.bias": s["fc.bias"].long()}), "fc.bias integer for float"),
         (lambda s: s.update({"module.fc.bias": s["fc.bias"] + 1}), "1 names stand for two entries: fc.bias"),
-        (lambda s: s.update({"fc.bias": None}), "not tensors by name: fc.bias"),
-        (lambda s: s.update({3: torch.ones(1)}), "not tensors by name: 3"),
+        (lambda s: s.update({"fc.bias": None}), r"not tensors by name: fc.bias \(None\)"),
+        (lambda s: s.update({3: torch.ones(1)}), r"not tensors by name: 3 \(Tensor\)"),
     ],
     ids=["sparse", "meta", "complex", "integer", "twice", "none", "number-as-name"],
 )
@@ -164,7 +164,7 @@ def test_code_in_a_file_is_not_run(tmp_path, trained, writer):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match="posix.mkdir" if writer == "torch" else "more than tensors"):
+    with pytest.raises(CheckpointError, match="posix.mkdir|written by pickle and not by torch.save"):
         load_checkpoint(timm.create_model("sa_resnet50"), path)
     assert not (tmp_path / "ran").exists()
 
@@ -176,7 +176,7 @@ def test_damaged_files_are_refused(tmp_path, trained, name):
     (tmp_path / "empty.pt").touch()
     for text in ("text.pt", "text.safetensors"):
         (tmp_path / text).write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=f"{name} was not loaded: it is damaged"):
+    with pytest.raises(CheckpointError, match=f"{name} was not loaded: it is (damaged|empty)"):
         read_checkpoint(tmp_path / name)
 
 
@@ -185,7 +185,7 @@ def test_other_contents_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "no-weights.pt")
-    with pytest.raises(CheckpointError, match="holds no weights: .* found 1 keys: epoch"):
+    with pytest.raises(CheckpointError, match="holds no weights: .* it has 1 keys: epoch"):
         load_checkpoint(timm.create_model("sa_resnet18"), tmp_path / "no-weights.pt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "absent.pt")

@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 BAD_INPUT = 2  # exit code of the command line
+_LONGEST = 1800  # characters of a message
 
 
 class InputError(ValueError):
     """Input that cannot be used; the message names what was received and what would work.
 
-    The command line prints only the message and exits with ``BAD_INPUT``.
+    The command line prints only the message and exits with ``BAD_INPUT``. A very long message loses its middle.
     """
+
+    def __init__(self, message: object = ""):
+        text = str(message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 3 :]}")
 
 
 class DataError(InputError):
