@@ -230,6 +230,27 @@ def test_names_that_fit_several_files_are_refused(tmp_path):
         read(tmp_path, content)
 
 
+def test_boxes_and_pixels_agree_on_photographs_that_exif_data_turn(tmp_path, caplog):
+    """Upright sizes are right, stored ones are refused; where sizes cannot tell, the photograph is turned and named."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, size in (("tall", (HEIGHT, WIDTH)), ("wide", (WIDTH, HEIGHT)), ("square", (WIDTH, WIDTH))):
+        (tmp_path / name / "images").mkdir(parents=True)
+        stored = WIDTH if name == "square" else HEIGHT
+        Image.new("RGB", (WIDTH, stored)).save(tmp_path / name / "images/p.jpg", exif=exif)
+        content = changed(image={"file_name": "p.jpg", "width": size[0], "height": size[1]})
+        if name == "wide":
+            with pytest.raises(
+                DataError, match=r"EXIF data turn them, which --as-stored .* \(p.jpg: 16 x 12 for 12 x 16"
+            ):
+                read(tmp_path / name, content)
+            as_stored = read(tmp_path / name, content, reading={"mode": "RGB", "as_stored": True})
+            assert as_stored.images[0]["width"] == WIDTH
+        else:
+            assert read(tmp_path / name, content).images[0]["height"] == size[1]
+            assert ("1 images turned upright by EXIF data" in caplog.text) == (name == "square")
+
+
 def test_boxes_that_are_corners_are_suspected(tmp_path, caplog):
     read(tmp_path, changed({"bbox": [6, 6, 15, 11]}, annotations=[{**PLAIN["annotations"][0], "bbox": [8, 6, 15, 11]}]))
     assert "are they x1, y1, x2, y2" in caplog.text

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..coco import CocoData
-from ..coco_reading import Tally
+from ..records import Tally
 
 # Names of the folders and files of each split; those of validation data in the order in which they are looked for.
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test"), "test": ("test",)}

@@ -6,6 +6,7 @@ count from 0 as continuous coordinates; data in which a corner is below 1 or not
 Source: Everingham et al., The Pascal Visual Object Classes Challenge, https://doi.org/10.1007/s11263-009-0275-4.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from xml.etree import ElementTree
 from ....errors import DataError, brief, listed
 from ....files import write_text
 from ..coco import CocoData
-from ..coco_reading import Tally, logger
 from ..images import in_threads
+from ..records import Tally
 from .format import SPLITS, AnnotationFormat, Location, Unchecked, ids_by_name, images_in
 
+logger = logging.getLogger(__name__)
 _LARGEST = 16_000_000  # bytes of a file
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FOLDERS = ("Annotations", "annotations")

@@ -4,6 +4,7 @@
 ``labels/a.txt``. Source: https://docs.ultralytics.com/datasets/detect and /segment.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from ....errors import DataError, brief, listed
 from ....files import write_text
 from ...recipes.settings import read_yaml
 from ..coco import CocoData
-from ..coco_reading import Paths, Tally, logger
+from ..coco_images import Paths
 from ..images import in_threads, inspect_image
+from ..records import Tally
 from .format import SPLITS, AnnotationFormat, Location, Unchecked, ids_by_name, images_in
 
+logger = logging.getLogger(__name__)
 _BOX, _POLYGON = 5, 7  # numbers in the line of a box, and at least in that of a polygon
 _TOLERANCE = 0.01  # fractions of the image that a box may reach beyond it by rounding
 
