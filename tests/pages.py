@@ -1,6 +1,7 @@
 """Untrained models in checkpoints as training writes them, for the tests of the page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,8 @@ from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 
-def write_classifier(path: Path, model: str = "resnet10t") -> Path:
-    recipe = load_recipe("digits").replaced(model=model)
+def write_classifier(path: Path, model: str = "resnet10t", **changes: Any) -> Path:
+    recipe = load_recipe("digits").replaced(model=model, **changes)
     torch.manual_seed(0)
     content = {"kind": recipe.kind, "recipe": recipe.to_dict(), "num_classes": 10, "classes": list("0123456789")}
     write_checkpoint({**content, "state_dict": create_network(recipe, 10).state_dict()}, path)

@@ -1,4 +1,4 @@
-"""The page of ``sanet demo`` in a real browser: Debian's Chromium without a window, driven by Playwright."""
+"""The page of ``sanet demo`` in a browser: Debian's Chromium without a window, driven by Playwright."""
 
 import os
 import re
@@ -21,12 +21,12 @@ from shuffle_attention.sanet.demo.predictors import Request, open_networks
 from shuffle_attention.sanet.demo.uploads import MAX_BYTES, read_upload
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# As root and without a screen, and without what Chromium asks the outside for at every start.
+# It runs as root and without a screen, and must not contact other hosts at its start.
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 ).split()
-PATIENCE = 60_000  # ms that a busy machine may take for an answer
+PATIENCE = 60_000  # milliseconds that a busy machine may take for an answer
 
 
 def _missing() -> str:
@@ -43,16 +43,16 @@ def _missing() -> str:
 def tools() -> None:
     missing = _missing() if sys.version_info >= (3, 11) else ""
     if missing and os.environ.get("CI"):
-        pytest.fail(f"CI has to have {missing}")
+        pytest.fail(f"CI must have {missing}")
     if missing:
-        pytest.skip(f"the page is tested in a browser where there is {missing}")
+        pytest.skip(f"a browser test needs {missing}")
     if sys.version_info < (3, 11):
         pytest.skip("torchcam needs Python 3.11")
 
 
 @pytest.fixture(scope="module")
 def checkpoints(run, tmp_path_factory) -> list[Path]:
-    """A classifier of digits, as if of the embedded data set, whose examples the page then has, and a detector."""
+    """A classifier of digits and a detector; both name the embedded data, which the page has examples of."""
     folder = tmp_path_factory.mktemp("checkpoints")
     content = read_checkpoint(run / "best.pt")
     content["recipe"]["data"] = "digits"
@@ -76,8 +76,8 @@ def page_address(tools, checkpoints, temporary) -> Iterator[str]:
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert server.stdout is not None
     try:
-        said = server.stdout.readline()
-        assert said == f"the page is at http://127.0.0.1:{port}/, until Ctrl-C\n", said + server.stdout.read()
+        line = server.stdout.readline()
+        assert line == f"the page is at http://127.0.0.1:{port}/, until Ctrl-C\n", line + server.stdout.read()
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.send_signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ def browser(tools) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser, page_address) -> Iterator[Callable[..., Any]]:
-    """Opens the page as one more visitor, and looks at the end that nothing was asked for elsewhere."""
+    """Open the page as one more visitor, and check at the end that it requested nothing from other hosts."""
     contexts, asked, errors = [], [], []
 
     def open_page(width: int = 1280, height: int = 800) -> Any:
@@ -133,7 +133,7 @@ def best(page: Any) -> list[tuple[str, str]]:
 
 
 def until_shown(page: Any, expected: list[tuple[str, str]]) -> None:
-    """Waits until the classes and probabilities are those expected."""
+    """Wait until the classes and probabilities are the expected ones."""
     (name, share), *_ = expected
     page.wait_for_function(
         "([name, share]) => { const row = document.querySelector('#result .card .best li');"
@@ -145,12 +145,12 @@ def until_shown(page: Any, expected: list[tuple[str, str]]) -> None:
 
 @pytest.fixture(scope="module")
 def expected(checkpoints) -> Callable[[Path], list[tuple[str, str]]]:
-    """What the page has to list for a file: what the network says of it, without the page."""
+    """Classes and probabilities that the page must list for a file: those of the model without the page."""
     (network,) = open_networks(checkpoints[:1], CPU)
 
     def of(path: Path) -> list[tuple[str, str]]:
         look = network.look(read_upload(path), Request())
-        return [(name, f"{100 * share:.1f} %") for name, share in look.best]
+        return [(row.name, f"{100 * row.share:.1f} %") for row in look.best]
 
     return of
 
@@ -165,24 +165,32 @@ def test_a_visitor_finds_an_example_with_prediction_map_gates_and_detections(vis
     page = visit(*size)
     assert len(best(page)) == 4
     assert card(page).locator("img").count() == 2
-    assert "evidence for" in card(page).locator("figcaption").nth(1).inner_text()
+    assert "where it sees" in card(page).locator("figcaption").nth(1).inner_text()
     assert "with a score of at least 0.50" in card(page, 1).locator("figcaption").inner_text()
-    page.wait_for_selector("#gates .gates:nth-child(2) img")
-    broken = "images => images.filter(image => !image.naturalWidth).length"
-    assert page.locator("#result img, #gates img").evaluate_all(broken) == 0
-    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-    before = card(page).inner_html()
+    assert not page.locator("#gates .gates").count()
+    page.get_by_text("Gates of shuffle attention").click()
+    page.wait_for_selector("#gates .gates:has-text('layer')")
+    assert "lie between" in page.locator("#gates").inner_text() or page.locator("#gates .ranges").count()
+    before, preview = card(page).inner_html(), page.locator("#preview").inner_text()
     page.locator("#examples button").nth(3).click()
     page.wait_for_function("before => document.querySelector('#result .card').innerHTML != before", arg=before)
+    assert page.locator("#preview").inner_text() != preview
+    broken = "images => images.filter(image => !image.naturalWidth).length"
+    assert page.locator("#preview img, #result img, #gates img").evaluate_all(broken) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
 def test_an_upload_is_predicted_and_explained_as_asked(visit, digits, expected):
     page = visit()
     upload(page, digits[2])
     until_shown(page, expected(digits[2]))
-    for control, value, said in (("layer", "stage1", "at layer1, 8 x 8"), ("target", "digit3", "evidence for digit3")):
+    assert page.locator("#preview").inner_text() == f"{digits[2].name}\n32 x 32 pixels"
+    for control, value, caption in (
+        ("layer", "stage1", "at layer1, 8 x 8"),
+        ("target", "digit3", "where it sees digit3"),
+    ):
         choose(page, control, value)
-        page.wait_for_selector(f"#result figcaption:has-text('{said}')")
+        page.wait_for_selector(f"#result figcaption:has-text('{caption}')")
     choose(page, "layer", "stage9")
     page.wait_for_selector("#result .alert:has-text('no layer of')")
     assert "stage1 (layer1)" in card(page).locator(".alert").inner_text()
@@ -190,7 +198,7 @@ def test_an_upload_is_predicted_and_explained_as_asked(visit, digits, expected):
 
 
 def choose(page: Any, control: str, value: str) -> None:
-    """Picks what a list has, or writes what it has not."""
+    """Select a value of a list, or type one that it does not have."""
     field = page.locator(f"#{control} input")
     field.click()
     options = page.locator(f"#{control} [role=option]")
@@ -202,16 +210,16 @@ def choose(page: Any, control: str, value: str) -> None:
         field.press("Enter")
 
 
-def test_what_cannot_be_read_is_refused_and_the_page_goes_on(visit, digits, expected, tmp_path):
+def test_unreadable_files_are_refused_and_the_page_goes_on(visit, digits, expected, tmp_path):
     page = visit()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
-    for name, said in (
+    for name, message in (
         ("broken.png", "broken.png is not an image"),
         ("huge.png", "100 million, and 50 million are allowed"),
     ):
         upload(page, tmp_path / name)
-        page.wait_for_selector(f"#message [role=alert]:has-text('{said}')")
+        page.wait_for_selector(f"#preview [role=alert]:has-text('{message}')")
         page.wait_for_function("!document.querySelector('#result .card')")
     with (tmp_path / "heavy.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -219,7 +227,7 @@ def test_what_cannot_be_read_is_refused_and_the_page_goes_on(visit, digits, expe
     page.wait_for_selector("text=/maximum allowed size/i")
     upload(page, digits[1])
     until_shown(page, expected(digits[1]))
-    assert page.locator("#message [role=alert]").count() == 0
+    assert page.locator("#preview [role=alert]").count() == 0
 
 
 def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
@@ -228,7 +236,7 @@ def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
         upload(page, path)
     for page, path in zip(pages, digits, strict=False):
         until_shown(page, expected(path))
-    # The same networks, another layer of each visitor's own.
+    # Each visitor chooses another layer of the same models.
     for page, stage in zip(pages, ("stage1", "stage2"), strict=True):
         choose(page, "layer", stage)
     for page, path, layer in zip(pages, digits, ("layer1", "layer2"), strict=False):
@@ -237,7 +245,7 @@ def test_two_visitors_at_once_see_each_their_own(visit, digits, expected):
 
 
 def test_a_request_written_by_hand_makes_the_server_read_nothing_but_uploads(visit, digits, expected):
-    """Gradio would load an address, and the limits of an upload would come too late."""
+    """Gradio would load an address, without the limits of an upload."""
     page = visit()
     with page.expect_request("**/queue/join?*") as joined:
         upload(page, digits[0])
@@ -245,7 +253,7 @@ def test_a_request_written_by_hand_makes_the_server_read_nothing_but_uploads(vis
     url, event = joined.value.url, joined.value.post_data_json
 
     def statuses(path: str) -> list[int]:
-        """What the server answers where it is to read a file, and where it is to hand it out."""
+        """Return the status of requests to read a file and to send it."""
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         return page.evaluate(
             """async ([url, event, path]) => [

@@ -35,45 +35,68 @@ class Demo(Command):
     browser: bool = option(True, "open the page in a browser")
     port: int | None = option(None, "port; by default the first free one from 7860 on", minimum=1, maximum=65535)
     host: str = option("127.0.0.1", "address to listen on")
+    allow_host: list[str] = option(
+        [], "further names that the page is served under, such as that of a reverse proxy", metavar="NAME", nargs="+"
+    )
     device: str = option("auto", "cpu, cuda, mps, ...")
 
     def run(self) -> int:
         """Serve the page until the command is stopped."""
         from ..console import console
-        from ..demo.predictors import kinds_of, open_networks
-        from ..demo.server import serve, temporary_uploads, training_status
+        from ..demo.guard import Guard, Hosts
+        from ..demo.predictors import examples_for, open_networks
+        from ..demo.server import Waiting, gradio_environment, listen, serve
+        from ..demo.uploads import Uploads, upload_folder
         from ..device import open_process
         from ..training.signals import Interrupted, stop_signals_raised
 
-        host = self.host
         try:
-            socket.getaddrinfo(host, self.port, socket.AF_INET)
+            socket.getaddrinfo(self.host, self.port, socket.AF_INET)
         except OSError as error:
-            raise InputError(f"--host {host} is neither an IPv4 address of this machine nor a name of one") from error
-        with open_process(self.device) as process, temporary_uploads(host) as uploads:
-            from ..demo.page import PageState
-
+            raise InputError(
+                f"--host {self.host} is neither an IPv4 address of this machine nor a name of one"
+            ) from error
+        hosts = Hosts(self.host, self.allow_host)
+        with open_process(self.device) as process, upload_folder() as folder, gradio_environment(folder):
             finished = self.checkpoint or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
-            state = PageState(open_networks(finished, process))
-            state.examples = kinds_of(state.networks) if finished else {"classifier"}
+            networks = open_networks(finished, process)
             try:
-                with stop_signals_raised(), serve(state, host, self.port, uploads) as address:
-                    console.print(f"the page is at {address}, until Ctrl-C")
-                    if self.browser:
-                        webbrowser.open(address)
+                with stop_signals_raised(), listen(self.host, self.port) as listener:
+                    name = "localhost" if hosts.everywhere else self.host
+                    address = f"http://{name}:{listener.getsockname()[1]}/"
+                    if hosts.exposed:
+                        console.print(f"everyone who can reach {self.host} can use the page: there is no password")
                     if not finished:
-                        state.status = "The model is being trained on handwritten digits; this takes a minute or two."
-                        console.print(f"there is no {FOLDER / 'best.pt'} yet; training it on handwritten digits first")
-                        with training_status(state, FOLDER):
+                        waiting = Guard(Waiting(FOLDER), hosts, Uploads(folder), lambda _: False)
+                        with serve(waiting, listener):
+                            self._announce(address)
+                            console.print(
+                                f"there is no {FOLDER / 'best.pt'} yet; training it on handwritten digits first"
+                            )
                             train_digits(FOLDER, process)
-                        state.networks = open_networks([FOLDER / "best.pt"], process)
-                        console.print(f"the model is ready; the page at {address} shows it")
-                    threading.Event().wait()
+                            networks = open_networks([FOLDER / "best.pt"], process)
+                    from ..demo.page import Page
+
+                    page = Page(networks, examples_for(networks))
+                    uploads = Uploads(folder)
+                    with serve(Guard(page.app, hosts, uploads, page.accepts), listener, uploads.remove_old):
+                        if finished:
+                            self._announce(address)
+                        else:
+                            console.print(f"the model is ready; the page at {address} shows it")
+                        threading.Event().wait()
             except Interrupted as interrupted:
                 if interrupted.where:
                     console.print(f"{interrupted.where}. The next sanet demo goes on from there")
                 return interrupted.exit_code
         return 0
+
+    def _announce(self, address: str) -> None:
+        from ..console import console
+
+        console.print(f"the page is at {address}, until Ctrl-C")
+        if self.browser:
+            webbrowser.open(address)
 
 
 def is_finished(folder: Path) -> bool:

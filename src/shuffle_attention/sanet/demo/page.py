@@ -1,85 +1,148 @@
 """The page: its components and their events. Only this file and the server import Gradio."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from PIL import Image
 
 from ...errors import InputError
 from ...explain.maps import METHODS, TITLES
 from ..report.html import render_part
-from .predictors import Network, Request, Result, examples_for
+from .predictors import Network, Request, Result
 from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
 
-_METHODS = TITLES | {"scorecam": f"{TITLES['scorecam']} (slow)"}
-_PREDICTED, _DEFAULT_LAYER = "predicted", "last stage with 4 x 4 positions"
+_PREDICTED, _AUTOMATIC = "predicted class", "automatic"
 _SHOWN_AT_FIRST = 3  # models
-_KEPT = 3600  # seconds for which a visitor's image stays in memory
+_SESSIONS = 100  # visitors whose images are kept in memory at once
+_REMEMBERED = 3600  # seconds for which a visitor's image stays in memory
+_QUEUE = 1000  # requests that wait; a visitor has a few
 
 
-@dataclass
-class PageState:
-    """The content of the page, shared by all visitors.
+@dataclass(frozen=True)
+class Visit:
+    """The image that a visitor looks at, and its name."""
+
+    image: Image.Image
+    name: str
+
+
+class Page:
+    """The page; a visitor's choices stay in that visitor's session.
+
+    Args:
+        networks: The models.
+        examples: Example images with their names.
 
     Attributes:
-        networks: The models; none while the first is being trained.
-        status: Message to show until then.
-        examples: Kinds of examples, as :func:`examples_for` takes them.
+        app: The application that serves it.
     """
 
-    networks: list[Network] = field(default_factory=list)
-    status: str = ""
-    examples: set[str] = field(default_factory=set)
+    def __init__(self, networks: Sequence[Network], examples: Sequence[tuple[Image.Image, str]]):
+        self.networks = networks
+        depths = {network.bit_depth for network in networks}
+        self.bit_depth = depths.pop() if len(depths) == 1 else None
+        self.examples = [Visit(image, name) for image, name in examples]
+        with gr.Blocks(title="shuffle-attention", analytics_enabled=False) as self.blocks:
+            self._build()
+        self.blocks.queue(max_size=_QUEUE, default_concurrency_limit=4)
+        self.blocks.state_session_capacity = _SESSIONS
+        fonts = ["system-ui", "sans-serif"]
+        self.app = gr.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            self.blocks,
+            "/",
+            max_file_size=MAX_BYTES,
+            run_history=False,
+            footer_links=[],
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            theme=gr.themes.Default(font=fonts, font_mono=fonts),
+            css=render_part("demo.html", "style"),
+        )
 
-    def chosen(self, labels: Sequence[str]) -> list[Network]:
-        """Return the models with these labels; if there is only one, that one."""
-        return [n for n in self.networks if n.label in labels] if len(self.networks) > 1 else self.networks
+    def accepts(self, event: dict[str, Any]) -> bool:
+        """Return whether a visitor's browser may send an event: its function, values and session."""
+        number, session, values = (event.get(name) for name in ("fn_index", "session_hash", "data"))
+        function = self.blocks.fns.get(number) if type(number) is int else None
+        if function is None or not isinstance(session, str) or not 0 < len(session) <= 64:
+            return False
+        if not isinstance(values, list) or len(values) != len(function.inputs):
+            return False
+        try:
+            for component, value in zip(function.inputs, values, strict=True):
+                if isinstance(component, gr.File):
+                    if value is not None and not isinstance(value["path"], str):
+                        return False
+                elif not isinstance(component, gr.State):
+                    component.preprocess(value)  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception:  # of any kind: Gradio's about a value that the component cannot have
+            return False
+        return True
 
-
-def build_page(shelf: PageState) -> gr.Blocks:
-    """Return the page; a visitor's choices stay in that visitor's session."""
-    examples = examples_for(shelf.examples)
-    # Gradio writes uploads to its folder; they are read at once and removed within 90 seconds.
-    with gr.Blocks(title="shuffle-attention", analytics_enabled=False, delete_cache=(20, 60)) as page:
-        visit = gr.State(None, time_to_live=_KEPT)
+    def _build(self) -> None:
+        labels = [network.label for network in self.networks]
+        classifiers = [network for network in self.networks if network.classes]
+        gated = any(network.gated for network in self.networks)
+        classes = dict.fromkeys(name for network in classifiers for name in network.classes)
+        layers = dict.fromkeys(name for network in classifiers for name in network.layers)
+        methods = [
+            (f"{TITLES[name]} (slow)" if name == "scorecam" else TITLES[name], name)
+            for name in METHODS
+            if name != "group" or any(network.gated for network in classifiers)
+        ]
+        visit, opened = gr.State(None, time_to_live=_REMEMBERED), gr.State(False)
         gr.HTML(_part("head"))
-        timer = gr.Timer(1.0, active=False)
         with gr.Row():
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_id="choices"):
                 upload = gr.File(
                     label=f"Image, up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels",
                     file_types=["image"],
-                    height=160,
+                    height=130,
                     elem_id="upload",
                 )
+                preview = gr.HTML(elem_id="preview")
                 gallery = gr.Gallery(
-                    [(image, name) for image, name in examples],
+                    [(example.image, example.name) for example in self.examples],
                     label="Or an example that was not trained on",
                     height="auto",
                     format="png",
-                    object_fit="contain",
+                    object_fit="cover",
                     allow_preview=False,
                     buttons=[],
                     interactive=False,
-                    visible=bool(examples),
+                    visible=bool(self.examples),
                     elem_id="examples",
                 )
-                networks = gr.CheckboxGroup([], label="Networks", visible=False, elem_id="networks")
+                shown = gr.CheckboxGroup(
+                    labels, value=labels[:_SHOWN_AT_FIRST], label="Models", visible=len(labels) > 1, elem_id="models"
+                )
             with gr.Column(scale=5, min_width=300):
-                message = gr.HTML(visible=False, elem_id="message")
                 with gr.Row(elem_id="wishes"):
-                    target = gr.Dropdown([_PREDICTED], value=_PREDICTED, label="Class", min_width=140, elem_id="target")
+                    some = bool(classifiers)
+                    target = gr.Dropdown(
+                        [_PREDICTED, *classes],
+                        value=_PREDICTED,
+                        allow_custom_value=True,
+                        label="Class to explain",
+                        min_width=140,
+                        visible=some,
+                        elem_id="target",
+                    )
                     method = gr.Dropdown(
-                        [(_METHODS[METHODS[0]], METHODS[0])], label="Method", min_width=140, elem_id="method"
+                        methods, value=METHODS[0], label="Method", min_width=140, visible=some, elem_id="method"
                     )
                     layer = gr.Dropdown(
-                        [_DEFAULT_LAYER],
-                        value=_DEFAULT_LAYER,
+                        [_AUTOMATIC, *layers],
+                        value=_AUTOMATIC,
                         allow_custom_value=True,
-                        label="Layer: a stage, or a module's name",
+                        label="Layer or stage",
                         min_width=240,
+                        visible=some,
                         elem_id="layer",
                     )
                     threshold = gr.Slider(
@@ -87,97 +150,95 @@ def build_page(shelf: PageState) -> gr.Blocks:
                         0.95,
                         0.5,
                         step=0.05,
-                        label="Least score of what is detected",
-                        min_width=240,
-                        visible=False,
+                        label="Minimum score of objects",
+                        min_width=220,
+                        visible=len(classifiers) < len(labels),
                     )
                 result = gr.HTML(elem_id="result")
-                gates = gr.HTML(elem_id="gates")
+                with gr.Accordion("Gates of shuffle attention", open=False, visible=gated) as accordion:
+                    gates = gr.HTML(elem_id="gates")
 
-        def offer() -> list[Any]:
-            """Return the available choices and the message."""
-            if not shelf.networks:
-                return [*(gr.skip() for _ in range(5)), _tell(shelf.status), gr.Timer(active=True)]
-            labels = [network.label for network in shelf.networks]
-            classifiers = [network for network in shelf.networks if network.classes]
-            gated = any(network.gated for network in classifiers)
-            methods = [(_METHODS[name], name) for name in METHODS if name != "group" or gated]
-            classes = dict.fromkeys(name for network in classifiers for name in network.classes)
-            layers = dict.fromkeys(name for network in classifiers for name in network.layers)
-            some = bool(classifiers)
-            return [
-                gr.CheckboxGroup(labels, value=labels[:_SHOWN_AT_FIRST], visible=len(labels) > 1),
-                gr.Dropdown([_PREDICTED, *classes], value=_PREDICTED, visible=some),
-                gr.Dropdown(methods, value=METHODS[0], visible=some),
-                gr.Dropdown([_DEFAULT_LAYER, *layers], value=_DEFAULT_LAYER, visible=some),
-                gr.Slider(visible=len(classifiers) < len(labels)),
-                _tell(),
-                gr.Timer(active=False),
-            ]
-
-        def receive(file: dict[str, Any] | None) -> tuple[Any, ...]:
-            """Read an upload and clear the field for the next."""
-            if file is None:
-                return gr.skip(), gr.skip(), gr.skip()
-            try:
-                return read_upload(file["path"]), None, _tell()
-            except (InputError, OSError) as error:
-                return None, None, _tell(str(error), wrong=True)
-
-        def choose(event: gr.SelectData) -> tuple[Any, ...]:
-            return examples[event.index][0], _tell()
-
-        def first(image: Image.Image | None) -> Any:
-            """Show an example to a new visitor."""
-            return examples[0][0] if image is None and examples and shelf.networks else image
-
-        def look(
-            image: Image.Image | None, labels: list[str], target: str, method: str, layer: str, threshold: float
-        ) -> str:
-            if image is None or not shelf.networks:
-                return ""
-            wish = Request(
-                None if target == _PREDICTED else target,
-                None if layer in (_DEFAULT_LAYER, "", None) else layer,
-                method or METHODS[0],
-                threshold,
-            )
-            chosen = shelf.chosen(labels)
-            if not chosen:
-                return _part("message", "choose a network", False)
-            return _part("cards", [_look(network, image, wish) for network in chosen])
-
-        def open_gates(image: Image.Image | None, labels: list[str]) -> str:
-            if image is None:
-                return ""
-            try:
-                charts = [(network.label, network.gates(image)) for network in shelf.chosen(labels) if network.gated]
-            except (InputError, RuntimeError, MemoryError) as error:
-                return _part("message", _reason(error), True)
-            return _part("charts", charts)
-
-        offered = [networks, target, method, layer, threshold, message, timer]
-        wishes = [visit, networks, target, method, layer, threshold]
+        wishes = [visit, shown, target, method, layer, threshold]
         options: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         quiet = {**options, "show_progress": "hidden"}
 
         def then_show(event: Any) -> None:
-            event = event.then(look, wishes, result, **options)
-            event.then(open_gates, [visit, networks], gates, **options)
+            event = event.then(self._look, wishes, result, **options)
+            event.then(self._gates, [visit, shown, opened], gates, **options)
 
-        for begin in (page.load, timer.tick):
-            then_show(begin(offer, None, offered, **quiet).then(first, visit, visit, **quiet))
-        received = upload.upload(
-            receive, upload, [visit, upload, message], preprocess=False, concurrency_limit=2, **quiet
+        then_show(self.blocks.load(self._begin, visit, [visit, preview], **quiet))
+        then_show(
+            upload.upload(
+                self._receive, upload, [visit, upload, preview], preprocess=False, concurrency_limit=2, **quiet
+            )
         )
-        then_show(received)
-        then_show(gallery.select(choose, None, [visit, message], **quiet))
-        then_show(networks.input(lambda: None, None, None, **quiet))
+        then_show(gallery.select(self._choose, None, [visit, preview], **quiet))
+        then_show(shown.input(lambda: None, None, None, **quiet))
         for control in (target, method, layer):
-            control.input(look, wishes, result, trigger_mode="always_last", **options)
-        threshold.release(look, wishes, result, trigger_mode="always_last", **options)
-    page.queue(max_size=64, default_concurrency_limit=4)
-    return page
+            control.input(self._look, wishes, result, trigger_mode="always_last", **options)
+        threshold.release(self._look, wishes, result, trigger_mode="always_last", **options)
+        expanded = accordion.expand(lambda: True, None, opened, **quiet)
+        expanded.then(self._gates, [visit, shown, opened], gates, **options)
+        accordion.collapse(lambda: False, None, opened, **quiet)
+
+    def _begin(self, visit: Visit | None) -> tuple[Any, ...]:
+        """Show an example to a new visitor."""
+        if visit is None and self.examples:
+            return _preview(self.examples[0])
+        return gr.skip(), gr.skip()
+
+    def _receive(self, file: dict[str, Any] | None) -> tuple[Any, ...]:
+        """Read an upload and clear the field for the next."""
+        if file is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        try:
+            visit, preview = _preview(
+                Visit(read_upload(file["path"], self.bit_depth), str(file.get("orig_name") or "your image"))
+            )
+        except (InputError, OSError) as error:
+            return None, None, _part("message", str(error), True)
+        return visit, None, preview
+
+    def _choose(self, event: gr.EventData) -> tuple[Any, ...]:
+        """Show the example that was clicked."""
+        data = event._data
+        index = data.get("index") if isinstance(data, dict) else None
+        if type(index) is int and 0 <= index < len(self.examples):
+            return _preview(self.examples[index])
+        return gr.skip(), gr.skip()
+
+    def _chosen(self, labels: Sequence[str]) -> list[Network]:
+        """Return the models with these labels; if there is only one, that one."""
+        return [n for n in self.networks if n.label in labels or len(self.networks) == 1]
+
+    def _look(
+        self, visit: Visit | None, labels: list[str], target: Any, method: str, layer: Any, threshold: float
+    ) -> str:
+        if visit is None:
+            return ""
+        wish = Request(
+            None if target in (_PREDICTED, "", None) else str(target),
+            None if layer in (_AUTOMATIC, "", None) else str(layer),
+            method,
+            threshold,
+        )
+        chosen = self._chosen(labels)
+        if not chosen:
+            return _part("message", "Choose a model.")
+        return _part("cards", [_result(network, visit.image, wish) for network in chosen])
+
+    def _gates(self, visit: Visit | None, labels: list[str], opened: bool) -> Any:
+        """Show the gates if the visitor has opened them."""
+        if visit is None or not opened:
+            return ""
+        try:
+            return _part("gates", [(n.label, *n.gates(visit.image)) for n in self._chosen(labels) if n.gated])
+        except (InputError, RuntimeError, MemoryError) as error:
+            return _part("message", _reason(error), True)
+
+
+def _preview(visit: Visit) -> tuple[Visit, str]:
+    return visit, _part("preview", visit.name, visit.image)
 
 
 def _part(macro: str, *values: object) -> str:
@@ -188,13 +249,9 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _tell(text: str = "", *, wrong: bool = False) -> gr.HTML:
-    return gr.HTML(_part("message", text, wrong), visible=bool(text))
-
-
-def _look(network: Network, image: Image.Image, wish: Request) -> Result:
+def _result(network: Network, image: Image.Image, wish: Request) -> Result:
     """Return a model's results, or why it has none: a failure, such as lack of memory, leaves the other models."""
     try:
         return network.look(image, wish)
     except (InputError, RuntimeError, MemoryError) as error:
-        return Result(network.label, network.predictor.about, [], [], [], _reason(error))
+        return Result(network.label, network.about, fault=_reason(error))

@@ -4,27 +4,35 @@ Visitors share the models. Maps and gates need hooks, so each model processes on
 """
 
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from PIL import Image
+from torch.nn import functional
+from torchvision.transforms.functional import to_pil_image
 
 from ...errors import InputError
-from ...explain.gates import attention_layers, gates
-from ...explain.maps import explain
+from ...explain.gates import Gates, attention_layers, gates
+from ...explain.maps import TITLES, explain
 from ...explain.stages import last_readable_stage, stages
 from ..device import Process
-from ..explain.gate_charts import chosen_channels, draw_gates, draw_spatial_gates, spread_layers
+from ..explain.gate_charts import chosen_channels, spread_layers
 from ..explain.overlays import Overlay, blended
 from ..tasks import restore, task_named
 from ..tasks.predictor import Predictor
+from .uploads import read_upload
 
-_GATE_LAYERS, _GATE_CHANNELS = 4, 4
-_drawing = Lock()  # matplotlib's fonts are shared by all threads
+_MAX_EXAMPLES = 10
+_SHARP = 256  # pixels that a side of a map has at least
+_LAYERS, _MAPPED, _CHANNELS = 16, 4, 4  # layers whose gates are listed, those with maps, and maps of each
+_CONSTANT = 0.05  # gates that differ less are not drawn
+_SMALLEST_SIDE = 4  # positions of a map that is drawn
 
 
 @dataclass(frozen=True)
@@ -54,24 +62,50 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A class with its probability, or a detected class with its highest score and the number of objects."""
+
+    name: str
+    share: float
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """The results of one model for an image.
 
     Attributes:
         label: Name of the model.
-        about: Its kind and size.
-        best: The most probable classes or the detections, with probability or score.
+        about: Its kind, size and file.
+        best: The most probable classes or the detected ones.
         images: Images to show.
-        notes: Further remarks.
         fault: Why something requested is missing.
     """
 
     label: str
     about: str
-    best: list[tuple[str, float]]
-    images: list[CaptionedImage]
-    notes: list[str]
+    best: list[Row] = field(default_factory=list)
+    images: list[CaptionedImage] = field(default_factory=list)
     fault: str = ""
+
+
+@dataclass(frozen=True)
+class LayerGates:
+    """The gates of one layer for an image.
+
+    Attributes:
+        layer: Name of the layer.
+        ranges: Least, mean and greatest gate of the channel branch and of the spatial branch.
+        size: Rows and columns of its maps.
+        maps: The image, and maps of the spatial gates that vary most over it; empty if none are worth drawing.
+        limits: Gates that the first and the last colour of the maps stand for.
+    """
+
+    layer: str
+    ranges: list[tuple[float, float, float]]
+    size: str = ""
+    maps: list[CaptionedImage] = field(default_factory=list)
+    limits: tuple[float, float] = (0.0, 1.0)
 
 
 class Network:
@@ -85,29 +119,50 @@ class Network:
         classes: Names of the classes that a map can be asked for.
         layers: Suggested layers for maps; others can be given by name.
         gated: Whether it has shuffle attention.
+        bit_depth: Bits that images of more than 8 bits fill.
     """
 
     def __init__(self, predictor: Predictor):
-        self.predictor, self.label = predictor, predictor.label
+        self.predictor: Any = predictor
+        self.label = predictor.label
         self.model = predictor.model
-        self.kind, self.data = predictor.recipe.kind, predictor.recipe.data
         self.classes = predictor.names if predictor.has_maps else []
         self.layers = [*stages(self.model), *attention_layers(self.model)] if predictor.has_maps else []
         self.gated = bool(attention_layers(self.model))
+        self.bit_depth = predictor.recipe.bit_depth
         self._lock = Lock()
+
+    @property
+    def about(self) -> str:
+        """Number of classes and of parameters, and the end of the checkpoint's path."""
+        return f"{self.predictor.about}, {Path(*Path(self.predictor.source).absolute().parts[-2:])}"
+
+    def examples(self) -> list[tuple[Image.Image, str]]:
+        """Return validation images of the data that the model was trained on, with names; none if they are not here."""
+        examples = []
+        with suppress(InputError, OSError):
+            for image, name in task_named(self.predictor.recipe.kind).examples(self.predictor, _MAX_EXAMPLES):
+                with suppress(InputError):
+                    shown = (
+                        image.convert("RGB") if isinstance(image, Image.Image) else read_upload(image, self.bit_depth)
+                    )
+                    examples.append((shown, name))
+        return examples
 
     def look(self, image: Image.Image, wish: Request) -> Result:
         """Return the results for an RGB image."""
-        predictor, threshold = self.predictor, 0.0 if self.predictor.has_maps else wish.threshold
+        predictor = self.predictor
         with self._lock:
-            prediction = predictor.predict(image, threshold)
-        with _drawing:  # fonts come from matplotlib
-            seen = prediction.draw()
-        about = predictor.about
+            prediction = predictor.predict(image, 0.0 if predictor.has_maps else wish.threshold)
+        seen = CaptionedImage(prediction.caption, prediction.draw())
         if predictor.has_maps:
-            about += f", {seen.width} x {seen.height} pixels"
-        result = Result(self.label, about, prediction.best, [CaptionedImage(prediction.caption, seen)], [])
-        return self._with_map(result, image, wish) if predictor.has_maps else result
+            rows = [Row(name, share) for name, share in prediction.best]
+            return self._with_map(Result(self.label, self.about, rows, [seen]), image, wish)
+        scores: dict[str, list[float]] = {}
+        for name, score in prediction.best:
+            scores.setdefault(name, []).append(score)
+        rows = [Row(name, max(own), len(own)) for name, own in scores.items()]
+        return Result(self.label, self.about, sorted(rows, key=lambda row: -row.share), [seen])
 
     def _with_map(self, result: Result, image: Image.Image, wish: Request) -> Result:
         predictor = self.predictor
@@ -119,35 +174,36 @@ class Network:
                 explanation = explain(self.model, inputs, wish.method, target, layer)
             except InputError as error:
                 return replace(result, fault=str(error))
-        shown = int(explanation.classes[0])
-        name, share = self.classes[shown], explanation.shares()[0].cpu()
-        overlay = Overlay(predictor.pixels(inputs), share, name, float(explanation.probabilities[0]))
+        name = self.classes[int(explanation.classes[0])]
+        share = explanation.shares()[0].cpu()
+        pixels = predictor.pixels(image, max(1, -(-_SHARP // len(share))))
+        share = functional.interpolate(share[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
+        overlay = Overlay(pixels, share, name, float(explanation.probabilities[0]))
         rows, columns = explanation.raw.shape[1:]
-        caption = f"evidence for {name} ({_percent(overlay.probability)}) at {explanation.layer}, {rows} x {columns}"
-        notes = [f"There is no evidence for {name} at any position of {explanation.layer}."] if overlay.empty else []
-        images = [*result.images, CaptionedImage(caption, blended(overlay), not overlay.empty)]
-        return replace(result, images=images, notes=notes)
+        how = f"{TITLES[wish.method]} at {explanation.layer}, {rows} x {columns} positions"
+        what = "no evidence for" if overlay.empty else "where it sees"
+        caption = f"{what} {name} ({100 * overlay.probability:.1f} %): {how}"
+        return replace(result, images=[*result.images, CaptionedImage(caption, blended(overlay), not overlay.empty)])
 
-    def gates(self, image: Image.Image) -> list[CaptionedImage]:
-        """Return charts of the gates for an image: some spatial gates and the distribution; empty without gates."""
+    def gates(self, image: Image.Image) -> tuple[list[LayerGates], list[str]]:
+        """Return the layers whose gates vary for an image, and sentences about the others; empty without gates."""
         if not self.gated:
-            return []
-        inputs: Any = self.predictor.inputs(image)
+            return [], []
+        inputs = self.predictor.inputs(image)
         with self._lock:
             by_layer = gates(self.model, inputs)
-        drawn = spread_layers([g for g in by_layer if g.values.shape[-1] > 1] or by_layer, _GATE_LAYERS)
-        channels = [chosen_channels(g, 0, _GATE_CHANNELS) for g in drawn]
-        with tempfile.TemporaryDirectory() as folder, _drawing:
-            spread, spatial = Path(folder) / "spread.png", Path(folder) / "spatial.png"
-            draw_gates(by_layer, 0, f"gates of {self.label}", spread)
-            pixels = self.predictor.pixels(inputs)
-            draw_spatial_gates(drawn, 0, pixels, channels, f"spatial gates of {self.label}", spatial)
-            return [
-                CaptionedImage(
-                    "Spatial gates of the channels in which they vary most over the image", _opened(spatial)
-                ),
-                CaptionedImage("Distribution of all gates, from the first layer to the last", _opened(spread)),
-            ]
+        varying = [g for g in by_layer if np.ptp(_limits(g)) >= _CONSTANT]
+        rest = [g for g in by_layer if np.ptp(_limits(g)) < _CONSTANT]
+        notes = []
+        if rest:
+            low, high = (f"{limit:.2f}" for limit in _limits(*rest))
+            names = ", ".join(g.layer for g in rest) if varying else "all layers"
+            notes = [f"All gates of {names} " + (f"are {low}." if low == high else f"lie between {low} and {high}.")]
+        readable = [g for g in varying if min(g.values.shape[2:]) >= _SMALLEST_SIDE and _changes(g) >= _CONSTANT]
+        mapped = {g.layer for g in spread_layers(readable, _MAPPED)}
+        crop = to_pil_image(self.predictor.pixels(image).permute(2, 0, 1)) if self.classes else image
+        seen = CaptionedImage("image", crop)
+        return [_layer_gates(g, seen if g.layer in mapped else None) for g in spread_layers(varying, _LAYERS)], notes
 
 
 def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> list[Network]:
@@ -164,14 +220,36 @@ def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> lis
     return networks
 
 
-def examples_for(kinds: Iterable[str]) -> list[tuple[Image.Image, str]]:
-    """Return the example images, not used in training, of tasks of these kinds (such as "classifier"), with names."""
-    return [example for kind in sorted(kinds) for example in task_named(kind).examples()]
+def examples_for(networks: Sequence[Network]) -> list[tuple[Image.Image, str]]:
+    """Return a few example images of the models' data, which were not used in training, with names."""
+    by_data = {(network.predictor.recipe.kind, network.predictor.recipe.data): network for network in networks}
+    sets = [examples for network in by_data.values() if (examples := network.examples())]
+    return [example for examples in sets for example in spread_layers(examples, max(2, _MAX_EXAMPLES // len(sets)))]
 
 
-def kinds_of(networks: Iterable[Network]) -> set[str]:
-    """Return the kinds of the models that were trained on embedded data, whose validation images are examples."""
-    return {network.kind for network in networks if network.data == "digits"}
+def _layer_gates(gates: Gates, seen: CaptionedImage | None) -> LayerGates:
+    """Return the range of a layer's gates, and maps of some beside the image if it is given."""
+    branches = (gates.of_channels()[0], gates.of_positions()[0])
+    ranges = [(float(v.min()), float(v.mean()), float(v.max())) for v in branches]
+    if seen is None:
+        return LayerGates(gates.layer, ranges)
+    channels = chosen_channels(gates, 0, _CHANNELS)
+    planes = gates.values[0, channels].float().cpu().numpy()
+    low, high = float(planes.min()), float(planes.max())
+    colours = colormaps["viridis"]((planes - low) / (high - low), bytes=True)[..., :3]
+    maps = [CaptionedImage(f"channel {n}", Image.fromarray(plane)) for n, plane in zip(channels, colours, strict=True)]
+    size = "{} x {} positions".format(*planes.shape[1:])
+    return LayerGates(gates.layer, ranges, size, [seen, *maps], (low, high))
+
+
+def _limits(*layers: Gates) -> tuple[float, float]:
+    return min(float(g.values.min()) for g in layers), max(float(g.values.max()) for g in layers)
+
+
+def _changes(gates: Gates) -> float:
+    """Return by how much the spatial gate that varies most changes over the image."""
+    planes = gates.of_positions()[0].flatten(1)
+    return float((planes.amax(1) - planes.amin(1)).max())
 
 
 def _name_apart(networks: Sequence[Network]) -> None:
@@ -181,12 +259,3 @@ def _name_apart(networks: Sequence[Network]) -> None:
     for network, name, folder in zip(networks, names, folders, strict=True):
         if names.count(name) > 1:
             network.label = folder if folders.count(folder) == 1 else f"{name} ({network.predictor.source})"
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

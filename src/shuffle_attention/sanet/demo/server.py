@@ -1,134 +1,138 @@
-"""The page's server: Gradio without telemetry, in a thread, with its folder for uploads."""
+"""The page's server: an address to listen on, the page while a model is trained, and Gradio without telemetry."""
 
-import ipaddress
 import logging
 import os
-import tempfile
+import socket
 import threading
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, require_extra
-from ..console import console
 from ..recipes.recipe import load_recipe
+from ..report.html import render_part
 from ..training.run_folder import RunFolder
-from .uploads import MAX_BYTES
 
-_SESSIONS = 100  # visitors whose images are kept in memory at once
-
-
-@contextmanager
-def training_status(state: Any, folder: Path):
-    """Show on the page how many epochs of the training are done, until the end of the block."""
-    done = threading.Event()
-    metrics, total = RunFolder(folder).metrics, load_recipe("digits").epochs
-
-    def update() -> None:
-        while not done.wait(1):
-            epochs = max(0, len(metrics.read_text().splitlines()) - 1) if metrics.exists() else 0
-            state.status = f"The model is being trained on handwritten digits: {epochs} of {total} epochs are done."
-
-    updater = threading.Thread(target=update, daemon=True)
-    updater.start()
-    try:
-        yield
-    finally:
-        done.set()
-        updater.join()
+_PORTS = range(7860, 7960)
+_CONNECTIONS = 900  # at once; a process may have 1,024 files open
+_HEADERS = 2**15  # bytes of a request's headers
 
 
 @contextmanager
-def temporary_uploads(host: str):
-    """Import Gradio without telemetry, and yield its folder for uploads, which is removed at the end of the block.
-
-    Gradio requests its own page to see whether it is up; that request must not go through a proxy.
-
-    Raises:
-        InputError: If Gradio is not installed.
-    """
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="sanet-demo-", ignore_cleanup_errors=True) as folder:
-        direct = ",".join(
-            filter(None, [before.get("no_proxy") or before.get("NO_PROXY"), host, "localhost", "127.0.0.1"])
-        )
-        # Gradio and its dependencies read these when they are imported.
-        changed = {
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "GRADIO_TEMP_DIR": folder,
-            "NO_PROXY": direct,
-            "no_proxy": direct,
-        }
-        os.environ |= changed
-        try:
-            require_extra("gradio", extra="demo")
-            yield Path(folder)
-        finally:
-            for name in changed:
-                os.environ.pop(name)
-                if name in before:
-                    os.environ[name] = before[name]
-
-
-@contextmanager
-def serve(state: Any, host: str, port: int | None, uploads: Path):
-    """Serve the page in a thread until the end of the block, and yield its address.
+def listen(host: str, port: int | None) -> Iterator[socket.socket]:
+    """Yield a socket that listens on a host, by default on the first free port from 7860 on.
 
     Raises:
         InputError: If the address cannot be listened on.
     """
-    from starlette.middleware import Middleware
+    for candidate in _PORTS if port is None else [port]:
+        with suppress(OSError):
+            listener = socket.create_server((host, candidate), backlog=256)
+            break
+    else:
+        where = f"port {port}; another process may have it" if port is not None else f"any port from {_PORTS[0]} on"
+        raise InputError(f"the page cannot listen on {host} at {where}")
+    with listener:
+        yield listener
 
-    from ..report.html import render_part
-    from .page import build_page
-    from .security import OwnOriginOnly, UploadsOnly
 
-    page, before = build_page(state), set(threading.enumerate())
+@contextmanager
+def gradio_environment(uploads: Path) -> Iterator[None]:
+    """Import Gradio without telemetry, with a folder for its files; within the block it works there.
+
+    Raises:
+        InputError: If Gradio is not installed.
+    """
+    # Gradio and its dependencies read these when they are imported, and httpx stops at proxies that it does not know.
+    # The page contacts nobody, so that no proxy is needed.
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy")]
+    own = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": str(uploads)}
+    with _environment(own):
+        require_extra("gradio", extra="demo")
+        with _environment(dict.fromkeys(proxies)):
+            import gradio  # noqa: F401
+        yield
+
+
+@contextmanager
+def _environment(changes: dict[str, Any]) -> Iterator[None]:
+    """Set environment variables, or remove those of None, until the end of the block."""
+    before = {name: os.environ.get(name) for name in changes}
     try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            max_file_size=MAX_BYTES,
-            state_session_capacity=_SESSIONS,
-            run_history=False,
-            footer_links=[],
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            css=render_part("demo.html", "style"),
-            app_kwargs={
-                "middleware": [Middleware(OwnOriginOnly), Middleware(UploadsOnly, uploads)],
-                "docs_url": None,
-                "redoc_url": None,
-            },
-        )
-    except OSError as error:
-        where = f"port {port}; another process may have it" if port is not None else "any port from 7860 on"
-        raise InputError(f"the page cannot listen on {host} at {where}") from error
-    if not _is_loopback(host):
-        console.print(f"everyone who can reach {host} can use the page: there is no password")
-    try:
-        yield address
+        _set(changes)
+        yield
     finally:
-        # Gradio abandons its thread if visitors have not left after five seconds, and the process may crash while that
-        # thread runs. Here connections are closed after one second (uvicorn would log that), pending requests are
-        # computed, and the threads that computed them are joined.
-        page.server.config.timeout_graceful_shutdown = 1
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        page.close(verbose=False)
-        page.server.thread.join()
+        _set(before)
+
+
+def _set(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@contextmanager
+def serve(app: Any, listener: socket.socket, tick: Any = None) -> Iterator[None]:
+    """Serve an application in a thread until the end of the block; the socket goes on listening.
+
+    Args:
+        app: An ASGI application.
+        listener: Socket that listens.
+        tick: Function to call every 20 seconds.
+    """
+    import uvicorn
+
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # which logs every malformed upload
+
+    async def on_tick() -> None:
+        if tick is not None:
+            tick()
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        log_level="critical",
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        h11_max_incomplete_event_size=_HEADERS,
+        timeout_graceful_shutdown=1,  # seconds for visitors who have not left
+        callback_notify=on_tick,
+        timeout_notify=20,
+    )
+    server, before = uvicorn.Server(config), set(threading.enumerate())
+    thread = threading.Thread(target=server.run, args=([listener.dup()],), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+        # The process may crash if it ends while threads still compute.
         for thread in set(threading.enumerate()) - before:
             thread.join(timeout=5)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+class Waiting:
+    """The page while the first model is being trained: how many epochs are done.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.metrics, self.total = RunFolder(folder).metrics, load_recipe("digits").epochs
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        done = max(0, len(self.metrics.read_text().splitlines()) - 1) if self.metrics.exists() else 0
+        body = render_part("demo.html", "waiting", done, self.total).encode()
+        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

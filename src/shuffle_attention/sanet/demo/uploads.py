@@ -1,11 +1,17 @@
-"""Read uploaded images, whose size is checked before a pixel is decoded."""
+"""The folder of the uploads, bounded in size and age, and the images in it, checked before a pixel is decoded."""
 
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 
-from ...errors import DataError
+from ...errors import DataError, InputError
+from ...files import LOCK, locked
 from ..data.images import FORMATS, open_image, to_mode, turned
 
 MAX_BYTES = 20 * 2**20
@@ -13,10 +19,72 @@ MAX_PIXELS = 50_000_000
 # A network resizes the shorter side to its own, and the longer one with it: a line of pixels would fill the memory.
 MAX_RATIO = 20
 KEPT_SIDE = 2048  # pixels of the longer side that are kept
+MAX_TOTAL = 25 * MAX_BYTES  # of all uploads, those on their way included
+KEPT = 60  # seconds; an upload is read at once
+_PREFIX = "sanet-demo-"
 
 
-def read_upload(path: str | os.PathLike) -> Image.Image:
+@contextmanager
+def upload_folder() -> Iterator[Path]:
+    """Yield a new folder for uploads, which is removed at the end of the block; remove those of killed processes."""
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder, locked(Path(folder)):
+        yield Path(folder)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove this user's folders of uploads that no process has locked; links are not followed."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError, InputError):  # it is in use, or vanishes
+            own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
+            if own and folder.is_dir() and not folder.is_symlink() and (folder / LOCK).is_file():
+                with locked(folder):
+                    shutil.rmtree(folder)
+
+
+class Uploads:
+    """The folder of the uploads. What is in it from the start, such as examples, stays.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._kept = set(folder.rglob("*"))
+        self._expected = 0
+
+    def remove_old(self) -> int:
+        """Remove uploads older than ``KEPT``, and return the number of bytes of the others."""
+        total = 0
+        for path in sorted({*self.folder.rglob("*")} - self._kept, reverse=True):
+            with suppress(OSError):  # removed, or a folder that is not empty
+                status = path.stat()
+                if time.time() - status.st_ctime < KEPT:
+                    total += 0 if path.is_dir() else status.st_size
+                elif path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+        return total
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[bool]:
+        """Yield whether there is room for an upload, and reserve it until the end of the block."""
+        room = self.remove_old() + self._expected + size <= MAX_TOTAL
+        self._expected += size * room
+        try:
+            yield room
+        finally:
+            self._expected -= size * room
+
+
+def read_upload(path: str | os.PathLike, bit_depth: int | None = None) -> Image.Image:
     """Return an uploaded image: upright, RGB, its longer side at most ``KEPT_SIDE``.
+
+    Args:
+        path: The file.
+        bit_depth: Bits that pixels of more than 8 bits fill; 16 by default.
 
     Raises:
         DataError: If the file has too many bytes or, by its header, too many pixels, one side is too much longer than
@@ -32,7 +100,7 @@ def read_upload(path: str | os.PathLike) -> Image.Image:
         with open_image(path) as image:
             _check_size(path.name, image.width, image.height)
             image.load()
-            whole = to_mode(turned(image), "RGB")
+            whole = to_mode(turned(image), "RGB", bit_depth=bit_depth)
     except DataError:
         raise
     except Image.UnidentifiedImageError as error:

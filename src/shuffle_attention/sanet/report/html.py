@@ -32,7 +32,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"counted": counted, "data_uri": data_uri}
+    environment.filters |= {"counted": counted, "data_uri": data_uri, "embedded": embedded}
     return environment
 
 

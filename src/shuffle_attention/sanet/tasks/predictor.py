@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import InputError, listed
 from ..device import Process
@@ -87,10 +87,6 @@ class Predictor(ABC):
     @abstractmethod
     def inputs(self, image: Image.Image) -> Any:
         """Return the model's input for one image, on the device: a batch of one."""
-
-    @abstractmethod
-    def pixels(self, inputs: Any) -> Tensor:
-        """Return what the model sees of :meth:`inputs` as colours, shape (H, W, 3), in [0, 1]."""
 
     @abstractmethod
     def predict(self, image: Image.Image, threshold: float = 0.0) -> Prediction:

@@ -190,8 +190,12 @@ class Task(ABC, Generic[R]):
         """Return the metrics of a model over the batches of :meth:`held_out`, named without ``val_``."""
 
     @classmethod
-    def examples(cls) -> list[tuple[Image.Image, str]]:
-        """Return validation images of the embedded data with their names, for the demo."""
+    def examples(cls, predictor: Any, most: int) -> list[tuple[str | Image.Image, str]]:
+        """Return at most ``most`` validation images of a model's data, or their files, with names for the demo.
+
+        Raises:
+            InputError: If the data are not here.
+        """
         return []
 
     def try_once(self, model: nn.Module, count: int) -> None:

@@ -92,8 +92,13 @@ class Classifier(Predictor):
     def inputs(self, image: Image.Image) -> Tensor:
         return self.view.transform(to_mode(image, **self.recipe.reading))[None].to(self.process.device)
 
-    def pixels(self, inputs: Tensor) -> Tensor:
-        return self.view.pixels(inputs[0])
+    def pixels(self, image: Image.Image, scale: int = 1) -> Tensor:
+        """Return the part of an image that the model sees as colours, in ``scale`` times the resolution of its input.
+
+        They have the shape (H, W, 3), in [0, 1].
+        """
+        view = View(self.recipe.replaced(img_size=scale * self.recipe.img_size)) if scale > 1 else self.view
+        return view.pixels(view.transform(to_mode(image, **view.reading)))
 
     @torch.inference_mode()
     def predict(self, image: Image.Image, threshold: float = 0.0) -> Prediction:
@@ -102,10 +107,11 @@ class Classifier(Predictor):
         top = self.model(seen)[0].float().softmax(0).topk(min(_LISTED, self.num_classes))
         names = self.names
         best = [(names[index], share) for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-        pixels = (255 * self.pixels(seen)).round().to(torch.uint8).numpy()
+        pixels = (255 * self.view.pixels(seen[0])).round().to(torch.uint8).numpy()
+        height, width = pixels.shape[:2]
         return Prediction(
             [pair for pair in best if pair[1] >= threshold],
-            "what the model sees",
+            f"what the model sees: {width} x {height} pixels",
             lambda: Image.fromarray(pixels),
         )
 
@@ -151,7 +157,7 @@ def restore_network(
         classes=classes,
         num_classes=num_classes,
         source=str(path),
-        label=recipe.model,
+        label=f"{recipe.model} + {recipe.attach['name']} attention" if recipe.attach else recipe.model,
         weights=report.weights,
     )
 

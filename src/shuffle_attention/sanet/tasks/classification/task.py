@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from ....attach.insert import CHILD
 from ....checkpoints import load_checkpoint
 from ....errors import DataError, asked_for
-from ...data.datasets import Samples, load_digits, open_split, scan_tree
+from ...data.datasets import Samples, open_split, scan_tree
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
 from ...network import create_network, require_model, with_normalisation
 from ...recipes.recipe import Recipe
 from ..evaluation import Scores, run_model
+from ..predictor import readable
 from ..task import Metric, Section, Task
 from .predictor import Classifier, restore_network
 
@@ -102,10 +103,13 @@ class Classification(Task[Recipe]):
         return cls(recipe, None, data, classes, predictor.num_classes)
 
     @classmethod
-    def examples(cls) -> list[tuple[Image.Image, str]]:
-        images, _ = load_digits("val")
-        first = {label: image for image, label in reversed(images)}
-        return [(first[digit].convert("RGB"), f"digit {digit}") for digit in range(10)]
+    def examples(cls, predictor: Classifier, most: int) -> list[tuple[str | Image.Image, str]]:
+        data = open_split(predictor.recipe.replaced(check_images=False), "val", predictor.classes)
+        if not isinstance(data, Samples) or not isinstance(data.source, list):  # a stream
+            return []
+        first = {label: image for image, label in reversed(data.source)}
+        labels, names = sorted(first), readable(data.classes, 1 + max(first, default=0))
+        return [(first[label], names[label]) for label in labels[:: max(1, -(-len(labels) // most))]]
 
     def create_model(self, *, restored: bool) -> nn.Module:
         model = create_network(self.recipe, self.num_classes, restored=restored)

@@ -136,9 +136,6 @@ class Detector(Predictor):
         pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
         return [pixels.to(self.process.device)]
 
-    def pixels(self, inputs: list[Tensor]) -> Tensor:
-        return inputs[0].permute(1, 2, 0).cpu()
-
     @torch.inference_mode()
     def detect(self, image: Image.Image, threshold: float) -> dict[str, Tensor]:
         """Return boxes, labels, scores and masks of the objects of at least a score, on the CPU.

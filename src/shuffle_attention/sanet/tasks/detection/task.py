@@ -20,11 +20,10 @@ from ..task import Metric, Section, Task
 from .coco_scores import COCO_SCORES, evaluate_detector
 from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
-from .samples import CocoSamples, collate, detection_transform, digits_coco
+from .samples import CocoSamples, collate, detection_transform
 
 _LOSS = "training loss"
 _BY_SIZE = ("APs", "APm", "APl")
-_EXAMPLES = 5  # images in the demo
 _TRIED_SIZE = 128  # pixels; enough for every level of a pyramid
 
 
@@ -78,9 +77,10 @@ class Detection(Task[DetectionRecipe]):
         return cls(recipe, None, *opened)
 
     @classmethod
-    def examples(cls) -> list[tuple[Image.Image, str]]:
-        images = [image for image in digits_coco("val", _EXAMPLES).files if not isinstance(image, str)]
-        return [(image.convert("RGB"), f"photo {number}") for number, image in enumerate(images, 1)]
+    def examples(cls, predictor: Detector, most: int) -> list[tuple[str | Image.Image, str]]:
+        (data,) = open_coco(predictor.recipe, "val", categories=predictor.categories, check=False)
+        chosen = range(0, len(data), max(1, -(-len(data) // most)))
+        return [(data.files[index], str(data.images[index]["file_name"])) for index in chosen]
 
     def create_model(self, *, restored: bool) -> nn.Module:
         return detector_of(self.recipe, self.num_classes, restored=restored)
