@@ -159,11 +159,6 @@ def test_the_ablation_as_a_network_steps_aside_from_the_fused_tail(monkeypatch):
     assert all(isinstance(block.sa, ShuffleAttention) for block in blocks(same))
 
 
-def test_pretrained_says_that_there_are_no_weights():
-    with pytest.raises(ValueError, match=r"no weights of gc_resnet50 are published under"):
-        timm.create_model("gc_resnet50", pretrained=True)
-
-
 def test_saved_for_the_hugging_face_hub_and_read_back(tmp_path):
     model = build("eca", num_classes=5, attention_options={"kernel_size": 7}).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)

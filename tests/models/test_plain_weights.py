@@ -12,7 +12,7 @@ from shuffle_attention.attention import Blend
 from shuffle_attention.checkpoints import CheckpointError
 from shuffle_attention.models.attention_resnet import resnet_with
 
-TINY = {"channels": [16, 16, 32, 32], "stem_type": "deep", "stem_width": 8}
+TINY = {"channels": [16, 16, 32, 32]}
 FAMILY = ["shuffle", "se", "cbam", "eca", "sge", "gc"]
 
 
@@ -29,6 +29,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def plain(depth: int = 18, **options) -> nn.Module:
+    torch.manual_seed(1)
     return randomised(timm.create_model(f"resnet{depth}", **{**TINY, **options}))
 
 
@@ -101,3 +102,116 @@ def test_plain_weights_that_do_not_fit_change_nothing(tmp_path):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert load_checkpoint(model, tmp_path / "head.pth", may_differ=["*"]).started == ()
     assert {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])} == {"fc.weight"}
+
+
+@pytest.fixture
+def hub(monkeypatch) -> list[object]:
+    """Replace timm's download by the plain tiny network of the requested depth; yield what was requested."""
+    requests: list[object] = []
+
+    def download(location: object, *_, **__) -> dict[str, Tensor]:
+        requests.append(location)
+        depth = int(str(location).split("/")[-1].removeprefix("timm/").removeprefix("resnet").split(".")[0])
+        return plain(depth).state_dict()
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+    return requests
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_tags_and_settings_are_those_of_timms_plain_network(depth):
+    for name in (f"sa_resnet{depth}", f"gc_resnet{depth}", f"attention_resnet{depth}"):
+        tags = [each.split(".")[1] for each in timm.list_pretrained(f"{name}.*")]
+        assert tags == [each.split(".")[1] for each in timm.list_pretrained(f"resnet{depth}.*")]
+        for tag in tags:
+            ours, theirs = (timm.get_pretrained_cfg(f"{each}.{tag}") for each in (name, f"resnet{depth}"))
+            assert {**ours.to_dict(), "architecture": ""} == {**theirs.to_dict(), "architecture": ""}
+        assert not timm.get_pretrained_cfg(
+            name
+        ).has_weights  # images of a model without weights are prepared as published
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("sa_resnet18", "timm/resnet18.a1_in1k"),
+        ("sa_resnet18.tv_in1k", "timm/resnet18.tv_in1k"),
+        ("sa_resnet50.b1k_in1k", "timm/resnet50.b1k_in1k"),
+        ("sa_resnet152", "timm/resnet152.a1h_in1k"),
+        ("eca_resnet34.a2_in1k", "timm/resnet34.a2_in1k"),
+        ("gc_resnet50", "timm/resnet50.a1_in1k"),
+    ],
+)
+def test_pretrained_computes_what_the_plain_network_does(name, source, hub):
+    model = timm.create_model(name, pretrained=True, **TINY).eval()
+    expected = plain(int(source.split("resnet")[1].split(".")[0]))
+    with torch.no_grad():
+        assert difference(model(images()), expected(images())) < 1e-6
+    assert hub == [source]
+    cfg = timm.get_pretrained_cfg(source.removeprefix("timm/"))
+    assert (model.pretrained_cfg["tag"], model.pretrained_cfg["crop_pct"]) == (cfg.tag, cfg.crop_pct)
+
+
+def test_pretrained_adapts_as_timm_does(hub):
+    source = plain()
+    features = timm.create_model("sa_resnet18", pretrained=True, features_only=True, **TINY).eval()
+    other = timm.create_model("resnet18", features_only=True, **TINY).eval()
+    other.load_state_dict(source.state_dict(), strict=False)
+    with torch.no_grad():
+        for map, expected in zip(features(images()), other(images()), strict=True):
+            assert difference(map, expected) < 1e-6
+    model = timm.create_model("sa_resnet18", pretrained=True, num_classes=4, in_chans=1, **TINY)
+    assert model(images()[:, :1]).shape == (2, 4)
+    assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    grey = timm.create_model("resnet18", pretrained=True, num_classes=4, in_chans=1, **TINY)
+    assert torch.equal(model.conv1.weight, grey.conv1.weight)
+    assert (
+        timm.create_model("sa_resnet18.a1_in1k", **TINY).layer1[0].sa.shuffle
+    )  # without pretrained=True, as published
+
+
+def test_pretrained_saved_and_pushed_is_read_back(hub, tmp_path):
+    model = timm.create_model("sa_resnet18", pretrained=True, num_classes=4, **TINY).eval()
+    nn.init.normal_(model.layer1[0].sa.cweight)
+    timm.models.save_for_hf(model, tmp_path, model_args=TINY, safe_serialization=True)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(other(images()), model(images()))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("kind", ["plain", "published", "identity"])
+def test_a_local_file_is_taken_with_its_classifier(kind, prefix, tmp_path, caplog):
+    source = plain(num_classes=4) if kind == "plain" else randomised(with_attention("shuffle", num_classes=4))
+    if kind == "identity":
+        torch.save(plain(num_classes=4).state_dict(), tmp_path / "plain.pth")
+        load_checkpoint(source, tmp_path / "plain.pth")
+        nn.init.normal_(source.layer1[0].sa.cweight)
+    torch.save({"state_dict": {prefix + k: v for k, v in source.state_dict().items()}}, tmp_path / "own.pth.tar")
+    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "own.pth.tar")}}
+    for classes in ({}, {"num_classes": 4}):
+        model = timm.create_model("sa_resnet18", pretrained=True, **overlay, **classes, **TINY).eval()
+        with torch.no_grad():
+            assert difference(model(images()), source(images())) < 1e-6
+    timm.create_model("sa_resnet18", pretrained=True, features_only=True, **overlay, **TINY)
+    timm.create_model("sa_resnet18", pretrained=True, num_classes=0, **overlay, **TINY)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "state_dict" not in model.pretrained_cfg
+    model = timm.create_model("sa_resnet18", pretrained=True, num_classes=7, **overlay, **TINY)
+    assert "classifier of 4 classes; that of 7 is new" in caplog.text
+    assert model.fc.out_features == 7
+
+
+def test_a_local_file_without_all_of_the_body_is_refused(tmp_path):
+    state = plain(num_classes=4).state_dict()
+    del state["layer4.1.conv2.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    overlay = {"file": str(tmp_path / "cut.pth")}
+    for classes in (4, 7):
+        with pytest.raises(CheckpointError, match=r"1 missing: layer4.1.conv2.weight"):
+            timm.create_model(
+                "sa_resnet18", pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **TINY
+            )
+    (tmp_path / "cut.pth").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="was not loaded"):
+        timm.create_model("gc_resnet18", pretrained=True, pretrained_cfg_overlay=overlay, **TINY)

@@ -141,11 +141,6 @@ def test_gates_are_not_decayed_where_norms_are_not():
     assert not [names[id(p)] for p in decayed["params"] if ".sa." in names[id(p)]]
 
 
-def test_pretrained_says_that_there_are_no_weights_and_what_to_do():
-    with pytest.raises(ValueError, match=r"no weights of sa_resnet50 are published under .*load_checkpoint"):
-        timm.create_model("sa_resnet50", pretrained=True)
-
-
 def test_pretrained_takes_ones_own_file(tmp_path):
     model = timm.create_model("sa_resnet18")
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "own.pth.tar")

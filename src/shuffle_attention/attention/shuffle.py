@@ -181,9 +181,9 @@ def as_saved(layer: Any, entries: Mapping[str, Tensor]) -> nn.Module | None:
         return None if own is None else layer.with_start(None)
     if gain.is_meta or gain.numel() != 1:
         return None
-    # Half precision rounds the gain.
-    same = own is not None and math.isclose(gain.item(), layer.gain_value, rel_tol=0.01)
-    return None if same else layer.with_start(gain.item())
+    exact = (layer.gain_value, IDENTITY_GAIN)  # a file in half precision has rounded the gain
+    value = next((each for each in exact if math.isclose(gain.item(), each, rel_tol=0.01)), gain.item())
+    return None if own is not None and value == layer.gain_value else layer.with_start(value)
 
 
 SPEC = AttentionSpec(

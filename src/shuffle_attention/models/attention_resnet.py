@@ -20,7 +20,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from ..attention import attention_names, create_attention, gate_names, get_spec
 from ..attention.spec import Attention
 from ..errors import unknown
-from .sa_resnet import STAGES, build_resnet, register
+from .sa_resnet import STAGES, build_resnet, plain_cfgs, register
 
 __all__ = ["AttentionResNet", "resnet_with"]
 
@@ -109,9 +109,10 @@ def _create(
 
 for _depth in STAGES:
     _name = f"attention_resnet{_depth}"
-    register(_name, functools.partial(_create, _name, _depth), f"ResNet-{_depth} with any attention in every block.")
+    _make, _cfgs = functools.partial(_create, _name, _depth), plain_cfgs(_depth)
+    register(_name, _make, f"ResNet-{_depth} with any attention in every block.", _cfgs)
     for _spec in map(get_spec, attention_names()):
         _name = "" if _spec.resnet is None else _spec.resnet(_depth)
         if _name and not is_model(_name):
             _make = functools.partial(_create, _name, _depth, attention=_spec.name)
-            register(_name, _make, f"ResNet-{_depth} with the attention {_spec.name!r} in every block.")
+            register(_name, _make, f"ResNet-{_depth} with the attention {_spec.name!r} in every block.", _cfgs)

@@ -8,21 +8,35 @@ Sources: Zhang & Yang, SA-Net, arXiv:2102.00240, section 4; He et al., ResNet, a
 """
 
 import functools
+import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import ResNet, build_model_with_cfg, register_model, resolve_pretrained_cfg
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    ResNet,
+    build_model_with_cfg,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from ..attach.weights import fit_attention
 from ..attention import create_attention, gate_names, largest_groups
-from ..errors import InputError
+from ..checkpoints import CheckpointError, find_state_dict, read_checkpoint, unwrapped
+from ..errors import InputError, listed
 from .fused_block import block_end
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
 
+logger = logging.getLogger(__name__)
 DEFAULT_CFG = {
     "url": "",
     "num_classes": 1000,
@@ -134,36 +148,93 @@ def build_resnet(
 
     The last norm of every branch starts at 1, as published; ``zero_init_last=True`` starts it at 0, as timm does.
 
+    Pretrained weights are those of timm's plain ResNet of this depth, by timm's tags, unless ``pretrained_cfg`` or
+    ``pretrained_cfg_overlay`` name others. To weights of a plain model, attention is added that starts as the identity.
+
     Args:
         model: Class of the model.
         name: Name under which it is registered.
         depth: A key of ``STAGES``.
-        pretrained: Whether to load weights, from a file that the caller names in timm's ``pretrained_cfg_overlay``.
+        pretrained: Whether to load weights.
         blocks: Basic block and bottleneck.
-        **kwargs: Further arguments of the model.
+        **kwargs: Further arguments of the model, and those of timm's ``build_model_with_cfg``.
 
     Raises:
-        InputError: If there are no weights to load.
+        CheckpointError: If the weights cannot be read, or do not fit.
     """
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     if pretrained:
-        source = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        if not (source.has_weights or source.state_dict):
-            raise InputError(
-                f"pretrained=True: no weights of {name} are published under a licence that allows shipping them. "
-                f"For a file of your own: shuffle_attention.load_checkpoint(model, path), or "
-                f"timm.create_model('{name}', pretrained=True, pretrained_cfg_overlay=dict(file=path))"
-            )
-    return build_model_with_cfg(
+        cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
+        if cfg.source not in ("hf-hub", "local-dir") and (cfg.state_dict or cfg.file):
+            overlay |= _given_weights(cfg, kwargs)
+        elif not cfg.has_weights and not kwargs.get("pretrained_cfg"):
+            kwargs["pretrained_cfg"] = plain_cfgs(depth).tags[1]
+    built: Any = build_model_with_cfg(
         model,
         name,
         pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_fitted,
         block=blocks[depth >= 50],
         layers=STAGES[depth],
         **{"zero_init_last": False, **kwargs},
     )
+    built.pretrained_cfg.pop("state_dict", None)
+    return built
 
 
-def register(name: str, create: Callable[..., nn.Module], doc: str, cfg: Mapping[str, Any] = DEFAULT_CFG) -> None:
+def _given_weights(cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of timm's cfg for weights from a file or a state dict, with their classes and channels."""
+    weights, source = cfg.state_dict, "the state dict"
+    if not weights:
+        source = str(cfg.file)
+        weights = unwrapped(find_state_dict(read_checkpoint(source), path=source)[0])
+    head, stem = weights.get("fc.weight"), weights.get("conv1.weight")
+    num_classes = 0 if head is None else len(head)
+    wanted = 0 if kwargs.get("features_only") else kwargs.get("num_classes", num_classes)
+    if wanted not in (0, num_classes):
+        logger.warning(
+            "%s has a classifier of %d classes; that of %d is new and untrained", source, num_classes, wanted
+        )
+    channels = cfg.input_size[0] if stem is None or stem.dim() != 4 else stem.shape[1]
+    size = {"num_classes": num_classes, "input_size": (channels, *cfg.input_size[1:])}
+    return {"state_dict": weights, "file": None, **size}
+
+
+def _fitted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with all entries of a model but those of its classifier, and give its attention their start.
+
+    Raises:
+        CheckpointError: If entries are missing or unexpected, which timm ignores if it creates a new classifier.
+    """
+    fit, own = fit_attention(model, weights), model.state_dict()
+    if fit.started:
+        logger.info("plain weights: %d attention layers are added and start as the identity", len(fit.started))
+    missing = [key for key in own if key not in fit.weights and not key.endswith("num_batches_tracked")]
+    faults = {"missing": missing, "unexpected": [key for key in fit.weights if key not in own]}
+    faults = {kind: [key for key in keys if not key.startswith("fc.")] for kind, keys in faults.items()}
+    if any(faults.values()):
+        told = [f"{len(keys)} {kind}: {listed(keys, 4)}" for kind, keys in faults.items() if keys]
+        raise CheckpointError(f"the weights do not fit {type(model).__name__}: {'; '.join(told)}")
+    return fit.weights
+
+
+@functools.cache
+def plain_cfgs(depth: int) -> DefaultCfg:
+    """Return timm's cfgs of the weights of its plain ResNet, by tag, after the cfg of the published SA-ResNets.
+
+    The default has no tag and no weights: it tells how images are prepared for a model that is trained from scratch.
+    """
+    default = get_pretrained_cfg(f"resnet{depth}")
+    assert default is not None
+    cfgs = {str(cfg.tag): cfg for cfg in get_arch_pretrained_cfgs(f"resnet{depth}").values()}
+    tags = ["", *sorted(cfgs, key=lambda tag: tag != default.tag)]
+    return DefaultCfg(deque(tags), {"": PretrainedCfg(**DEFAULT_CFG), **cfgs}, is_pretrained=True)
+
+
+def register(
+    name: str, create: Callable[..., nn.Module], doc: str, cfg: Mapping[str, Any] | DefaultCfg = DEFAULT_CFG
+) -> None:
     """Register ``create(pretrained, **kwargs)`` with timm, and as a function of the module that defines it."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -192,4 +263,5 @@ def _create(
 
 
 for _depth in STAGES:
-    register(f"sa_resnet{_depth}", functools.partial(_create, _depth), f"SA-ResNet-{_depth}.")
+    _make = functools.partial(_create, _depth)
+    register(f"sa_resnet{_depth}", _make, f"SA-ResNet-{_depth}.", plain_cfgs(_depth))
