@@ -20,7 +20,9 @@ from conftest import QUICK, sanet, sanet_here, write_tree
 from shuffle_attention.explain.maps import METHODS
 from shuffle_attention.sanet import cli
 from shuffle_attention.sanet.commands import Command, flag_of
+from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe, recipe_about, recipe_fields, recipe_names
 from shuffle_attention.sanet.recipes.settings import option
+from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
 
 
 def parse(*arguments):
@@ -75,7 +77,11 @@ def test_help_has_the_choices_and_defaults_of_the_recipe(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "--weight-decay X weight decay (0.0001)" in printed
     assert "--precision {fp32,bf16,fp16} mixed precision, with loss scaling for fp16 (fp32)" in printed
-    assert "--recipe NAME cifar10, digits, imagenet, imagenet-modern, imagenette, or a YAML file" in printed
+    assert (
+        "--recipe NAME cifar10, digits, finetune, imagenet, imagenet- modern, imagenette, photos, small, or" in printed
+    )
+    assert "--data DIR folder" in printed
+    assert "examples: sanet train --data photos --output runs/photos" in printed
     assert "--report, --no-report" in printed
 
 
@@ -228,8 +234,12 @@ def test_the_methods_of_explain_are_those_of_the_library():
     ("arguments", "message"),
     [
         (["--recipe", "imagnet"], "no recipe or YAML file 'imagnet'; did you mean imagenet"),
+        (["--recipe", "imagenette"], "recipe imagenette does not name images; give their folder: --data DIR"),
         (["--model", "sa_resnet5"], "no model 'sa_resnet5'; did you mean sa_resnet50"),
-        (["--data", "nowhere"], "name a recipe for these data"),
+        (["--data", "nowhere"], "no folder nowhere"),
+        (["--data", "nowhere", "--model", "sa_resnet5"], "no model 'sa_resnet5'; did you mean sa_resnet50"),
+        (["--data", "nowhere", "--recipe", "cifar10", "--model", "sa_resnet5"], "no model 'sa_resnet5'"),
+        (["--data", "nowhere", "--lr", "fast"], "lr must be a finite number, got fast"),
         (["--recipe", "cifar10", "--data", "nowhere"], "no folder nowhere"),
         (["--lr", "fast"], "lr must be a finite number, got fast"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
@@ -259,11 +269,47 @@ def test_the_methods_of_explain_are_those_of_the_library():
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert sanet_here("train", "--workers", 0, *arguments) == 2
+    recipe = () if {"--recipe", "--data", "--resume"} & {*arguments} else ("--recipe", "digits")
+    assert sanet_here("train", "--workers", 0, *recipe, *arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("command", "needs"), [("train", "CLASS"), ("detect train", "COCO, YOLO or Pascal VOC")])
+def test_train_alone_explains_itself_and_starts_nothing(tmp_path, monkeypatch, capsys, command, needs):
+    monkeypatch.chdir(tmp_path)
+    assert sanet_here(*command.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"sanet {command} needs images: a folder with ")
+    assert needs in output.err
+    examples = [line.split()[1:] for line in output.err.splitlines() if line.startswith("  sanet ")]
+    assert [parse(*example).recipe for example in examples] == [None, "digits"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_recipes_are_listed_with_their_purpose(capsys):
+    assert sanet_here("recipes") == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"recipes of sanet train:\n  cifar10 +CIFAR-10, ", listed)
+    assert re.search(r"recipes of sanet detect train:\n  coco-1x +COCO, 12 epochs", listed)
+    assert sanet_here("recipes", "imagnet") == 2
+    assert "no recipe 'imagnet'; did you mean imagenet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in (Recipe, DetectionRecipe) for name in recipe_names(kind)]
+)
+def test_a_recipe_is_shown_as_a_recipe_with_comments(tmp_path, capsys, kind, name):
+    assert sanet_here("recipes", name, *["--detect"] * (kind is DetectionRecipe)) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"# {recipe_about(name, kind)[0]}\n")
+    assert "learning rate" in re.search(r"^lr: .*# (.*)$", shown, re.MULTILINE)[1]
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert load_recipe(tmp_path / "shown.yaml", kind) == load_recipe(name, kind)
+    assert ("data" in recipe_fields(tmp_path / "shown.yaml", kind)[0]) == (name == "digits")
 
 
 def test_eval_prints_and_writes_the_metrics(run, tmp_path, capsys):

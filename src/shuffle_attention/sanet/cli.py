@@ -8,6 +8,7 @@ import logging
 import os
 import pkgutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -25,6 +26,7 @@ _EXAMPLES = """examples:
   sanet train --recipe digits --output runs/digits
   sanet eval runs/digits/best.pt
   sanet compare --attention none,se,shuffle --recipe digits --output runs/compared"""
+_WIDTH = 78  # of the description in a command's help
 _HELP = ("-h", "--help", "help")
 
 
@@ -113,12 +115,14 @@ class _Parser(argparse.ArgumentParser):
                     if option.positional
                     else [flag_of(name), _metavar(name, option, hint)]
                 )
+        paragraphs = [textwrap.fill(part, _WIDTH) for part in (inspect.getdoc(command) or "").split("\n\n")]
         super().__init__(
             prog=f"sanet {command.name}",
             usage=f"{' '.join(usage)} [OPTIONS]",
-            description=inspect.getdoc(command),
+            description="\n\n".join(paragraphs),
+            epilog=command.examples and f"examples:\n{textwrap.indent(command.examples, '  ')}",
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
         )
         self.groups: dict[str, Any] = {"options": self}
         for name, (option, hint) in command.options().items():
@@ -138,7 +142,8 @@ class _Parser(argparse.ArgumentParser):
             "{recipes}", ", ".join(recipe_names(command.recipe_type)) if command.recipe_type else ""
         )
         # Fields of a few, as those of eval, come from a checkpoint, and their defaults with them.
-        if not of_recipe or command.recipe_fields is None:
+        named = of_recipe and name == "data" and command.recipe_type.needs_data
+        if not named and (not of_recipe or command.recipe_fields is None):
             text += _default(option.default)
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         kind = without_none(hint)
@@ -150,7 +155,7 @@ class _Parser(argparse.ArgumentParser):
             item = get_args(kind)[0] if is_list else kind
             settings["metavar"] = _metavar(name, option, hint)
             settings["type"] = _reader(item, option.separator, may_be_none=of_recipe and kind is not hint)
-            if option.const is not None:
+            if option.const is not None or (option.positional and option.default is None):
                 settings |= {"nargs": "?", "const": option.const}
             elif is_list and option.separator is None:
                 settings["nargs"] = "+" if option.nargs == "*" and option.default in (..., None) else option.nargs

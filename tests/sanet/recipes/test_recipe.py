@@ -15,7 +15,8 @@ from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe, recipe_n
 
 
 def test_the_shipped_recipes_load():
-    assert recipe_names() == ["cifar10", "digits", "imagenet", "imagenet-modern", "imagenette"]
+    names = ["cifar10", "digits", "finetune", "imagenet", "imagenet-modern", "imagenette", "photos", "small"]
+    assert recipe_names() == names
     for name in recipe_names():
         load_recipe(name)
 

@@ -23,6 +23,7 @@ class Command(Settings):
     Attributes:
         name: What is typed after ``sanet``; two words for a command of a group, such as ``detect train``.
         summary: One line for the list of commands.
+        examples: Lines to end the help with.
         recipe_type: Class of the recipe whose fields are options too, if any.
         recipe_fields: Names of those fields; None for all.
         overrides: Fields of the recipe that were given.
@@ -31,6 +32,7 @@ class Command(Settings):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    examples: ClassVar[str] = ""
     recipe_type: ClassVar[Any] = None
     recipe_fields: ClassVar[str | None] = None
     overrides: dict[str, Any] = field(default_factory=dict)

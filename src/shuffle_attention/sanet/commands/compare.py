@@ -55,6 +55,7 @@ class Compare(Command):
         from ..console import console
         from ..device import open_process
         from ..network import recipe_of
+        from ..tasks.classification.choice import choose_recipe
         from ..training.signals import Interrupted, stop_signals_raised
 
         overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
@@ -80,6 +81,11 @@ class Compare(Command):
             raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
         self._refuse_unused()
         recipe = named_recipe(self.recipe, overrides)
+        if recipe is None and "data" not in overrides:
+            raise InputError("sanet compare needs images: --data DIR, or --recipe digits, which brings its own")
+        if recipe is None:
+            recipe, why = choose_recipe(overrides, pretrained=False)
+            console.print(why)
         if start is None:
             variants = variants_of(self.attention, self.depth or 18, self.models)
         else:

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TrainDetector(Train):
-    """Train a detector. Every field of the recipe is an option as well."""
+    """Train a detector on images with annotations.
+
+    Every field of the recipe is an option as well. A value in brackets holds unless the recipe has another;
+    sanet recipes shows the recipes.
+    """
 
     name = "detect train"
+    examples = "sanet detect train --recipe digits --output runs/detect\nsanet detect train --resume runs/detect"
     summary = "train a detector, for boxes or for boxes and masks"
     recipe_type = DetectionRecipe
+    images = "a folder with images and their annotations, of COCO, YOLO or Pascal VOC"
 
 
 @dataclass(kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ...errors import InputError, counted
-from ..recipes.recipe import Recipe, RunRecipe, load_recipe, recipe_names
+from ...errors import BAD_INPUT, InputError, counted
+from ..recipes.recipe import Recipe, RunRecipe, load_recipe, recipe_fields
 from ..recipes.settings import option
 from . import Command
 
@@ -24,13 +25,23 @@ R = TypeVar("R", bound=RunRecipe)
 
 @dataclass(kw_only=True)
 class Train(Command):
-    """Train a classifier. Every field of the recipe is an option as well."""
+    """Train a classifier on a folder of images.
+
+    Every field of the recipe is an option as well. A value in brackets holds unless the recipe has another;
+    sanet recipes shows the recipes.
+    """
 
     name = "train"
     summary = "train a classifier"
+    examples = (
+        "sanet train --data photos --output runs/photos\n"
+        "sanet train --recipe digits --output runs/digits\n"
+        "sanet train --resume runs/photos"
+    )
     recipe_type = Recipe
 
-    recipe: str | None = option(None, "{recipes}, or a YAML file")
+    images: ClassVar[str] = "a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or with CLASS/*.jpg"
+    recipe: str | None = option(None, "{recipes}, or a YAML file; by default chosen for the data")
     output: str | None = option(None, "folder of the run; by default runs/MODEL-TIME", metavar="DIR")
     resume: str | None = option(
         None, "continue the run in DIR, or in --output; 'auto' starts it if there is none yet", metavar="DIR", const=""
@@ -46,17 +57,26 @@ class Train(Command):
         from ..training.signals import Interrupted
 
         task = task_named(self.recipe_type.kind)
+        if not (self.recipe or self.resume is not None or self.overrides.get("data")):
+            print(self._explanation(), file=sys.stderr)
+            return BAD_INPUT
         self._require_folder()
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         recipe, resume = self._recipe(task, restarted)
-        with open_process(recipe.device) as process:
+        device = recipe.device if recipe else self.overrides.get("device", "auto")
+        with open_process(device) as process:
             # A machine that returns to a run on several starts its processes for the first time.
             returned = any(process.gather(restarted))
             with process.all_or_none():
                 if process.rank == 0 and returned and not resume:
                     recipe, resume = self._recipe(task, returned)
-            folder = self._folder or f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}"
-            recipe, resume, folder = process.first((recipe, resume, folder))
+                if process.rank == 0 and recipe is None:
+                    task.check_recipe(task.Recipe().replaced(**self.overrides))  # before the images are looked at
+                    recipe, why = task.choose_recipe(self.overrides)
+                    console.print(why)
+            recipe, resume = process.first((recipe, resume))
+            assert recipe is not None
+            folder = self._folder or process.first(f"runs/{recipe.title}-{time.strftime('%Y%m%d-%H%M%S')}")
             if process.rank == 0:
                 verb, epochs = "continuing" if resume else "training", counted(recipe.epochs, "epoch")
                 console.print(f"{verb} {recipe.title} on {recipe.data}, {epochs}, {_where(process)}, in {folder}")
@@ -72,6 +92,19 @@ class Train(Command):
                 _print_outcome(state)
         return 0
 
+    def _explanation(self) -> str:
+        command = self.recipe_type.command
+        return f"""{command} needs images: {self.images}.
+
+  {command} --data photos --output runs/photos
+
+The settings are then chosen for the images, unless --recipe names them; sanet recipes lists what there is.
+To see a run without images of your own, take the recipe digits:
+
+  {command} --recipe digits --output runs/digits
+
+{command} --help lists all options."""
+
     @property
     def _folder(self) -> str | None:
         """The folder of the run, if one was given."""
@@ -85,8 +118,8 @@ class Train(Command):
         if self._folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
             raise InputError("torchrun with --max-restarts needs --output DIR, so that a restart finds the run")
 
-    def _recipe(self, task: type[Task], restarted: bool) -> tuple[RunRecipe, bool]:
-        """Return the recipe, and whether it is of a run to continue."""
+    def _recipe(self, task: type[Task], restarted: bool) -> tuple[RunRecipe | None, bool]:
+        """Return the recipe, or None if it is to be chosen for the data, and whether it is of a run to continue."""
         from ...checkpoints import read_checkpoint
         from ..network import recipe_of
         from ..training.run_folder import RunFolder
@@ -107,12 +140,20 @@ class Train(Command):
         return named_recipe(self.recipe, self.overrides, task.Recipe), False
 
 
-def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Recipe) -> R:
-    """Return the recipe that a command names, by default that of the digits, with the fields that were given."""
-    if name is None and overrides.get("data", "digits") != "digits":
-        others = [known for known in recipe_names(kind) if known != "digits"]
-        raise InputError(f"name a recipe for these data: --recipe {', '.join(others)}")
-    return load_recipe(name or "digits", kind).replaced(**overrides)
+def named_recipe(name: str | None, overrides: dict[str, Any], kind: type[R] = Recipe) -> R | None:
+    """Return the recipe that a command names, with the fields that were given; None if it names data alone.
+
+    Raises:
+        InputError: If there is no such recipe, or neither it nor the command names data.
+    """
+    if name is None and overrides.get("data") == "digits":
+        name = "digits"
+    if name is None:
+        return None
+    fields, source = recipe_fields(name, kind)
+    if kind.needs_data and "data" not in fields and "data" not in overrides:
+        raise InputError(f"{source} does not name images; give their folder: --data DIR")
+    return load_recipe(name, kind).replaced(**overrides)
 
 
 def _reason(error: OSError) -> str:

@@ -1,13 +1,21 @@
 """Recipes: the settings of a run with their defaults, and the YAML files that change some."""
 
+import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import yaml
 
 from ...errors import InputError, unknown
-from .settings import Settings, option, read_yaml, require
+from .settings import GROUPS, Settings, choices_text, option, read_yaml, require
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 R = TypeVar("R", bound="RunRecipe")
 _LARGEST = 100_000  # bytes of a file; the shipped recipes have fewer than 2,000
@@ -24,8 +32,9 @@ class RunRecipe(Settings):
     kind: ClassVar[str]  # of the trained model
     command: ClassVar[str]  # that trains the model
     shipped: ClassVar[str]  # folder of the shipped recipes
+    needs_data: ClassVar[bool] = False  # whether the data must be named
 
-    data: str = option("digits", "folder with images, or 'digits'", "data", first=True)
+    data: str = option("digits", "folder with images, or 'digits'", "data", first=True, metavar="DIR")
     val_fraction: float | None = option(
         None,
         "share of the images to evaluate on, drawn by class, if data have no validation split",
@@ -52,7 +61,11 @@ class RunRecipe(Settings):
     epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
     batch_size: int = option(256, "images per optimiser step, over all processes", "optimisation", minimum=1)
     lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", minimum=0)
-    opt: str = option("momentum", "optimiser of timm; its sgd is Nesterov's, momentum is not", "optimisation")
+    opt: str = option(
+        "momentum",
+        "sgd (Nesterov), momentum (SGD without Nesterov), or any of timm: adamw, ...",
+        "optimisation",
+    )
     grad_accum: int = option(1, "forward passes per step", "optimisation", minimum=1)
     lr_base_size: int | None = option(
         None, "batch size of lr, which is scaled to batch_size", "optimisation", minimum=1
@@ -60,7 +73,7 @@ class RunRecipe(Settings):
     momentum: float = option(0.9, "momentum", "optimisation", minimum=0, below=1)
     weight_decay: float = option(1e-4, "weight decay", "optimisation", minimum=0)
     decay_norm_and_bias: bool = option(True, "decay norms, biases and gates too, as published", "optimisation")
-    sched: str = option("step", "any scheduler of timm: step, multistep, cosine, ...", "optimisation")
+    sched: str = option("step", "timm's schedule: step, multistep, cosine, ...", "optimisation")
     decay_epochs: float = option(30, "epochs between decays of the step schedule", "optimisation", above=0)
     decay_milestones: list[int] = option([], "epochs after which the multistep schedule decays", "optimisation")
     decay_rate: float = option(0.1, "factor of each decay", "optimisation", minimum=0)
@@ -104,6 +117,23 @@ class RunRecipe(Settings):
         """Name of the model, for messages and for the run's folder."""
         raise NotImplementedError
 
+    def to_yaml(self, about: str = "", *, unset: Collection[str] = ()) -> str:
+        """Return all fields as YAML, by group, each with its help as a comment.
+
+        Args:
+            about: Lines of comments to begin with.
+            unset: Fields that are only named in a comment, since they have to be given.
+        """
+        lines = about.splitlines()
+        for group in GROUPS:
+            lines += ["", f"# {group}"]
+            for name, (field, hint) in self.options().items():
+                if field.group == group:
+                    value = yaml.safe_dump({name: getattr(self, name)}, default_flow_style=True, width=math.inf)
+                    value = f"# {name}: ..." if name in unset else value.strip()[1:-1]
+                    lines.append(f"{value:<34}  # {field.help}{choices_text(hint)}")
+        return "\n".join(lines).strip() + "\n"
+
 
 @dataclass(kw_only=True)
 class Recipe(RunRecipe):
@@ -116,9 +146,14 @@ class Recipe(RunRecipe):
     kind = "classifier"
     command = "sanet train"
     shipped = "recipes"
+    needs_data = True
 
     data: str = option(
-        "digits", "folder with train/ and val/, 'digits', or a name of timm's create_dataset", "data", first=True
+        "digits",
+        "folder with train/ and val/, 'digits', or a name of timm's create_dataset",
+        "data",
+        first=True,
+        metavar="DIR",
     )
     data_dir: str | None = option(
         None, "folder of a named data set (or of shards, for wds/)", "data", first=True, metavar="DIR"
@@ -207,7 +242,7 @@ def recipe_fields(name: str | os.PathLike, kind: type[RunRecipe] = Recipe) -> tu
     """
     source = str(name)
     if source in recipe_names(kind):
-        path, source = resources.files("shuffle_attention.sanet") / kind.shipped / f"{name}.yaml", f"recipe {name}"
+        path, source = _shipped(kind) / f"{name}.yaml", f"recipe {name}"
     elif Path(name).is_file():
         path = Path(name)
     else:
@@ -229,5 +264,14 @@ def recipe_fields(name: str | os.PathLike, kind: type[RunRecipe] = Recipe) -> tu
 
 def recipe_names(kind: type[RunRecipe] = Recipe) -> list[str]:
     """Return the names of the shipped recipes of a kind."""
-    folder = resources.files("shuffle_attention.sanet") / kind.shipped
-    return sorted(path.name[:-5] for path in folder.iterdir() if path.name.endswith(".yaml"))
+    return sorted(path.name[:-5] for path in _shipped(kind).iterdir() if path.name.endswith(".yaml"))
+
+
+def recipe_about(name: str, kind: type[RunRecipe] = Recipe) -> list[str]:
+    """Return the comments at the head of a shipped recipe; the first line says what it is for."""
+    lines = (_shipped(kind) / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+
+
+def _shipped(kind: type[RunRecipe]) -> "Traversable":
+    return resources.files("shuffle_attention.sanet") / kind.shipped

@@ -177,6 +177,12 @@ def without_none(hint: Any) -> Any:
     return hint
 
 
+def choices_text(hint: Any) -> str:
+    """Return the choices of a field in brackets, empty if it has none."""
+    kind = without_none(hint)
+    return f" ({', '.join(map(str, typing.get_args(kind)))})" if typing.get_origin(kind) is Literal else ""
+
+
 def parsed(text: str, hint: Any) -> Any:
     """Return the value that a word of the command line stands for, which :class:`Settings` then checks."""
     if typing.get_origin(hint) is Literal:

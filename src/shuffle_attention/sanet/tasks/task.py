@@ -17,7 +17,7 @@ from ...checkpoints import load_checkpoint
 from ...errors import InputError
 from ..data.loading import TrainingBatches
 from ..device import Process
-from ..recipes.recipe import RunRecipe
+from ..recipes.recipe import RunRecipe, recipe_names
 from .evaluation import Scores, held_out_batches
 from .predictor import Predictor
 
@@ -131,6 +131,18 @@ class Task(ABC, Generic[R]):
 
     def __init__(self, recipe: R, training: Any, validation: Any):
         self.recipe, self.training, self.validation = recipe, training, validation
+
+    @classmethod
+    def choose_recipe(cls, given: dict[str, Any]) -> tuple[RunRecipe, str]:
+        """Return a recipe for the data where none is named, and a line that says why.
+
+        Args:
+            given: Fields that are given, ``data`` among them.
+
+        Raises:
+            InputError: If the task does not choose, or the data cannot be used.
+        """
+        raise InputError(f"name a recipe for these data: --recipe {', '.join(recipe_names(cls.Recipe))}")
 
     @classmethod
     def check_recipe(cls, recipe: Any) -> None:

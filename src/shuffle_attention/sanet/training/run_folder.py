@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...checkpoints import read_checkpoint
 from ...errors import InputError
 from ...files import atomic_write, remove_left_over, write_csv, write_json, write_text
@@ -79,7 +77,7 @@ class RunFolder:
         remove_left_over(self.folder)
         for path in (self.report, *(() if resumed else (self.last, self.good))):
             path.unlink(missing_ok=True)
-        write_text(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        write_text(self.config, recipe.to_yaml(f"# Settings of this run, for {recipe.command} --recipe"))
         write_csv(self.metrics, history)
 
     def add_row(self, row: dict[str, float], history: list[dict[str, float]]) -> None:

@@ -64,6 +64,12 @@ class Classification(Task[Recipe]):
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
 
     @classmethod
+    def choose_recipe(cls, given: dict[str, Any]) -> tuple[Recipe, str]:
+        from .choice import choose_recipe
+
+        return choose_recipe(given)
+
+    @classmethod
     def check_recipe(cls, recipe: Recipe) -> None:
         super().check_recipe(recipe)
         require_model(recipe.model)

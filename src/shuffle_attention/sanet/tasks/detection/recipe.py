@@ -21,6 +21,7 @@ class DetectionRecipe(RunRecipe):
     kind = "detector"
     command = "sanet detect train"
     shipped = "tasks/detection/recipes"
+    needs_data = True
 
     data: str = option(
         "digits", "folder of COCO, YOLO (or its data.yaml) or Pascal VOC, or 'digits'", "data", first=True
