@@ -296,9 +296,13 @@ def test_the_report_of_a_detector(tmp_path):
     for kind in ("box", "mask"):
         figures = [best[f"val_{kind}_{name}"] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
         assert [kind, *("-" if value < 0 else f"{value:.3f}" for value in figures)] in page.tables[None]
-    # Two charts, and of each image the objects and what was found.
-    assert [max(image.size) for image in page.images[2:]] == [320] * 4
+    # Charts of loss, precision and curves, and of each image the objects and what was detected.
+    assert [max(image.size) for image in page.images[3:]] == [512] * 4
     assert "00001.png" in page.text
+    for heading in ("Scores by class", "Precision and recall", "Confusion matrix"):
+        assert heading in page.text
+    matrix = page.tables["matrix"]
+    assert (matrix[0][-1], matrix[-1][0]) == ("missed", "background")
 
 
 def test_what_has_no_report_is_told(reported, shared_tree, tmp_path, capsys):

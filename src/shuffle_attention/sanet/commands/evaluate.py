@@ -15,6 +15,8 @@ from . import Command
 if TYPE_CHECKING:
     from ..tasks.evaluation import Scores
 
+_MOST_CLASSES = 20  # in the table of a detector
+
 
 @dataclass(kw_only=True)
 class Evaluate(Command):
@@ -62,7 +64,7 @@ class Evaluate(Command):
             "model": recipe.title,
             "data": recipe.data,
             "classes": len(predictor.names),
-            **self.details(opened),
+            **self.details(opened, scores),
             **scores.to_dict(),
             "batch_size": self.batch_size,
             "device": str(process.device),
@@ -74,7 +76,7 @@ class Evaluate(Command):
         self.write(metrics, scores)
         return 0
 
-    def details(self, opened: Any) -> dict[str, Any]:
+    def details(self, opened: Any, scores: Scores) -> dict[str, Any]:
         """Return what the file of metrics says of the input of the task's model."""
         return {"img_size": opened.recipe.img_size, "crop_pct": opened.recipe.crop_pct}
 
@@ -117,10 +119,14 @@ class EvaluateDetector(Evaluate):
         require_folder_of("--results", self.results)
         return super().run()
 
-    def details(self, opened: Any) -> dict[str, Any]:
-        """Return what the file of metrics says of the data and the input of the task's model."""
+    def details(self, opened: Any, scores: Scores) -> dict[str, Any]:
+        """Return what the file of metrics says of the data and the input of the task's model, and of each class."""
+        from ..tasks.detection.class_scores import scores_by_class
+
         recipe = opened.recipe
-        return {"data": opened.data.source, "min_size": recipe.min_size[-1], "max_size": recipe.max_size}
+        by_class = scores_by_class(opened.data, scores.results, masks="mask_AP" in scores.metrics)
+        about = {"data": opened.data.source, "min_size": recipe.min_size[-1], "max_size": recipe.max_size}
+        return {**about, **by_class.to_dict()}
 
     def show(self, metrics: dict[str, Any]) -> None:
         """Print COCO's scores, one line for boxes and one for masks; a dash where no object has the size."""
@@ -132,6 +138,16 @@ class EvaluateDetector(Evaluate):
             if f"{kind}_AP" in metrics:
                 scores.add_row(kind, *(score_text(metrics[f"{kind}_{name}"]) for name in COCO_SCORES))
         console.print(scores)
+        classes = [each for each in metrics["by_class"] if each["AP"] is not None]
+        if len(classes) > 1:
+            title = f"lowest AP first; recall and precision at a score of {metrics['score_threshold']:.2f}"
+            by_class = table(("class", "objects", "AP", "AP50", "recall", "precision"), title=title)
+            for each in sorted(classes, key=lambda each: each["AP"])[:_MOST_CLASSES]:
+                values = (f"{each[name]:.3f}" for name in ("AP", "AP50", "recall", "precision"))
+                by_class.add_row(each["name"], f"{each['objects']:,}", *values)
+            console.print(by_class)
+            if len(classes) > _MOST_CLASSES:
+                console.print(f"and {len(classes) - _MOST_CLASSES} more classes, which --json FILE has too")
         console.print(f"{metrics['images']:,} images, {metrics['images_per_second']:,.1f} images/s")
 
     def write(self, metrics: dict[str, Any], scores: Scores) -> None:

@@ -147,12 +147,22 @@ def coco_scores(
         raise DataError(f"{with_masks.count(False)} results have no mask, or objects of {data.source} have none")
     scores: dict[str, float] = {}
     for name, kind in (("box", "bbox"), ("mask", "segm"))[: 2 if masks else 1]:
-        values = _evaluate(data, results, kind, image_ids)
+        values = evaluator_of(data, results, kind, image_ids).stats_as_dict
         scores |= {f"{name}_{score}": float(values[key]) for score, key in COCO_SCORES.items()}
     return scores
 
 
-def _evaluate(data: CocoData, results, kind: str, image_ids) -> dict[str, float]:
+def evaluator_of(
+    data: CocoData, results: Sequence[Mapping[str, Any]], kind: str, image_ids: Sequence[int] | None
+) -> Any:
+    """Return the evaluator of faster-coco-eval after it has evaluated results.
+
+    Args:
+        data: The annotated objects.
+        results: Records as :func:`coco_results` returns them.
+        kind: "bbox" or "segm".
+        image_ids: Images to evaluate on; None for all.
+    """
     library = require_evaluator()
     # Copies, because the evaluator writes into the records. Masks go without their boxes: with them the evaluator would
     # take the area of the box for the size of the mask.
@@ -165,7 +175,7 @@ def _evaluate(data: CocoData, results, kind: str, image_ids) -> dict[str, float]
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    return evaluator.stats_as_dict
+    return evaluator
 
 
 def _require_known(data: CocoData, results: Sequence[Mapping[str, Any]]) -> None:

@@ -205,7 +205,7 @@ def draw_detections(
     mask_threshold: float = 0.5,
     scale: int | None = None,
 ) -> Image.Image:
-    """Return a copy of an image with the detections on it, the smallest on top, each in another colour.
+    """Return a copy of an image with the detections on it in the colours of their classes, the smallest on top.
 
     Args:
         image: The image that the detector received.
@@ -227,14 +227,14 @@ def draw_detections(
     shown = shown[((x2 - x1) * (y2 - y1)).argsort(descending=True)].cpu()
     if not len(shown):
         return canvas
-    colours: list[str | tuple[int, int, int]] = [_colour(index) for index in range(len(shown))]
+    labels: list[int] = output["labels"].cpu()[shown].tolist()
+    colours: list[str | tuple[int, int, int]] = [class_colour(label) for label in labels]
     if "masks" in output:
         masks = output["masks"].cpu()[shown, 0] >= mask_threshold
         # torchvision paints black what two masks share; it is the smaller one's here.
         masks &= masks.flip(0).cumsum(0).flip(0) == 1
         masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=colours)
-    labels: list[int] = output["labels"].cpu()[shown].tolist()
     titles = [names[label - 1] if 1 <= label <= len(names) else f"label {label}" for label in labels]
     if scores is not None:
         titles = [f"{title}: {score:.2f}" for title, score in zip(titles, scores.cpu()[shown].tolist(), strict=True)]
@@ -255,7 +255,7 @@ def draw_detections(
     return functional.to_pil_image(pixels)
 
 
-def _colour(index: int) -> tuple[int, int, int]:
-    """Return a colour; hues a golden section apart are never close to those just before."""
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618 % 1, 0.75, 1.0)
+def class_colour(label: int) -> tuple[int, int, int]:
+    """Return the colour of a class; hues a golden section apart are never close to those of the labels before."""
+    red, green, blue = colorsys.hsv_to_rgb((label - 1) * 0.618 % 1, 0.75, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)

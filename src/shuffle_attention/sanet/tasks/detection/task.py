@@ -24,6 +24,7 @@ from .samples import CocoSamples, collate, detection_transform
 
 _LOSS = "training loss"
 _BY_SIZE = ("APs", "APm", "APl")
+_REPORT_BATCH = 2  # images at a time
 _TRIED_SIZE = 128  # pixels; enough for every level of a pyramid
 
 
@@ -117,8 +118,10 @@ class Detection(Task[DetectionRecipe]):
     def sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
         from .report import detector_sections
 
-        options = {"masks": self.masks, "precision": self.recipe.precision}
-        return detector_sections(model, self.data, best, process, **options)
+        alone = Process(process.device)
+        results = self.evaluate(model, self.held_out(alone, _REPORT_BATCH), alone).results
+        options = {"masks": self.masks, "reading": self.recipe.reading}
+        return detector_sections(self.data, results, best, **options)
 
     def content(self) -> dict[str, Any]:
         return {**super().content(), "categories": self.data.categories}
