@@ -26,8 +26,8 @@ class Evaluate(Command):
     summary = "evaluate a classifier"
     recipe_type = Recipe
     recipe_fields = (
-        "data data_dir val_split workers check_images skip_bad_images img_size mean std interpolation crop_pct "
-        "model model_args in_chans small_stem device precision channels_last"
+        "data data_dir val_split val_fraction split_seed workers check_images skip_bad_images as_stored bit_depth "
+        "img_size mean std interpolation crop_pct model model_args in_chans small_stem device precision channels_last"
     )
 
     checkpoint: str = option(..., "checkpoint of sanet train, a published one, or bare weights", positional=True)
@@ -106,8 +106,8 @@ class EvaluateDetector(Evaluate):
     summary = "evaluate a detector"
     recipe_type = DetectionRecipe
     recipe_fields = (
-        "data val_annotations val_images workers check_images skip_bad_images min_size max_size device precision "
-        "channels_last"
+        "data val_annotations val_images workers check_images skip_bad_images as_stored bit_depth min_size "
+        "max_size device precision channels_last"
     )
 
     checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)

@@ -82,6 +82,7 @@ def _report_run(files: RunFolder, overrides: dict[str, Any]) -> None:
     task = task_of(content)
     recipe = recipe_of(content, files.best, task.Recipe)[0].replaced(**{"device": "auto", **overrides})
     opened = task.open(recipe, check=False)
+    opened.keep_classes(content.get("classes"))
     if opened.classes != content.get("classes"):
         raise CheckpointError(
             f"{files.best} was trained on {content['num_classes']} classes that are not, in the same order, the "

@@ -1,13 +1,12 @@
-"""Data sets of labelled images: folders in ImageNet's layout, timm's data sets by name, and the embedded digits."""
+"""Data sets of labelled images: folders, tables, timm's data sets by name, and the embedded digits."""
 
+import functools
 import hashlib
 import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ import torch
 from PIL import Image
 from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ...errors import DataError, listed
 from ..recipes.recipe import Recipe
 from .images import check_images, read_image, to_mode
+from .listing import Tree, scan_tree
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
 NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
@@ -60,6 +59,7 @@ class Samples(Dataset):
         self.classes = classes
         self.reading = dict(reading or {"mode": "RGB"})
         self.seed = seed
+        self.drawn = ""  # digest of the validation images that were drawn with these, if any were
         self.kept = range(len(names)) if kept is None else kept
         self.transform: Any = None
         # In shared memory, because loader processes write to it.
@@ -68,8 +68,14 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.kept)
 
+    @property
+    def paths(self) -> list[str]:
+        """Path of each sample that is a file."""
+        return [name for name in self.names if isinstance(name, str)]
+
     def name(self, index: int) -> str:
-        return str(self.names[self.kept[index]])
+        """Return the name of a sample as valid text."""
+        return os.fsencode(str(self.names[self.kept[index]])).decode(errors="replace")
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, int]:
         if isinstance(key, tuple):
@@ -114,6 +120,12 @@ class Samples(Dataset):
             digest.update(f"{os.path.basename(str(self.names[index]))} {label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def relabel(self, classes: Sequence[str]) -> None:
+        """Give the classes, whose names stay, another order of labels."""
+        labels = [list(classes).index(name) for name in self.classes or ()]
+        self.source = [(image, labels[label]) for image, label in self.source]
+        self.classes = list(classes)
+
     def failures(self) -> list[str]:
         """Return the names of the images that could not be decoded so far."""
         return [self.name(int(index)) for index in self.failed.nonzero()]
@@ -148,18 +160,52 @@ def open_split(recipe: Recipe, split: str, classes: list[str] | None = None) -> 
     """
     reading = recipe.reading
     if recipe.data == "digits":
+        _mention_folder(os.getcwd())
         images, names = load_digits(split)
         return Samples(images, names, [str(digit) for digit in range(10)], reading=reading, seed=recipe.seed)
     if recipe.data.startswith(NAMED):
         return _open_named(recipe, split, classes)
-    tree = scan_tree(recipe.data, split, classes)
+    tree = list_images(recipe, split, classes)
     paths = [path for path, _ in tree.images]
     kept = check_images(paths, skip_bad=recipe.skip_bad_images, **reading) if recipe.check_images else None
     left = {label for _, label in tree.images} - {tree.images[index][1] for index in kept or range(len(paths))}
     if left and split == "train":
         names = listed([tree.classes[label] for label in sorted(left)])
         raise DataError(f"no image of {len(left)} classes can be read: {names}")
-    return Samples(tree.images, paths, tree.classes, reading=reading, seed=recipe.seed, kept=kept)
+    samples = Samples(tree.images, paths, tree.classes, reading=reading, seed=recipe.seed, kept=kept)
+    samples.drawn = tree.digest
+    return samples
+
+
+def list_images(recipe: Recipe, split: str, classes: Sequence[str] | None = None) -> Tree:
+    """Return the images of one split of a recipe's folder or table, with their labels.
+
+    Args:
+        recipe: Recipe that names the data, and how to draw the validation images if they have no split.
+        split: "train" or "val".
+        classes: Class names in the order of their labels, if known.
+
+    Raises:
+        DataError: If the data do not exist, have other classes, or are not those that the run has drawn from.
+    """
+    options: dict[str, Any] = {"val_fraction": recipe.val_fraction, "split_seed": recipe.split_seed}
+    of_tables: dict[str, Any] = {"root": recipe.data_dir, "skip_bad": recipe.skip_bad_images}
+    tree = read_table(recipe.data, split, classes, **options, **of_tables)
+    if tree is None:
+        tree = scan_tree(recipe.data, split, classes, **options)
+    if recipe.drawn and tree.digest and recipe.drawn != tree.digest:
+        raise DataError(
+            f"the images of {recipe.data} are not those that the run divided, so that its validation images cannot be "
+            f"told from those it was trained on; restore them, or evaluate on all images with --val-fraction 0"
+        )
+    return tree
+
+
+@functools.cache
+def _mention_folder(folder: str) -> None:
+    """Log once that the embedded digits are used where there is a folder of this name."""
+    if os.path.isdir(os.path.join(folder, "digits")):
+        logger.warning("data 'digits' are the embedded digits, and not the folder of that name: that is ./digits")
 
 
 def load_digits(split: str, size: int = 32) -> tuple[list[tuple[Image.Image, int]], list[str]]:
@@ -208,80 +254,3 @@ def _open_named(recipe: Recipe, split: str, known: list[str] | None) -> Samples 
             f"{len(known)}, {listed(known)}; they must be the same in the same order"
         )
     return Samples(source, range(len(source)), classes, reading=recipe.reading, seed=recipe.seed)
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Paths of one split's images with their labels, and the class name of each label."""
-
-    images: list[tuple[str, int]]
-    classes: list[str]
-
-
-def scan_tree(data: str | os.PathLike, split: str, classes: list[str] | None = None) -> Tree:
-    """Return the images of one split, labelled in the order of the class names.
-
-    Args:
-        data: Folder with ``train/`` and ``val/``; for validation also a folder of class folders.
-        split: "train" or "val".
-        classes: Class names in the order of their labels, if known; the folder must not have others.
-
-    Raises:
-        DataError: If the folder does not exist, has no classes or no images, or has other classes.
-    """
-    folder = _split_folder(Path(data).expanduser(), split)
-    present = _subfolders(folder)
-    if not present:
-        raise DataError(f"{folder} has no class folders: expected {folder}/CLASS/image.jpg")
-    names = present if classes is None else classes
-    foreign = [name for name in present if name not in names]
-    if foreign:
-        raise DataError(
-            f"{folder} has classes that the model was not trained on: {listed(foreign)}; "
-            f"known are {len(names)}: {listed(names)}"
-        )
-    others: list[str] = []
-
-    def is_image(path: str) -> bool:
-        by_name = path.lower().endswith(IMG_EXTENSIONS)
-        if not by_name and not os.path.basename(path).startswith("."):
-            others.append(path)
-        return by_name
-
-    stray = [
-        entry.name for entry in os.scandir(folder) if entry.is_file() and entry.name.lower().endswith(IMG_EXTENSIONS)
-    ]
-    if stray:
-        logger.warning("%d images of %s are in no class folder and not used: %s", len(stray), folder, listed(stray))
-    labels = {name: names.index(name) for name in present}
-    images = make_dataset(str(folder), labels, is_valid_file=is_image, allow_empty=True)
-    if not images:
-        raise DataError(f"{folder} has {len(present)} class folders and no images ({', '.join(IMG_EXTENSIONS)})")
-    if others:
-        logger.warning("%d files of %s are not images by their names: %s", len(others), folder, listed(others))
-    seen = {label for _, label in images}
-    empty = [name for label, name in enumerate(names) if label not in seen]
-    if empty and split == "train":
-        raise DataError(f"{len(empty)} of the {len(names)} classes of {folder} have no images: {listed(empty)}")
-    if empty:
-        logger.warning("%d of the %d classes have no images in %s: %s", len(empty), len(names), folder, listed(empty))
-    return Tree(images, names)
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    if not root.is_dir():
-        raise DataError(
-            f"no folder {root}: data is 'digits', a folder with train/ and val/, or a name such as wds/NAME"
-        )
-    for name in SPLITS[split]:
-        if (root / name).is_dir():
-            return root / name
-    any_split = any((root / name).is_dir() for names in SPLITS.values() for name in names)
-    if split == "val" and _subfolders(root) and not any_split:
-        return root
-    wanted = " or ".join(f"{name}/" for name in SPLITS[split])
-    raise DataError(f"{root} has no {wanted}; it holds {listed(_subfolders(root)) or 'no folders'}")
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))

@@ -41,6 +41,11 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name in _LITTER
 
 
+def subfolders(folder: str | os.PathLike) -> list[str]:
+    """Return the names of the folders in a folder, without hidden ones and what systems leave behind."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
+
+
 def walk_images(folder: str | os.PathLike) -> FolderContent:
     """Return the files in a folder and its subfolders; links are followed, and each folder is visited once.
 

@@ -39,9 +39,11 @@ class RunRecipe(Settings):
         None,
         "share of the images to evaluate on, drawn by class, if data have no validation split",
         "data",
-        above=0,
+        first=True,
+        minimum=0,
         below=1,
     )
+    split_seed: int = option(0, "seed of that draw, whatever the seed of the run", "data", minimum=0)
     workers: int = option(2, "loader processes per device", "data", minimum=0, maximum=1024)
     check_images: bool = option(True, "read every image file before the first step", "data")
     skip_bad_images: bool = option(False, "leave out unreadable images, and count them, instead of stopping", "data")
@@ -150,17 +152,22 @@ class Recipe(RunRecipe):
 
     data: str = option(
         "digits",
-        "folder with train/ and val/, 'digits', or a name of timm's create_dataset",
+        "folder of classes or with train/ and val/, CSV file, 'digits', or a name of timm's create_dataset",
         "data",
         first=True,
         metavar="DIR",
     )
     data_dir: str | None = option(
-        None, "folder of a named data set (or of shards, for wds/)", "data", first=True, metavar="DIR"
+        None,
+        "folder of a named data set (or of shards, for wds/), or of the images of a CSV file",
+        "data",
+        first=True,
+        metavar="DIR",
     )
     train_split: str = option("train", "name of the split to train on", "data")
     val_split: str = option("validation", "name of the split to evaluate on", "data")
     num_classes: int | None = option(None, "classes; read from the data if possible", "data", minimum=1)
+    drawn: str = ""  # digest of the validation images that val_fraction drew, by which a run knows them again
 
     img_size: int = option(224, "side of the input, pixels", "images", first=True, minimum=1, maximum=4096)
     in_chans: Literal[1, 3] = option(3, "channels of the input", "images")
@@ -228,6 +235,7 @@ def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
         InputError: If there is no such recipe, or one of its fields is unknown or invalid.
     """
     fields, source = recipe_fields(name, kind)
+    fields.pop("drawn", None)  # another run may divide other images
     try:
         return kind.of(fields)
     except InputError as error:

@@ -181,6 +181,9 @@ class Task(ABC, Generic[R]):
         """
         return cls.open(predictor.recipe, check=predictor.recipe.check_images)
 
+    def keep_classes(self, classes: list[str] | None) -> None:
+        """Give the classes the labels that a run has recorded, if they have the same names in another order."""
+
     @abstractmethod
     def create_model(self, *, restored: bool) -> nn.Module:
         """Return the model on the CPU, initialised or, if ``restored``, to be filled from a checkpoint.

@@ -67,6 +67,8 @@ def train(
                 raise InputError(f"{output} holds a run already; {how}name another --output")
             task.check_recipe(recipe)
             opened = task.open(recipe, check=content is None and process.rank == 0)
+            if content is not None:
+                opened.keep_classes(content.get("classes"))
         with process.all_or_none():
             # A batch that fits into the device's memory in training fits in evaluation.
             share = recipe.batch_size // (process.world_size * recipe.grad_accum)

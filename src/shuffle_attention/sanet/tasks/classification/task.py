@@ -1,5 +1,6 @@
 """Image classification: data, loss, metrics and evaluation."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from ....attach.insert import CHILD
 from ....checkpoints import load_checkpoint
-from ....errors import DataError, asked_for
-from ...data.datasets import Samples, open_split, scan_tree
+from ....errors import DataError, asked_for, listed
+from ...data.datasets import Samples, list_images, open_split
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
 from ...network import create_network, require_model, with_normalisation
@@ -27,6 +28,8 @@ from ..predictor import readable
 from ..task import Metric, Section, Task
 from .predictor import Classifier, restore_network
 
+logger = logging.getLogger(__name__)
+_IMAGENET = 1000  # classes, whose names published weights leave out
 _LOSS = "cross-entropy (training includes smoothing and augmentation)"
 _ACCURACY = "accuracy, %"
 
@@ -81,6 +84,11 @@ class Classification(Task[Recipe]):
         training = open_split(checked, "train")
         classes = training.classes if isinstance(training, Samples) else None
         validation = open_split(checked, "val", classes)
+        if isinstance(training, Samples) and isinstance(validation, Samples):
+            recipe = recipe.replaced(drawn=validation.drawn)
+            both = sorted({*training.paths} & {*validation.paths})
+            if both:
+                logger.warning("%d images are both trained on and evaluated on: %s", len(both), listed(both))
         num_classes = recipe.num_classes or len(classes or ())
         if not num_classes:
             raise DataError(f"{recipe.data} does not say how many classes it has; give --num-classes")
@@ -88,17 +96,20 @@ class Classification(Task[Recipe]):
             raise DataError(f"num_classes is {num_classes} and {recipe.data} has {len(classes)} classes")
         return cls(recipe, training, validation, classes, num_classes)
 
+    def keep_classes(self, classes: list[str] | None) -> None:
+        # Version 0.1 sorted the names of classes that are numbers as text.
+        if self.classes and classes and self.classes != classes and sorted(self.classes) == sorted(classes):
+            for samples in (self.training, self.validation):
+                samples.relabel(classes)
+            self.classes = list(classes)
+
     @classmethod
     def restore(cls, path: str | os.PathLike, **options: Any) -> Classifier:
         return restore_network(path, **options)
 
     @classmethod
     def open_validation(cls, predictor: Classifier) -> "Classification":
-        recipe, classes = predictor.recipe, predictor.classes
-        folder = not recipe.data.startswith("digits") and Path(recipe.data).is_dir()
-        # A folder may have 1000 classes that are not ImageNet's.
-        if classes and len(classes) == 1000 and folder and not {*scan_tree(recipe.data, "val").classes} & {*classes}:
-            classes = None
+        recipe, classes = predictor.recipe, _known_classes(predictor)
         data = open_split(recipe, "val", classes)
         known = getattr(data, "classes", None)
         if known is not None and len(known) != predictor.num_classes:
@@ -189,6 +200,32 @@ class Classification(Task[Recipe]):
         from .report import classifier_sections
 
         return classifier_sections(model, self.validation, self.recipe, process, self.classes, self.num_classes)
+
+
+def _known_classes(predictor: Classifier) -> list[str] | None:
+    """Return the class names of the labels of a model, as the data to evaluate on spell them; None if unknown.
+
+    Folders and tables may number the classes of a model instead of naming them.
+    """
+    recipe, classes, count = predictor.recipe, predictor.classes, predictor.num_classes
+    folder = recipe.data != "digits" and Path(recipe.data).expanduser().exists()
+    if not folder or (classes and len(classes) != _IMAGENET):
+        return classes
+    present = list_images(recipe, "val").classes
+    if classes and not {*present}.isdisjoint(classes):
+        return classes
+    numbers = [str(number) for number in range(count)]
+    if {*present} <= {*numbers}:
+        if sorted(numbers) != numbers:
+            logger.warning(
+                "%s does not name its classes, and those of %s are numbers: they are taken as labels. A model that was "
+                "trained with torchvision's ImageFolder has them in the order of text (%s)",
+                predictor.source,
+                recipe.data,
+                listed(sorted(numbers), 4),
+            )
+        return numbers
+    return None
 
 
 def evaluate(

@@ -81,7 +81,7 @@ def open_coco(
     options: dict[str, Any] = {"masks": ARCHITECTURES[recipe.arch].masks, "skip_bad": recipe.skip_bad_images}
     options |= {"check_files": check, "reading": recipe.reading}
     undivided = None
-    if recipe.val_fraction is not None and _location(recipe, "val") is None:
+    if recipe.val_fraction and _location(recipe, "val") is None:
         undivided = _location(recipe, None) or _location(recipe, "train")
     opened: list[CocoData] = []
     if recipe.data == "digits" and recipe.train_annotations is None and recipe.val_annotations is None:
