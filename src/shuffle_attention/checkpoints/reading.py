@@ -41,8 +41,16 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x89PNG|\xff\xd8\xff|GIF8", "is an image", "name the checkpoint"),
 )
 _ZIPS: tuple[tuple[str, str, str], ...] = (
-    (r"(.*/)?constants\.pkl", "is a TorchScript archive, which carries code of its own", _RESAVE),
-    (r"(.*/)?(archive_format|serialized_exported_program\.json)", "is a program of torch.export", _RESAVE),
+    (
+        r"(.*/)?constants\.pkl",
+        "is a TorchScript archive, which carries code",
+        "if you trust it, torch.save(torch.jit.load(path).state_dict(), 'weights.pth') writes its weights",
+    ),
+    (
+        r"(.*/)?(archive_format|serialized_exported_program\.json)",
+        "is a program of torch.export",
+        "if you trust it, torch.save(torch.export.load(path).state_dict, 'weights.pth') writes its weights",
+    ),
     (r".*\.npy", "is an archive of NumPy arrays", "only weights of PyTorch can be read"),
     (r".*\.weights\.h5", "is a Keras model", "only weights of PyTorch can be read"),
     (r"(?i).*(\.pth|\.pt|\.bin|\.ckpt|\.tar|\.safetensors)", "is a zip archive with a checkpoint in it", "unpack it"),
@@ -102,6 +110,8 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
         # A damaged file can fail anywhere inside the readers, with whatever error stood there.
         except Exception as error:
             reason = brief(str(error) or type(error).__name__, quoted=False)
+            if reason == "File is not a zip file":
+                reason = "its end is missing"
             raise CheckpointError(
                 f"{path} was not loaded: it is damaged or cut off ({size:,} bytes; {reason}); copy it again"
             ) from error

@@ -1,6 +1,5 @@
 """Find the weights in the content of a checkpoint, and give them the names that a model has."""
 
-import math
 import os
 import re
 from collections import Counter
@@ -19,6 +18,8 @@ _NAMES = ("state_dict", "model", "model_state_dict", "model_state", "net", "netw
 _AVERAGED = re.compile(r"(?i)(^|[._])(ema|swa|averaged?|avg|momentum_encoder)([._]|$)")
 # Wrappers that put their name before the names of what they wrap: DataParallel and DDP; torch.compile, at any depth.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+# Names in weights of bitsandbytes, GPTQ and AWQ, and PyTorch's own quantisation.
+_QUANTISED = re.compile(r"(?:^|\.)(?:absmax|quant_map|quant_state\..*|SCB|qweight|qzeros|_packed_params(?:\..*)?)$")
 COUNTER = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 and of other libraries lack it
 
 
@@ -60,6 +61,12 @@ def find_state_dict(
             f"{path} holds no {'averaged ' if ema else ''}weights: expected a dict of tensors, or one under "
             f"{' or '.join(map(repr, _NAMES[:3]))}; it has "
             f"{fault('keys', [brief(key, quoted=False) for key in content]) or 'an empty dict'}"
+        )
+    quantised = [key for key in weights if _QUANTISED.search(key)]
+    if quantised:
+        raise CheckpointError(
+            f"{path} holds quantised weights, as bitsandbytes, GPTQ or PyTorch's quantisation write them "
+            f"({listed(quantised, 2)}), and only weights before quantisation can be used"
         )
     return weights, name
 
@@ -170,21 +177,30 @@ def renamed(
     return {new: weights[key] for key, new in chosen.items()}, tuple(sorted(prefixes)), left
 
 
-def require_finite(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Raise CheckpointError if weights for a model have NaN or infinity, except where its buffers have that themselves.
+def not_finite(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> list[str]:
+    """Return the tensors that have NaN or infinity, each with the number of such values.
 
-    A mask of minus infinity, as some models have it as a buffer, is as it should be.
+    Args:
+        weights: State dict.
+        buffers: Buffers of the model. Where they are infinite themselves, as masks of minus infinity are, so may be
+            the weights.
     """
-    buffers, faults = dict(model.named_buffers()), []
+    faults = []
     for key, value in weights.items():
         if not (value.is_floating_point() or value.is_complex()) or value.is_meta:
             continue
-        wrong = ~torch.isfinite(value)
-        if key in buffers and buffers[key].shape == value.shape and bool(wrong.any()):
-            wrong &= value != buffers[key].to(value.device, value.dtype)
+        wrong = ~torch.isfinite(value.float() if value.dtype.itemsize == 1 else value)
+        own = (buffers or {}).get(key)
+        if own is not None and own.shape == value.shape and bool(wrong.any()):
+            wrong &= value != own.to(value.device, value.dtype)
         if count := int(wrong.sum()):
-            faults.append(f"{key} ({count:,} of {math.prod(value.shape):,})")
-    if faults:
+            faults.append(f"{key} ({count:,} of {value.numel():,})")
+    return faults
+
+
+def require_finite(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Raise CheckpointError if weights for a model have NaN or infinity where the model itself has none."""
+    if faults := not_finite(weights, dict(model.named_buffers())):
         raise CheckpointError(
             f"{path} has NaN or infinity in {fault('tensors', faults)}. Nothing was loaded. The training that wrote it "
             f"diverged: go back to an earlier checkpoint, and train on with a lower learning rate"

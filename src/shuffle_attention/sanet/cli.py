@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for invalid input, 128 + n for signal n."""
     logger, printer = logging.getLogger("shuffle_attention"), _Printer()
     logger.addHandler(printer)
+    logger.setLevel(logging.INFO)
     try:
         return _run([*(sys.argv[1:] if arguments is None else arguments)])
     except (InputError, OSError) as error:
@@ -59,7 +60,8 @@ class _Printer(logging.Handler):
     """Prints each message that the package logs on a line of standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        print(f"{level}{record.getMessage()}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:

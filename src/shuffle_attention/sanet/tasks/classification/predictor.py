@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import CenterCrop, Resize, v2
 
-from ....checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint, unwrapped
+from ....checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint
+from ....checkpoints.architecture import Architecture, fitted, recognise
 from ....errors import DataError
 from ...data.image_files import ImageFile
 from ...data.images import read_image, to_mode
@@ -124,8 +125,8 @@ def restore_network(
     Args:
         path: A checkpoint of ``sanet train``, a published one, or bare weights.
         ema: Whether to load averaged weights; None loads them if the file has some.
-        settings: Fields of the recipe for a file that holds none: ``model`` and ``model_args`` for a model other
-            than the published SA-ResNets.
+        settings: Fields of the recipe for a file that holds none: ``model`` and ``model_args`` for a model that
+            its weights do not tell.
 
     Raises:
         CheckpointError: If the file cannot be read, or its model is neither known nor named.
@@ -141,13 +142,10 @@ def restore_network(
         if settings.get("model", recipe.model) != recipe.model:
             raise CheckpointError(f"{path} holds a {recipe.model}, not a {settings['model']}")
     else:
-        weights = unwrapped(weights)
-        recipe = _published_recipe(settings.get("model") or identify(weights, path))
-        stem = weights.get("conv1.weight")
-        if stem is not None and stem.dim() == 4:
-            recipe = recipe.replaced(in_chans=stem.shape[1], small_stem=stem.shape[-1] == 3)
-        recipe = recipe.replaced(**settings)
-        num_classes = _head_size(recipe.model, weights, path)
+        known = _named(settings, weights) if "model" in settings else identify(weights, path)
+        recipe = _published_recipe(known.model)
+        recipe = recipe.replaced(in_chans=known.in_chans, small_stem=known.small_stem).replaced(**settings)
+        num_classes = _head_size(recipe.model, known.weights, path)
         classes = ImageNetInfo().label_names() if num_classes == 1000 else None
     model = create_network(recipe, num_classes, restored=True)
     report = load_checkpoint(model, path, ema=ema)
@@ -162,24 +160,32 @@ def restore_network(
     )
 
 
-def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> str:
-    """Return the name of the SA-ResNet that a state dict belongs to.
+def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> Architecture:
+    """Return the classifier that a state dict belongs to.
 
     Raises:
-        CheckpointError: If it belongs to no SA-ResNet.
+        CheckpointError: If it belongs to no model that is known without its name.
     """
-    names = timm.list_models("sa_resnet*")
-    for name in names:
-        expected = timm.create_model(name, device=torch.device("meta")).state_dict()
-        # The head and the first convolution depend on the data, not on the model.
-        if expected.keys() == weights.keys() and all(
-            value.shape == weights[key].shape for key, value in expected.items() if not key.startswith(("fc", "conv1"))
-        ):
-            return name
-    raise CheckpointError(
-        f"{path} does not say which model it holds, and its {len(weights)} entries are not those of "
-        f"{', '.join(names)}; name the model with --model, and its options with --model-args"
-    )
+    known = recognise(weights)
+    command = f"sanet inspect {path} says more"
+    if known is None:
+        raise CheckpointError(
+            f"{path} does not say which model it holds, and its {len(weights)} entries are not those of an SA-ResNet, "
+            f"another ResNet or a ShuffleNet; name the model with --model, and its options with --model-args. {command}"
+        )
+    if known.detector or known.attached or known.differing:
+        what = f"a detector ({known.detector})" if known.detector else f"a {known.model}"
+        what += f" with attached attention ({known.attention})" if known.attached else ""
+        differing = f", from which {known.differing} entries differ" if known.differing else ""
+        raise CheckpointError(f"{path} holds {what}{differing}, without the recipe that restores it. {command}")
+    return known
+
+
+def _named(settings: dict[str, Any], weights: dict[str, Tensor]) -> Architecture:
+    """Return how a state dict fits the model that the caller names."""
+    with torch.device("meta"):
+        model = create_network(Recipe(model=settings["model"], model_args=settings.get("model_args", {})), 1000)
+    return fitted(settings["model"], weights, model.state_dict())
 
 
 def _published_recipe(name: str) -> Recipe:

@@ -1,0 +1,184 @@
+"""The command ``sanet inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import brief, counted, listed
+from ...files import require_folder_of, write_json
+from ..recipes.settings import option
+from . import Command
+
+if TYPE_CHECKING:
+    from ...checkpoints.architecture import Architecture
+
+
+@dataclass(kw_only=True)
+class Inspect(Command):
+    """Say what a checkpoint holds: its model, attention and classes, what does not fit, and how to load it.
+
+    Nothing in the file is executed.
+    """
+
+    name = "inspect"
+    summary = "say what a checkpoint holds, and how to load it"
+
+    file: str = option(..., "any file of weights", positional=True, metavar="FILE")
+    ema: bool | None = option(None, "averaged weights; used by default if there are any")
+    json: str | None = option(None, "write the answer to FILE", metavar="FILE")
+
+    def run(self) -> int:
+        """Print the answer, and write it if asked to."""
+        require_folder_of("--json", self.json)
+        answer = examine(self.file, ema=self.ema)
+        width = max(map(len, answer))
+        for name, value in answer.items():
+            lines = value if isinstance(value, list) else [str(value)]
+            print(f"{name:<{width}}  " + f"\n{'':{width}}  ".join(lines))
+        if self.json is not None:
+            write_json(self.json, answer)
+        return 0
+
+
+def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
+    """Return what a checkpoint holds, in words, by topic.
+
+    Raises:
+        CheckpointError: If the file is not a checkpoint, or holds no weights.
+    """
+    import os
+
+    from ...checkpoints import find_state_dict
+    from ...checkpoints.architecture import recognise
+    from ...checkpoints.reading import read_file
+    from ...checkpoints.weights import not_finite
+
+    content, words = read_file(path)
+    weights, name = find_state_dict(content, ema=ema, path=path)
+    known = recognise(weights)
+    size = os.path.getsize(path)
+    size_words = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+    answer: dict[str, Any] = {"file": f"{path}, {size_words}, {words}"}
+    beside = [f"{key}: {_words(value)}" for key, value in content.items() if key != name and name]
+    if beside:
+        answer["beside the weights"] = listed(beside, 12)
+    values = sum(value.numel() for value in weights.values())
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()})
+    where = f"under {name!r}" if name else "a bare state dict"
+    answer["weights"] = (
+        f"{where}: {counted(len(weights), 'entry')}, {values / 1e6:,.1f} M values of {listed(types) or 'integers'}"
+    )
+    if faults := not_finite(weights):
+        answer["NaN or infinity"] = listed(faults, 6) + "; loading it is refused"
+    if isinstance(content.get("recipe"), dict):
+        return answer | _of_run(content, path)
+    if known is None:
+        answer["model"] = "not known by its entries, such as " + listed([brief(k, quoted=False) for k in weights], 3)
+        answer["load it"] = [
+            f"sanet eval {path} --data DIR --model NAME, with the model's name in timm",
+            "from shuffle_attention import load_checkpoint",
+            f"load_checkpoint(your_model, {path!r})",
+        ]
+        return answer
+    return answer | _of_weights(known, path)
+
+
+def _of_run(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return what the checkpoint of a run holds, which says itself what its model is."""
+    from pathlib import Path
+
+    from ...errors import InputError
+    from ..network import recipe_of
+    from ..tasks import restore, task_of
+
+    try:
+        task = task_of(content)
+        recipe, _ = recipe_of(content, path, task.Recipe)
+        predictor = restore(path)
+    except InputError as error:
+        return {"model": f"that of a run of sanet; it cannot be restored: {error}"}
+    finished = counted(int(content.get("epoch", 0)), "epoch")
+    evaluate = "sanet detect eval" if recipe.command == "sanet detect train" else "sanet eval"
+    answer: dict[str, Any] = {
+        "model": f"{predictor.label}, trained by {recipe.command} for {finished} on {recipe.data}"
+    }
+    answer["classes"] = f"{len(predictor.names)}: {listed(predictor.names, 8)}"
+    answer["fits"] = "all entries"
+    answer["load it"] = [f"{evaluate} {path}"]
+    if "processes" in content:
+        answer["load it"].append(f"{recipe.command} --resume {Path(path).parent}")
+    return answer
+
+
+def _of_weights(known: Architecture, path: str) -> dict[str, Any]:
+    """Return what weights are without a recipe, which their names and shapes tell."""
+    body = f"{known.detector} on {known.model}" if known.detector else known.model
+    likeness = "" if not known.differing else ", or one like it"
+    answer: dict[str, Any] = {"model": f"{body}{likeness}; input of {counted(known.in_chans, 'channel')}"}
+    if known.small_stem:
+        answer["model"] += ", with the 3x3 stem for small images"
+    if known.prefixes:
+        answer["prefix"] = f"{' and '.join(map(repr, known.prefixes))}, which loading removes"
+    starts = {"identity": "starts as the identity (gain or alpha)", "published": "starts as published", "": ""}
+    if known.attention == "none":
+        answer["attention"] = "none"
+    elif known.attention:
+        where = ", attached" if known.attached else ""
+        answer["attention"] = f"{known.attention}{where}; {starts[known.start]}"
+    answer["classes"] = "no classifier" if known.num_classes is None else str(known.num_classes)
+    if known.detector and known.num_classes:
+        answer["classes"] = f"{known.num_classes - 1} and the background"
+    faults = {"missing": known.missing, "unexpected": known.unexpected, "of another shape": known.reshaped}
+    differing = [f"{len(entries)} {kind}: {listed(entries, 4)}" for kind, entries in faults.items() if entries]
+    answer["fits"] = differing or "all entries"
+    if known.unused:
+        answer["not used"] = listed(known.unused, 4)
+    answer["load it"] = _code(known, path)
+    return answer
+
+
+def _code(known: Architecture, path: str) -> list[str]:
+    """Return commands, or lines of Python, that load weights."""
+    arguments = "" if known.num_classes in (None, 1000) else f", num_classes={known.num_classes}"
+    arguments += "" if known.in_chans == 3 else f", in_chans={known.in_chans}"
+    base = f"resnet{known.model.rpartition('resnet')[2]}" if known.attached else known.model
+    if known.detector:
+        code = [
+            "from shuffle_attention import load_checkpoint",
+            "from shuffle_attention.models.detectors import create_detector",
+            f"model = create_detector({known.detector!r}, {known.model!r}, {known.num_classes})",
+        ]
+    else:
+        code = [
+            "import timm, shuffle_attention.models",
+            f"from shuffle_attention import {'attach, ' if known.attached else ''}load_checkpoint",
+            f"model = timm.create_model({base!r}{arguments})",
+        ]
+        if known.small_stem:
+            code.append("shuffle_attention.models.small_input_stem(model)")
+        if known.attached:
+            code.append(f"attach(model, {known.attention!r})")
+    headless = [] if known.detector or known.num_classes is not None else ["fc.*"]
+    differing = [*headless, *known.missing, *known.unexpected, *known.reshaped]
+    if len(differing) > len(headless):
+        code.append("# the entries in may_differ are not loaded; the model keeps its own, at their start")
+    may_differ = "" if not differing else f", may_differ={differing if len(differing) < 6 else ['...']}"
+    code.append(f"load_checkpoint(model, {path!r}{may_differ})")
+    commands = [f"sanet eval {path} --data DIR"] if not (known.detector or known.attached or differing) else []
+    if known.attention == "none" and not known.detector and len(differing) == len(headless):
+        sa = f"sa_{known.model}"
+        commands.append(f"sanet train --model {sa} --initial {path} --data DIR   # attention starts as the identity")
+    return [*commands, *code]
+
+
+def _words(value: Any) -> str:
+    """Return a value beside the weights in a few words."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}" if value.numel() > 1 else brief(value.item())
+    if isinstance(value, Mapping | list | tuple):
+        return counted(len(value), "value" if isinstance(value, list | tuple) else "entry")
+    return brief(value)[:60]
