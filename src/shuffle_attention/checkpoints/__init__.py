@@ -135,7 +135,7 @@ def _compare(
         fault("wrongly shaped", shapes),
     ]
     if any(faults):
-        fitting = len(own) - len(missing) - len(reshaped)
+        fitting = len(own.keys() & weights.keys()) - len(reshaped)
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: {fitting} of its {len(own)} entries would load; "
             + "; ".join(filter(None, faults))

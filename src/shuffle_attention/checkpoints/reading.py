@@ -163,7 +163,7 @@ def _recognised(start: bytes, path: Path) -> str:
     if path.suffix.lower() in (".onnx", ".pb"):
         return "is a model of ONNX or TensorFlow: only weights of PyTorch can be read"
     text = start.decode("latin1")
-    if text.isprintable() or text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+    if start.isascii() and re.sub(r"\s", "", text).isprintable():
         return f"is damaged, or a text and not a checkpoint; it begins with {text[:40]!r}"
     return f"is damaged, or not a checkpoint; it begins with the bytes {start[:8].hex(' ')}"
 
@@ -228,6 +228,8 @@ def _read_legacy(file: IO[bytes], size: int) -> Any:
 
     def storage(identity: Any) -> Tensor:
         nonlocal left
+        if len(identity) == 4:  # the class of a module, with its source code
+            return identity[1]
         _, dtype, key, _, count, view = identity
         if not isinstance(dtype, torch.dtype):
             raise PickleError(f"holds quantised tensors ({dtype}): {_RESAVE} before it is quantised")

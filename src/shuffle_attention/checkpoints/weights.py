@@ -39,9 +39,8 @@ def find_state_dict(
     """
     entries = dict(_candidates(content))
     averaged = {name for name in entries if _AVERAGED.search(name)}
-    of_kind = entries.keys() - averaged
-    if ema or (ema is None and averaged):
-        of_kind = averaged
+    wanted = bool(ema or (ema is None and averaged))
+    of_kind = [name for name in entries if (name in averaged) == wanted]
     ranked = sorted(of_kind, key=lambda name: _NAMES.index(name) if name in _NAMES else len(_NAMES))
     known = [name for name in ranked if name in _NAMES or name in averaged]
     if len(known or ranked) > 1 and (not known or known[0] in averaged):

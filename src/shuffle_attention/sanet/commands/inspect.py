@@ -66,14 +66,13 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
         answer["beside the weights"] = listed(beside, 12)
     values = sum(value.numel() for value in weights.values())
     types = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()})
+    amount = f"{values / 1e6:,.1f} M" if values >= 1e5 else f"{values:,}"
     where = f"under {name!r}" if name else "a bare state dict"
-    answer["weights"] = (
-        f"{where}: {counted(len(weights), 'entry')}, {values / 1e6:,.1f} M values of {listed(types) or 'integers'}"
-    )
+    answer["weights"] = f"{where}: {counted(len(weights), 'entry')}, {amount} values of {listed(types) or 'integers'}"
     if faults := not_finite(weights):
         answer["NaN or infinity"] = listed(faults, 6) + "; loading it is refused"
     if isinstance(content.get("recipe"), dict):
-        return answer | _of_run(content, path)
+        return answer | _of_run(content, path, known)
     if known is None:
         answer["model"] = "not known by its entries, such as " + listed([brief(k, quoted=False) for k in weights], 3)
         answer["load it"] = [
@@ -85,7 +84,7 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
     return answer | _of_weights(known, path)
 
 
-def _of_run(content: dict[str, Any], path: str) -> dict[str, Any]:
+def _of_run(content: dict[str, Any], path: str, known: Architecture | None) -> dict[str, Any]:
     """Return what the checkpoint of a run holds, which says itself what its model is."""
     from pathlib import Path
 
@@ -104,6 +103,8 @@ def _of_run(content: dict[str, Any], path: str) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "model": f"{predictor.label}, trained by {recipe.command} for {finished} on {recipe.data}"
     }
+    if known is not None and known.attention:
+        answer["attention"] = _attention(known)
     answer["classes"] = f"{len(predictor.names)}: {listed(predictor.names, 8)}"
     answer["fits"] = "all entries"
     answer["load it"] = [f"{evaluate} {path}"]
@@ -121,12 +122,8 @@ def _of_weights(known: Architecture, path: str) -> dict[str, Any]:
         answer["model"] += ", with the 3x3 stem for small images"
     if known.prefixes:
         answer["prefix"] = f"{' and '.join(map(repr, known.prefixes))}, which loading removes"
-    starts = {"identity": "starts as the identity (gain or alpha)", "published": "starts as published", "": ""}
-    if known.attention == "none":
-        answer["attention"] = "none"
-    elif known.attention:
-        where = ", attached" if known.attached else ""
-        answer["attention"] = f"{known.attention}{where}; {starts[known.start]}"
+    if known.attention:
+        answer["attention"] = _attention(known)
     answer["classes"] = "no classifier" if known.num_classes is None else str(known.num_classes)
     if known.detector and known.num_classes:
         answer["classes"] = f"{known.num_classes - 1} and the background"
@@ -137,6 +134,12 @@ def _of_weights(known: Architecture, path: str) -> dict[str, Any]:
         answer["not used"] = listed(known.unused, 4)
     answer["load it"] = _code(known, path)
     return answer
+
+
+def _attention(known: Architecture) -> str:
+    """Return the name of the attention, and how it starts."""
+    start = {"identity": "; starts as the identity", "published": "; starts as published", "": ""}[known.start]
+    return f"{known.attention}{', attached' if known.attached else ''}{start}"
 
 
 def _code(known: Architecture, path: str) -> list[str]:
