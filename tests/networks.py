@@ -3,11 +3,14 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torchvision
+import yaml
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.regnet import RegNetCfg
@@ -112,6 +115,22 @@ def _yolo() -> nn.Module:
     from ultralytics.nn.tasks import DetectionModel
 
     return DetectionModel(copy.deepcopy(YOLO), ch=3, verbose=False)
+
+
+def boxes(root: Path) -> Path:
+    """Write six images with a bright square each and ultralytics' labels; return the file that names them."""
+    for split in ("train", "val"):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for number in range(6):
+            image = Image.new("RGB", (64, 64), (40, 40, 40))
+            image.paste((250, 250, 250), (8 * number, 16, 8 * number + 16, 32))
+            image.save(root / "images" / split / f"{number}.png")
+            centre = (8 * number + 8) / 64
+            (root / "labels" / split / f"{number}.txt").write_text(f"{number % 3} {centre} 0.375 0.25 0.25\n")
+    data = {"path": str(root), "train": "images/train", "val": "images/val", "names": ["a", "b", "c"]}
+    (root / "data.yaml").write_text(yaml.safe_dump(data))
+    return root / "data.yaml"
 
 
 _STAGES = {"hidden_sizes": [16, 24], "depths": [2, 1]}

@@ -87,24 +87,6 @@ def test_errors_of_a_row():
         DetectionModel(content, ch=3, verbose=False)
 
 
-def boxes(root: Path) -> Path:
-    """Six images with a bright square each, labelled, and the file that says so."""
-    from PIL import Image
-
-    for split in ("train", "val"):
-        (root / "images" / split).mkdir(parents=True)
-        (root / "labels" / split).mkdir(parents=True)
-        for number in range(6):
-            image = Image.new("RGB", (64, 64), (40, 40, 40))
-            image.paste((250, 250, 250), (8 * number, 16, 8 * number + 16, 32))
-            image.save(root / "images" / split / f"{number}.png")
-            centre = (8 * number + 8) / 64
-            (root / "labels" / split / f"{number}.txt").write_text(f"{number % 3} {centre} 0.375 0.25 0.25\n")
-    data = {"path": str(root), "train": "images/train", "val": "images/val", "names": ["a", "b", "c"]}
-    (root / "data.yaml").write_text(yaml.safe_dump(data))
-    return root / "data.yaml"
-
-
 @pytest.fixture
 def settled(tmp_path, monkeypatch) -> Path:
     """A folder that ultralytics works in, with a model file that has attention and one that has not."""
@@ -247,8 +229,8 @@ def test_it_exports(settled, form):
 def options(folder: Path) -> dict:
     """Return the settings of a training that a test can afford."""
     return {
-        "data": str(boxes(folder / "squares")), "epochs": 1, "imgsz": 64, "batch": 3, "workers": 0, "device": "cpu",
-        "plots": False, "project": str(folder / "runs"), "name": "run", "amp": False, "verbose": False,
+        "data": str(networks.boxes(folder / "squares")), "epochs": 1, "imgsz": 64, "batch": 3, "workers": 0,
+        "device": "cpu", "plots": False, "project": str(folder / "runs"), "name": "run", "amp": False, "verbose": False,
         "optimizer": "SGD", "lr0": 0.1, "warmup_epochs": 0,
     }  # fmt: skip
 

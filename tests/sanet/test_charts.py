@@ -44,7 +44,7 @@ def test_each_baseline_is_grey(drawn, tmp_path):
 
 
 def test_the_labels_of_parameters_do_not_touch(drawn, tmp_path):
-    millions = [11.174, 11.263, 11.26, 11.175, 11.174, 11.265, 11.1745]
+    millions = [11.174, 11.4, 11.397, 11.175, 11.174, 11.402, 11.1745]
     circles = [Circle(name, m, 0.557, 95, 0.1) for name, m in zip(NAMES, millions, strict=True)]
     draw_accuracy(circles, "title", tmp_path / "accuracy.png")
     axes = drawn[0]
@@ -54,3 +54,13 @@ def test_the_labels_of_parameters_do_not_touch(drawn, tmp_path):
     extents = [label.label1.get_window_extent(renderer) for label in labels]
     assert len(extents) > 2
     assert all(left.x1 + 3 < right.x0 for left, right in pairwise(extents))
+
+
+@pytest.mark.parametrize("deviation", [None, 0.1])
+def test_models_with_the_same_parameters_are_rows(drawn, tmp_path, deviation):
+    circles = [Circle(name, 11.2, 0.557, 95 + n, deviation) for n, name in enumerate(NAMES[:2])]
+    draw_accuracy(circles, "title", tmp_path / "accuracy.png", "mAP50-95, %")
+    axes = drawn[0]
+    assert [label.get_text().split("\n")[0] for label in axes.get_yticklabels()] == NAMES[:2]
+    assert [text.get_text() for text in axes.texts] == ["95.00 %", "96.00 %"]
+    assert axes.get_xlabel() == "mAP50-95, %"

@@ -94,12 +94,15 @@ def draw_bars(
         figure.axes[0].invert_yaxis()
 
 
-def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
+def draw_accuracy(circles: Sequence[Circle], title: str, path: Path, score: str = "top-1, %") -> None:
     """Draw accuracy against parameters, with circles whose area is the multiply-adds, after figure 1 of the paper.
 
     Labels form a column beside the circles, in the order of accuracy, each with a line to its circle: models that
-    differ in few parameters lie above one another.
+    differ in few parameters lie above one another. If all differ in less than two percent, each is a row instead.
     """
+    if max(c.millions for c in circles) < 1.02 * min(c.millions for c in circles):
+        _draw_rows(circles, title, path, score)
+        return
     with drawing(path, 8, 5) as figure:
         axes = figure.add_subplot()
         largest = max(circle.gflops for circle in circles)
@@ -110,24 +113,19 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
             axes.errorbar(
                 circle.millions, circle.top1, yerr=circle.deviation or None, fmt="o", ms=3, color=colour, capsize=3
             )
-        low = min(circle.top1 - (circle.deviation or 0) for circle in circles)
-        high = max(circle.top1 + (circle.deviation or 0) for circle in circles)
-        margin = max(0.2 * (high - low), 0.05)
-        bottom, top = low - margin, high + margin
+        bottom, top = _limits(circles)
         axes.set_ylim(bottom, top)
         smallest, widest = min(c.millions for c in circles), max(c.millions for c in circles)
         middle = (smallest + widest) / 2
-        # The axis spans at least two percent of the parameters, so that tiny differences look tiny.
-        reach = max(0.7 * (widest - smallest), 0.01 * middle)
+        reach = 0.7 * (widest - smallest)
         axes.set_xlim(middle - reach, middle + reach)
         axes.ticklabel_format(axis="both", useOffset=False)
         axes.locator_params(axis="x", nbins=5)  # labels of three decimals must fit side by side
         wanted = [(circle.top1 - bottom) / (top - bottom) for circle in circles]
         for index, height in _spread(wanted, 0.065).items():
             circle = circles[index]
-            text = f"{circle.label}  {circle.top1:.2f} %, {circle.millions:.4g} M, {circle.gflops:.3g} G"
             axes.annotate(
-                text,
+                f"{circle.label}  {circle.top1:.2f} %, {_cost(circle)}",
                 (circle.millions, circle.top1),
                 (1.05, height),
                 textcoords="axes fraction",
@@ -137,10 +135,35 @@ def draw_accuracy(circles: Sequence[Circle], title: str, path: Path) -> None:
                 arrowprops={"arrowstyle": "-", "lw": 0.6, "color": f"C{index % 10}", "shrinkB": 3, "relpos": (0, 0.5)},
                 annotation_clip=False,
             )
-        _label(axes, "parameters, millions", title)
+        _label(axes, "parameters, millions", score, title)
 
 
-def draw_steps(curves: Sequence[Curve], title: str, path: Path) -> None:
+def _draw_rows(circles: Sequence[Circle], title: str, path: Path, score: str) -> None:
+    """Draw accuracy and deviation of each model as a row, the first on top."""
+    with drawing(path, 8, 1.2 + 0.45 * len(circles)) as figure:
+        axes = figure.add_subplot()
+        for row, circle in enumerate(circles):
+            axes.errorbar(circle.top1, row, xerr=circle.deviation or None, fmt="o", color=f"C{row % 10}", capsize=4)
+            axes.annotate(f"{circle.top1:.2f} %", (circle.top1, row), (0, 5), textcoords="offset points", ha="center")
+        axes.set_yticks(range(len(circles)), [f"{circle.label}\n{_cost(circle)}" for circle in circles], fontsize=8)
+        axes.set_ylim(len(circles) - 0.4, -0.6)
+        axes.set_xlim(*_limits(circles))
+        _label(axes, score, "", title)
+
+
+def _limits(circles: Sequence[Circle]) -> tuple[float, float]:
+    """Return the ends of an axis of accuracy."""
+    low = min(circle.top1 - (circle.deviation or 0) for circle in circles)
+    high = max(circle.top1 + (circle.deviation or 0) for circle in circles)
+    margin = max(0.2 * (high - low), 0.05)
+    return low - margin, high + margin
+
+
+def _cost(circle: Circle) -> str:
+    return f"{circle.millions:.4g} M, {circle.gflops:.3g} G"
+
+
+def draw_steps(curves: Sequence[Curve], title: str, path: Path, score: str = "top-1, %") -> None:
     """Draw accuracy over the steps of training, one line per curve."""
     colours: dict[str, str] = {}
     with drawing(path, 10, 5) as figure:
@@ -150,12 +173,12 @@ def draw_steps(curves: Sequence[Curve], title: str, path: Path) -> None:
             steps, accuracies = zip(*curve.points, strict=True)
             axes.plot(steps, accuracies, "--" if curve.dashed else "-", marker=".", label=curve.label, color=colour)
         figure.legend(loc="outside right upper")  # beside the axes, since lines can be anywhere inside
-        _label(axes, "optimiser steps", title)
+        _label(axes, "optimiser steps", score, title)
 
 
-def _label(axes: Any, x: str, title: str) -> None:
+def _label(axes: Any, x: str, y: str, title: str) -> None:
     axes.set_xlabel(x)
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=10)
 

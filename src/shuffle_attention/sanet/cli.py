@@ -100,7 +100,7 @@ def parse(command: type[Command], arguments: list[str]) -> Command:
     """
     parser = _Parser(command)
     parser.refuse_unknown(arguments)
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_intermixed_args(arguments))
     overrides = {name.removeprefix("recipe."): given.pop(name) for name in [*given] if name.startswith("recipe.")}
     return command(**given, overrides=overrides)
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
-from shuffle_attention.sanet.compare.comparison import Variant, variants_of
+from shuffle_attention.sanet.compare.variants import Variant, variants_of
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.statistics import paired_difference, summary
 from shuffle_attention.sanet.tasks.classification.task import evaluate
@@ -76,10 +76,11 @@ def test_variants_differ_in_their_attention_alone():
         ((*TWO, "--where", "stage", "--preserve", "no"), "--where and --preserve would have no effect without --from"),
         (("--models", "resnet10t,resnet18", "--depth", 50), "--depth would have no effect with --from or --models"),
         ((*TWO, "--seeds", 0), "--seeds must be at least 1, got 0"),
-        ((*TWO, "--data", "nowhere"), "name a recipe for these data"),
+        (TWO, "sanet compare needs images: --data DIR"),
+        ((*TWO, "--data", "nowhere"), "no folder nowhere"),
         ((*TWO, "--recipe", "cifar10", "--data", "nowhere"), "no folder nowhere"),
-        ((*TWO, "--model-args", "{nonsense: 1}"), "nonsense=1"),
-        (("--models", "resnet10t,resnet17"), "no model 'resnet17'"),
+        ((*TWO, "--recipe", "digits", "--model-args", "{nonsense: 1}"), "nonsense=1"),
+        (("--models", "resnet10t,resnet17", "--recipe", "digits"), "no model 'resnet17'"),
         (("--report-only",), "no comparison in out"),
     ],
 )

@@ -268,11 +268,14 @@ def test_the_report_of_a_comparison_has_its_table_and_leads_to_its_runs(oddly_na
     page = Page(folder / "report.html")
     comparison = read_comparison(folder)
     found = findings(comparison, comparison.sizes())
-    table = findings_table(found, 1)
+    table = findings_table(comparison, found)
+    assert table.columns[-1] == "over\nnone"  # one seed has no interval
+    assert "Student" not in table.note
     assert page.tables["findings"] == [[column.replace("\n", "") for column in table.columns], *table.rows]
     assert table.note in page.text
     assert page.links == ["none/seed-0/report.html", "shuffle/seed-0/report.html"]
     assert "One seed gives no interval" in page.text
+    assert "probability of a horizontal flip" in page.text  # among all settings
     assert len(page.images) == 1
     for link in page.links:
         Page(folder / link)

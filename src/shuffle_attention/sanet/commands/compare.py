@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
 from . import Command
@@ -51,12 +51,11 @@ class Compare(Command):
     def run(self) -> int:
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""
         from ...checkpoints import read_checkpoint
-        from ..compare.comparison import Comparison, attached_variants, count_classes, read_comparison, variants_of
+        from ..compare.comparison import Comparison, count_classes
+        from ..compare.variants import attached_variants, variants_of
         from ..console import console
-        from ..device import open_process
         from ..network import recipe_of
         from ..tasks.classification.choice import choose_recipe
-        from ..training.signals import Interrupted, stop_signals_raised
 
         overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
         folder = Path(self.output)
@@ -72,23 +71,18 @@ class Compare(Command):
             if unread:
                 options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
                 raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
-            comparison = read_comparison(folder)
-            comparison = replace(comparison, base=comparison.base.replaced(**overrides))
-            if names:
-                comparison = _only(comparison, names)
-            return _report(comparison, {}, process=None)
+            return report_runs(folder, names, overrides)
         if "model" in overrides:
             raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
         self._refuse_unused()
+        variants = variants_of(self.attention, self.depth or 18, self.models) if start is None else []
         recipe = named_recipe(self.recipe, overrides)
         if recipe is None and "data" not in overrides:
             raise InputError("sanet compare needs images: --data DIR, or --recipe digits, which brings its own")
         if recipe is None:
             recipe, why = choose_recipe(overrides, pretrained=False)
             console.print(why)
-        if start is None:
-            variants = variants_of(self.attention, self.depth or 18, self.models)
-        else:
+        if start is not None:
             if recipe.attach:
                 raise InputError("sanet compare --from chooses what is attached: --attention, and not --attach")
             plain, _ = recipe_of(read_checkpoint(start), start)
@@ -97,16 +91,7 @@ class Compare(Command):
             recipe = recipe.replaced(**as_trained, initial=start)
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
         comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe))
-        with open_process(recipe.device) as process, stop_signals_raised():
-            try:
-                comparison.sizes()  # a model that cannot be created is reported before another one trains
-                with comparison.begun() if process.rank == 0 else nullcontext():
-                    failed = comparison.train(process, _announcer(comparison, process))
-                    return _report(comparison, failed, process=process)
-            except Interrupted as stopped:
-                if process.rank == 0:
-                    console.print(f"{stopped.where or stopped}. Go on with the same command; finished runs are kept")
-                return stopped.exit_code
+        return run_comparison(comparison, recipe.device)
 
     def _refuse_unused(self) -> None:
         if self.from_ is not None and self.models:
@@ -118,6 +103,33 @@ class Compare(Command):
         if given:
             without = "without --from" if self.from_ is None and given != ["--depth"] else "with --from or --models"
             raise InputError(f"{' and '.join(given)} would have no effect {without}")
+
+
+def run_comparison(comparison: Comparison, device: str) -> int:
+    """Train what is not finished and report; the exit code is 1 if a run failed, 128 + n for signal n."""
+    from ..console import console
+    from ..device import open_process
+    from ..training.signals import Interrupted, stop_signals_raised
+
+    with open_process(device) as process, stop_signals_raised():
+        try:
+            comparison.sizes()  # a model that cannot be created is reported before another one trains
+            with comparison.begun() if process.rank == 0 else nullcontext():
+                failed = comparison.train(process, _announcer(comparison, process))
+                return _report(comparison, failed, process=process)
+        except Interrupted as stopped:
+            if process.rank == 0:
+                console.print(f"{stopped.where or stopped}. Go on with the same command; finished runs are kept")
+            return stopped.exit_code
+
+
+def report_runs(folder: Path, names: list[str], overrides: dict[str, Any]) -> int:
+    """Report the finished runs in a folder, of all variants or of those that are named."""
+    from ..compare.comparison import read_comparison
+
+    comparison = read_comparison(folder)
+    comparison = replace(comparison, base=comparison.base.replaced(**overrides))
+    return _report(_only(comparison, names) if names else comparison, {}, process=None)
 
 
 def _only(comparison: Comparison, names: list[str]) -> Comparison:
@@ -137,7 +149,7 @@ def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int],
 
     began, before, count = time.perf_counter(), finished(), len(comparison.runs)
     if before and process.rank == 0:
-        console.print(f"{before} of {count} runs are finished already")
+        console.print(f"{before} of {counted(count, 'run')} {'is' if before == 1 else 'are'} finished already")
 
     def announce(run: Run, number: int) -> None:
         if process.rank != 0:
@@ -163,7 +175,7 @@ def _report(comparison: Comparison, failed: dict[str, str], *, process: Process 
     if not comparison.seeds:
         raise InputError(f"{comparison.folder} has no run yet")
     result = findings(comparison, comparison.sizes())
-    print_findings(result, len(comparison.seeds))
+    print_findings(comparison, result)
     for path in write_findings(comparison, result, failed):
         console.print(f"wrote {path}")
     if comparison.base.report:

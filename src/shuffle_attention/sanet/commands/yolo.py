@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from ...errors import InputError, require_extra
 from ..recipes.settings import option
@@ -34,3 +37,54 @@ class Yolo(Command):
         except SyntaxError as error:  # raised for arguments that it does not know
             raise InputError(str(error)) from error
         return 0
+
+
+@dataclass(kw_only=True)
+class YoloCompare(Command):
+    """Train a YOLO plain and with attention attached, with several seeds, and compare the mAP50-95 of the last epoch.
+
+    Settings of ultralytics are given as for yolo train. The same command continues where it was stopped.
+    Example: sanet yolo compare model=yolo11n.pt data=coco8.yaml epochs=30 --attention none,shuffle --output runs/yolo
+    """
+
+    name = "yolo compare"
+    summary = "train YOLOs with and without attention alike and compare them"
+
+    settings: list[str] = option(
+        [],
+        "settings of yolo train: model=yolo11n.pt data=coco8.yaml epochs=100 ...",
+        positional=True,
+        metavar="NAME=VALUE",
+    )
+    attention: list[str] = option([], "attention layers; the first is the baseline", metavar="A,B", separator=",")
+    models: list[str] = option([], "models instead of attention layers", metavar="A,B", separator=",")
+    output: str = option(..., "folder of the comparison", metavar="DIR")
+    seeds: int = option(3, "number of seeds", minimum=1)
+    seed: int = option(0, "first seed", minimum=0)
+    where: str = option("residual", "residual, stage, last or a glob", metavar="WHERE")
+    preserve: Literal["both", "yes", "no"] = option("yes", "attach so that the model computes what it did before")
+    report_only: bool = option(False, "report the runs in the folder, and train nothing")
+    report: bool = option(True, "write report.html")
+
+    def run(self) -> int:
+        """Train and compare; the exit code is 1 if a run failed and the others were trained."""
+        require_extra("ultralytics", extra="yolo")
+        from ..compare.variants import attached_variants, variants_of
+        from ..compare.yolo import YoloComparison, count_classes, recipe_from
+        from .compare import report_runs, run_comparison
+
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError("ultralytics starts its processes itself: give device=0,1 instead of using torchrun")
+        folder = Path(self.output)
+        if self.report_only:
+            if self.settings:
+                raise InputError(f"{' '.join(self.settings)} would have no effect with --report-only")
+            return report_runs(folder, [*self.attention, *self.models], {"report": self.report})
+        given = [*self.settings, *([f"model={self.models[0]}"] if self.models else [])]
+        recipe = recipe_from(given).replaced(seed=self.seed, report=self.report)
+        if self.models or not self.attention:
+            variants = variants_of(self.attention, 0, self.models)
+        else:
+            variants = attached_variants(self.attention, recipe, self.where, self.preserve)
+        seeds = [self.seed + n for n in range(self.seeds)]
+        return run_comparison(YoloComparison(variants, recipe, seeds, folder, count_classes(recipe)), "cpu")

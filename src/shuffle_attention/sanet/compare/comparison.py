@@ -2,20 +2,18 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from signal import Signals
+from typing import Any, ClassVar
 
 import torch
 import yaml
 
-from ...attention import get_spec, register_attention
-from ...attention.spec import Attention
 from ...errors import InputError
 from ...files import LOCK, locked, remove_left_over, write_text
-from ...models.attention_resnet import resnet_with
 from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
@@ -25,88 +23,24 @@ from ..tasks.classification.task import Classification
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
 from ..training.signals import Interrupted
-
-# Settings that change the speed of a run, or when it evaluates or saves, but not its results.
-_MAY_CHANGE = ("workers", "check_images", "checkpoint_steps", "report")
+from .variants import Variant
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One of the models compared.
+class Score:
+    """The metric that a comparison compares, in percent.
 
     Attributes:
-        name: Name in tables, and of its folder.
-        model: Name of the model in timm.
-        model_args: Arguments to create it with; those of the recipe come on top.
-        attach: Attention attached to it: arguments of :func:`attach`.
+        name: Name in the files.
+        label: Name in texts.
+        column: Column of a run's history.
+        factor: Percent per unit of the column.
     """
 
     name: str
-    model: str
-    model_args: dict[str, Any]
-    attach: dict[str, Any] = field(default_factory=dict)
-
-    def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """Return the recipe of the run with a seed."""
-        own = {"attach": self.attach} if self.attach else {}
-        return base.replaced(model=self.model, model_args=self.model_args | base.model_args, seed=seed, **own)
-
-
-def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:
-    """Return ResNets with these attentions, or models of timm by their names.
-
-    Raises:
-        InputError: If both or neither are given, a name is repeated, or there is no such attention or depth.
-    """
-    if bool(attentions) == bool(models):
-        raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
-    names = [_registered(attention) for attention in attentions] or list(models)
-    if len(names) < 2:
-        raise InputError(f"a comparison needs two or more, the first as the baseline; got {', '.join(names)}")
-    if len(set(names)) < len(names):
-        raise InputError(f"each can be compared once, got {', '.join(names)}")
-    if attentions:
-        return [Variant(name, *resnet_with(name, depth)) for name in names]
-    for name in names:
-        if Path(name).name != name:
-            raise InputError(f"a model's name is also the name of its folder, which {name!r} cannot be")
-    return [Variant(name, name, {}) for name in names]
-
-
-def attached_variants(attentions: Sequence[Attention], plain: Recipe, where: str, preserve: str) -> list[Variant]:
-    """Return the model of a recipe with attentions attached, preserving its function, not preserving it, or both.
-
-    Args:
-        attentions: Attentions; ``none`` leaves the model as it is.
-        plain: Recipe that the model was trained with.
-        where: Where the attention goes, as :func:`attach` takes it.
-        preserve: ``yes``, ``no`` or ``both``.
-
-    Raises:
-        InputError: If there is no such attention, the model has one already, or there are fewer than two variants.
-    """
-    if plain.attach:
-        raise InputError(f"the model has attention attached already ({plain.attach}); start from a plain one")
-    names = [_registered(attention) for attention in attentions]
-    variants = []
-    for name in names:
-        if name == "none":
-            variants.append(Variant(name, plain.model, plain.model_args))
-            continue
-        for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
-            options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
-            if get_spec(name).group_parts is not None:
-                options["groups"] = "auto"
-            label = f"{name}-{'preserved' if keep else 'unpreserved'}"
-            variants.append(Variant(label, plain.model, plain.model_args, options))
-    if len(variants) < 2 or len({v.name for v in variants}) < len(variants):
-        raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
-    return variants
-
-
-def _registered(attention: Attention) -> str:
-    """Return the name of an attention. A callable is registered, since recipes contain names."""
-    return register_attention(get_spec(attention)).name
+    label: str
+    column: str
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,21 +55,22 @@ class Run:
     def finished(self) -> bool:
         return self.files.summary.exists()
 
-    def history(self, epochs: int) -> list[dict[str, float]]:
-        """Return the metrics of its epochs.
+    def scores(self, score: Score, epochs: int) -> list[float]:
+        """Return the score after each epoch, in percent.
 
         Raises:
-            InputError: If they cannot be read, or their number is not ``epochs``.
+            InputError: If the history cannot be read, or its number of epochs is not ``epochs``.
         """
-        rows = read_rows(self.files.metrics)
+        path = self.files.metrics
+        rows = {row.get("epoch", number): row for number, row in enumerate(read_rows(path))}
         if len(rows) != epochs:
             raise InputError(
-                f"{self.files.metrics} has {len(rows)} epochs and the comparison {epochs}; delete "
-                f"{self.files.folder}, and the command that trained it will train it again"
+                f"{path} has {len(rows)} epochs and the comparison {epochs}; delete {self.files.folder}, and the "
+                f"command that trained it will train it again"
             )
-        if "val_top1" not in rows[0]:
-            raise InputError(f"{self.files.metrics} has no val_top1; it is not of a classifier")
-        return rows
+        if any(score.column not in row for row in rows.values()):
+            raise InputError(f"{path} has no {score.column}; this run is not one of the comparison")
+        return [score.factor * row[score.column] for row in rows.values()]
 
     def curve(self) -> list[dict[str, float]]:
         """Return the metrics of the evaluations within its epochs, empty without any."""
@@ -144,9 +79,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants, the recipe that they share, the seeds, and the folder of their runs.
+    """Variants, the recipe that they share, the seeds, and the folder of their runs. The runs train classifiers.
 
-    The folder holds ``comparison.yaml`` and ``VARIANT/seed-N`` for each run, as ``sanet train`` leaves it.
+    The folder holds ``comparison.yaml`` and ``VARIANT/seed-N`` for each run, as ``sanet train`` leaves it. A comparison
+    of other models is a subclass.
 
     Attributes:
         variants: The models compared; the first is the baseline.
@@ -154,19 +90,32 @@ class Comparison:
         seeds: Seeds of the runs of each variant.
         folder: Folder of the runs.
         num_classes: Number of classes.
+        kind: Name of the class in ``comparison.yaml``.
+        command: Command that runs the comparison.
+        score: What is compared.
+        recipe_type: Class of the recipe.
+        run_folder: Class of a run's folder.
+        may_change: Settings that change the speed of a run, or when it evaluates or saves, but not its results.
     """
 
     variants: list[Variant]
-    base: Recipe
+    base: Any
     seeds: list[int]
     folder: Path
     num_classes: int
+
+    kind: ClassVar[str] = "classifiers"
+    command: ClassVar[str] = "sanet compare"
+    score: ClassVar[Score] = Score("top1", "top-1", "val_top1")
+    recipe_type: ClassVar[Any] = Recipe
+    run_folder: ClassVar[type[RunFolder]] = RunFolder
+    may_change: ClassVar[tuple[str, ...]] = ("workers", "check_images", "checkpoint_steps", "report")
 
     @property
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that a part of them is balanced."""
         return [
-            Run(variant, seed, RunFolder(self.folder / variant.name / f"seed-{seed}"))
+            Run(variant, seed, self.run_folder(self.folder / variant.name / f"seed-{seed}"))
             for seed in self.seeds
             for variant in self.variants
         ]
@@ -189,18 +138,22 @@ class Comparison:
     def _write_settings(self) -> None:
         path = self.folder / "comparison.yaml"
         content: dict[str, Any] = {
+            "kind": self.kind,
             "num_classes": self.num_classes,
             "recipe": self.shared_fields(),
             "variants": {v.name: [v.model, v.model_args, v.attach] for v in self.variants},
         }
         trained = any(RunFolder(config.parent).trained for config in self.folder.glob("*/seed-*/config.yaml"))
+        trained = trained or any(self.folder.glob("*/seed-*/weights/last.pt"))  # by ultralytics
         if trained and path.exists():
             before = _read(path)
-            recipe = _recipe(before, path).to_dict()
-            differences = [
-                f"{name} was {recipe[name]!r} and is {value!r}"
+            other = read_comparison(self.folder)
+            recipe = other.base.to_dict()
+            differences = [] if other.kind == self.kind else [f"kind was {other.kind!r} and is {self.kind!r}"]
+            differences += [
+                f"{name} was {recipe.get(name)!r} and is {value!r}"
                 for name, value in content["recipe"].items()
-                if name not in _MAY_CHANGE and recipe[name] != value
+                if name not in self.may_change and recipe.get(name) != value
             ]
             differences += [
                 f"{name} was {before['variants'][name]} and is {value}"
@@ -215,18 +168,35 @@ class Comparison:
         write_text(path, yaml.safe_dump(content, sort_keys=False))
 
     def sizes(self) -> dict[str, Size]:
-        """Return parameters and multiply-adds of each model; no weights are allocated for it.
+        """Return parameters and multiply-adds of each variant.
 
         Raises:
             InputError: If a model cannot be created.
         """
-        sizes = {}
-        for variant in self.variants:
-            recipe = variant.recipe(self.base, self.seeds[0])
-            with torch.device("meta"):
-                model = create_network(recipe, self.num_classes, restored=True)
-            sizes[variant.name] = size_of(model, recipe.in_chans, recipe.img_size)
-        return sizes
+        return {variant.name: self.size(variant.recipe(self.base, self.seeds[0])) for variant in self.variants}
+
+    def size(self, recipe: Any) -> Size:
+        """Return parameters and multiply-adds of a model, for which no weights are allocated."""
+        with torch.device("meta"):
+            model = create_network(recipe, self.num_classes, restored=True)
+        return size_of(model, recipe.in_chans, recipe.img_size)
+
+    def train_run(self, run: Run, process: Process, *, checked: bool) -> Signals | None:
+        """Train one run, or continue it; return the signal that arrived as it ended, if one did.
+
+        Args:
+            run: Run that is not finished.
+            process: Process to train in.
+            checked: Whether the images were checked before.
+
+        Raises:
+            Interrupted: If a signal to stop arrived, and the run is saved.
+        """
+        recipe = run.variant.recipe(self.base, run.seed)
+        if checked:
+            recipe = recipe.replaced(check_images=False)
+        resume = run.files.last.exists()
+        return train(recipe, run.files.folder, process, task=Classification, resume=resume).stop
 
     def train(self, process: Process, announce: Callable[[Run, int], None]) -> dict[str, str]:
         """Train the runs that are not finished, and return the reasons of those that failed, by folder.
@@ -240,24 +210,23 @@ class Comparison:
         Raises:
             Interrupted: If a signal to stop arrived; the run in training is saved or finished.
         """
-        failed = {}
-        base = self.base
+        failed: dict[str, str] = {}
+        checked = False
         for number, run in enumerate(self.runs, 1):
             if run.finished:
                 continue
             announce(run, number)
-            recipe = run.variant.recipe(base, run.seed)
             try:
-                result = train(recipe, run.files.folder, process, task=Classification, resume=run.files.last.exists())
+                stop = self.train_run(run, process, checked=checked)
             except (InputError, RuntimeError, OSError) as error:
                 # Processes that do not fail together would wait for one another.
                 if process.world_size > 1:
                     raise
                 failed[os.fspath(run.files.folder)] = str(error) or type(error).__name__
             else:
-                base = base.replaced(check_images=False)
-                if result.stop is not None:
-                    raise Interrupted(result.stop)
+                checked = True
+                if stop is not None:
+                    raise Interrupted(stop)
             if process.device.type == "cuda":
                 torch.cuda.empty_cache()
         return failed
@@ -277,11 +246,17 @@ def read_comparison(folder: Path) -> Comparison:
     if not path.exists():
         raise InputError(f"no comparison in {folder}: there is no {path}")
     content = _read(path)
+    cls = Comparison
+    if content.get("kind") == "yolo":
+        from .yolo import YoloComparison as cls
+    try:
+        base = cls.recipe_type().replaced(**{str(name): value for name, value in content["recipe"].items()})
+    except InputError as error:
+        raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
     variants = [Variant(name, *what) for name, what in content["variants"].items()]
     names = {path.name for variant in variants for path in (folder / variant.name).glob("seed-*")}
     seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch("seed-[0-9]+", name))
-    base = _recipe(content, path)
-    return Comparison(variants, base, seeds, folder, content.get("num_classes") or count_classes(base))
+    return cls(variants, base, seeds, folder, content.get("num_classes") or count_classes(base))
 
 
 def count_classes(recipe: Recipe) -> int:
@@ -291,13 +266,6 @@ def count_classes(recipe: Recipe) -> int:
         InputError: If the data cannot be used.
     """
     return Classification.open(recipe.replaced(check_images=False), check=False).num_classes
-
-
-def _recipe(content: dict[str, Any], path: Path) -> Recipe:
-    try:
-        return Recipe.of(content["recipe"])
-    except InputError as error:
-        raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

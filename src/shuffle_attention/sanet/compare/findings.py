@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import counted
 from ...files import write_csv, write_json
 from ..charts import Circle, Curve, draw_accuracy, draw_steps
 from ..console import console, table
@@ -16,20 +17,20 @@ from .comparison import Comparison
 
 @dataclass(frozen=True)
 class Finding:
-    """The results of one variant, in percent of the validation images.
+    """The results of one variant, in percent.
 
     Attributes:
         name: Name of the variant.
         size: Parameters and multiply-adds.
-        top1: Accuracy after the last epoch, by seed.
-        best: Accuracy of the best epoch, by seed; too high, since the epoch is chosen on the same images.
-        mean: Summary of ``top1``; None if no run is finished.
+        scores: Score after the last epoch, by seed.
+        best: Score of the best epoch, by seed; too high, since the epoch is chosen on the same images.
+        mean: Summary of ``scores``; None if no run is finished.
         difference: Difference to the baseline, paired by seed; None for the baseline.
     """
 
     name: str
     size: Size
-    top1: dict[int, float]
+    scores: dict[int, float]
     best: dict[int, float]
     mean: Summary | None
     difference: PairedDifference | None
@@ -52,50 +53,60 @@ class FindingsTable:
 
 def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
     """Return the results of the finished runs of a comparison, in the order of its variants."""
-    top1: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
-    best: dict[str, dict[int, float]] = {variant.name: {} for variant in comparison.variants}
+    histories: dict[str, dict[int, list[float]]] = {variant.name: {} for variant in comparison.variants}
     for run in comparison.runs:
         if run.finished:
-            accuracies = [row["val_top1"] for row in run.history(comparison.base.epochs)]
-            top1[run.variant.name][run.seed] = accuracies[-1]
-            best[run.variant.name][run.seed] = max(accuracies)
+            histories[run.variant.name][run.seed] = run.scores(comparison.score, comparison.base.epochs)
+    last = {name: {seed: scores[-1] for seed, scores in runs.items()} for name, runs in histories.items()}
     baseline = comparison.variants[0].name
     return [
         Finding(
             name,
             sizes[name],
-            scores,
-            best[name],
-            summary(scores),
-            None if name == baseline else paired_difference(scores, top1[baseline]),
+            last[name],
+            {seed: max(scores) for seed, scores in runs.items()},
+            summary(last[name]),
+            None if name == baseline else paired_difference(last[name], last[baseline]),
         )
-        for name, scores in top1.items()
+        for name, runs in histories.items()
     ]
 
 
-def findings_table(results: list[Finding], seeds: int) -> FindingsTable:
-    """Return the table, with a column for the number of runs if some are not finished."""
-    incomplete = any(len(finding.top1) < seeds for finding in results)
-    columns = ["", "params\nM", "\nGFLOPs", "top-1\n%", "\nstd", f"over\n{results[0].name}", "95 %\ninterval"]
+def findings_table(comparison: Comparison, results: list[Finding]) -> FindingsTable:
+    """Return the table: without deviations and intervals if one seed is finished, with counts if runs are missing."""
+    label, seeds = comparison.score.label, len(comparison.seeds)
+    incomplete = any(len(finding.scores) < seeds for finding in results)
+    several = any(len(finding.scores) > 1 for finding in results)
+    baseline = results[0].name
+    columns = ["", "params\nM", "\nGFLOPs", f"{label}\n%", "\nstd", f"over\n{baseline}", "95 %\ninterval", "\nruns"]
+    shown = [True, True, True, True, several, True, several, incomplete]
     rows = []
     for finding in results:
-        size = f"{finding.size.parameters / 1e6:.3f}", f"{finding.size.multiply_adds / 1e9:.3f}"
         mean, difference = finding.mean, finding.difference
-        accuracy = ("-", "-") if mean is None else (f"{mean.mean:.2f}", _or_dash(mean.deviation))
-        over = ("", "") if difference is None else (f"{difference.mean:+.2f}", _interval(difference))
-        runs = [f"{len(finding.top1)}/{seeds}"] if incomplete else []
-        rows.append([finding.name, *size, *accuracy, *over, *runs])
-    each = "" if incomplete else f"{seeds} seed{'s' if seeds > 1 else ''} each; "
-    note = (
-        f"{each}top-1 after the last epoch; differences are paired by seed, with Student's interval over seeds. "
-        "An interval that contains 0 shows no difference."
+        row = [
+            finding.name,
+            f"{finding.size.parameters / 1e6:.3f}",
+            f"{finding.size.multiply_adds / 1e9:.3f}",
+            "-" if mean is None else f"{mean.mean:.2f}",
+            "-" if mean is None or mean.deviation is None else f"{mean.deviation:.2f}",
+            "" if difference is None else f"{difference.mean:+.2f}",
+            "" if difference is None else _interval(difference),
+            f"{len(finding.scores)}/{seeds}",
+        ]
+        rows.append([cell for cell, show in zip(row, shown, strict=True) if show])
+    each = "" if incomplete else f"{counted(seeds, 'seed')} each; "
+    note = f"{each}{label} after the last epoch. " + (
+        "Differences are paired by seed, with Student's interval over the seeds. An interval that contains 0 shows no "
+        "difference."
+        if several
+        else "One seed gives no interval: another seed may change any difference."
     )
-    return FindingsTable([*columns, *(["\nruns"] if incomplete else [])], rows, note)
+    return FindingsTable([column for column, show in zip(columns, shown, strict=True) if show], rows, note)
 
 
-def print_findings(results: list[Finding], seeds: int) -> None:
+def print_findings(comparison: Comparison, results: list[Finding]) -> None:
     """Print the table."""
-    content = findings_table(results, seeds)
+    content = findings_table(comparison, results)
     shown = table(content.columns)
     for row in content.rows:
         shown.add_row(*row)
@@ -103,13 +114,9 @@ def print_findings(results: list[Finding], seeds: int) -> None:
     console.print(content.note)
 
 
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _interval(difference: PairedDifference) -> str:
     if difference.low is None or difference.high is None:
-        return "not defined"
+        return "-"
     return f"[{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
@@ -118,23 +125,24 @@ def write_findings(comparison: Comparison, results: list[Finding], failed: Mappi
 
     ``comparison.png`` needs a finished run, ``curves.png`` evaluations within the epochs.
     """
-    base = comparison.base
+    base, score, folder = comparison.base, comparison.score, comparison.folder
     content: dict[str, Any] = {
         "baseline": results[0].name,
         "data": base.data,
         "recipe": comparison.shared_fields(),
         "seeds": comparison.seeds,
-        "figure": "top-1 in percent of the validation images after the last epoch",
-        "variants": [asdict(finding) for finding in results],
+        "figure": f"{score.label} on the validation images after the last epoch, in percent",
+        "variants": [{score.name if k == "scores" else k: v for k, v in asdict(each).items()} for each in results],
         "curves": _curves(comparison),
         "failed": dict(failed),
         "trained_on": trained_on(comparison),
         "machine": environment(),
     }
-    folder = comparison.folder
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_json(written[0], content)
-    write_csv(written[1], _rows(results), _COLUMNS)
+    columns = ("variant", "seed", score.name, f"best_{score.name}", "over_baseline", "parameters", "multiply_adds")
+    write_csv(written[1], [dict(zip(columns, row, strict=True)) for row in _rows(results)], columns)
+    data, axis = Path(base.data).name, f"{score.label}, %"
     if curves := content["curves"]:
         written.append(folder / "curves.png")
         attached = {variant.name: variant.attach for variant in comparison.variants}
@@ -142,7 +150,7 @@ def write_findings(comparison: Comparison, results: list[Finding], failed: Mappi
             Curve(name, points, attached[name].get("name", name), dashed=attached[name].get("preserve") is False)
             for name, points in curves.items()
         ]
-        draw_steps(lines, f"{Path(base.data).name}, mean over the seeds of each", written[-1])
+        draw_steps(lines, f"{data}, mean over the seeds of each", written[-1], axis)
     circles = [
         Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
         for f in results
@@ -150,9 +158,8 @@ def write_findings(comparison: Comparison, results: list[Finding], failed: Mappi
     ]
     if circles:
         written.append(folder / "comparison.png")
-        epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
-        title = f"{Path(base.data).name}, {epochs}, {_runs_in_words(results)}"
-        draw_accuracy(circles, title, written[-1])
+        title = f"{data}, {counted(base.epochs, 'epoch')}, {_runs_in_words(results)}"
+        draw_accuracy(circles, title, written[-1], axis)
     return written
 
 
@@ -166,39 +173,36 @@ def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _runs_in_words(results: list[Finding]) -> str:
-    counts = sorted({len(finding.top1) for finding in results} - {0})
+    counts = sorted({len(finding.scores) for finding in results} - {0})
     if counts[-1] == 1:
         return "one seed each"
     return f"mean and standard deviation of {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds"
 
 
 def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
-    """Return the mean accuracy of each variant at the steps at which all its finished runs were evaluated."""
-    curves = {}
+    """Return the mean score of each variant at the steps at which all its finished runs were evaluated."""
+    curves, column = {}, comparison.score.column
     for variant in comparison.variants:
         runs = [run.curve() for run in comparison.runs if run.variant == variant and run.finished]
-        by_step = [{row["step"]: row["val_top1"] for row in rows} for rows in runs if rows]
+        by_step = [{row["step"]: row[column] for row in rows} for rows in runs if rows]
         shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
         if shared:
             curves[variant.name] = [(step, sum(run[step] for run in by_step) / len(by_step)) for step in shared]
     return curves
 
 
-_COLUMNS = ("variant", "seed", "top1", "best_top1", "over_baseline", "parameters", "multiply_adds")
-
-
-def _rows(results: list[Finding]) -> list[dict[str, Any]]:
+def _rows(results: list[Finding]) -> list[tuple[Any, ...]]:
     """Return the rows of ``comparison.csv``, one per finished run."""
     return [
-        {
-            "variant": finding.name,
-            "seed": seed,
-            "top1": accuracy,
-            "best_top1": finding.best[seed],
-            "over_baseline": finding.difference.by_seed.get(seed, "") if finding.difference else "",
-            "parameters": finding.size.parameters,
-            "multiply_adds": finding.size.multiply_adds,
-        }
+        (
+            finding.name,
+            seed,
+            score,
+            finding.best[seed],
+            finding.difference.by_seed.get(seed, "") if finding.difference else "",
+            finding.size.parameters,
+            finding.size.multiply_adds,
+        )
         for finding in results
-        for seed, accuracy in finding.top1.items()
+        for seed, score in finding.scores.items()
     ]

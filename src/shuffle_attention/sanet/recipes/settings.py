@@ -137,6 +137,10 @@ class Settings:
         """Return the fields as plain values, for YAML and JSON."""
         return dataclasses.asdict(self)
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default values of the fields."""
+        return type(self)().to_dict()
+
 
 def require(holds: bool, name: str, contract: str, received: Any) -> None:
     """Raise InputError, which states what a setting must be and what was received, unless it holds."""

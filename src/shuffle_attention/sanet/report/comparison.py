@@ -24,7 +24,7 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
         failed: Reasons of failed runs, by folder.
     """
     base, folder = comparison.base, comparison.folder
-    table = findings_table(results, len(comparison.seeds))
+    table = findings_table(comparison, results)
     images = [
         (title, embedded_file(folder / name))
         for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
@@ -33,7 +33,8 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
     compared = ", ".join(finding.name for finding in results) if len(results) <= _NAMED else f"{len(results)} variants"
     values: dict[str, Any] = {
         "title": f"{compared} on {Path(base.data).name}",
-        "kind": "comparison by sanet compare",
+        "kind": f"comparison by {comparison.command}",
+        "score": comparison.score.label,
         "epochs": base.epochs,
         "seeds": len(comparison.seeds),
         "columns": [column.split("\n") for column in table.columns],
@@ -55,14 +56,14 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
 
 
 def _runs(comparison: Comparison, results: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
-    """Return variant, seed, accuracy, that of the best epoch, difference to the baseline and link of each run."""
+    """Return variant, seed, score, that of the best epoch, difference to the baseline and link of each run."""
     files = {(run.variant.name, run.seed): run.files for run in comparison.runs}
     rows = []
     for finding in results:
-        for seed, top1 in finding.top1.items():
+        for seed, score in finding.scores.items():
             report = files[finding.name, seed].report
             over = finding.difference.by_seed.get(seed) if finding.difference else None
             link = quote(report.relative_to(comparison.folder).as_posix()) if report.exists() else None
             difference = "" if over is None else f"{over:+.2f}"
-            rows.append((finding.name, seed, f"{top1:.2f}", f"{finding.best[seed]:.2f}", difference, link))
+            rows.append((finding.name, seed, f"{score:.2f}", f"{finding.best[seed]:.2f}", difference, link))
     return rows

@@ -7,7 +7,7 @@ from ...checkpoints import load_checkpoint
 from ...errors import InputError
 from ..device import Process
 from ..recipes.recipe import RunRecipe
-from ..recipes.settings import GROUPS
+from ..recipes.settings import GROUPS, Settings
 from ..tasks.task import Task, outcome, panels
 from ..training.run_folder import RunFolder, curves_figure, read_rows
 from .html import embedded_figure, write_page
@@ -57,18 +57,17 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
     return files.report
 
 
-def changed_fields(recipe: RunRecipe) -> list[tuple[str, str, str]]:
+def changed_fields(recipe: Settings) -> list[tuple[str, str, str]]:
     """Return name, value and default of the fields that differ from their defaults."""
-    defaults = type(recipe)().to_dict()
+    defaults = recipe.defaults()
     return [(k, _text(v), _text(defaults[k])) for k, v in recipe.to_dict().items() if v != defaults[k]]
 
 
-def fields_by_group(recipe: RunRecipe) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def fields_by_group(recipe: Settings) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return name, value and help of all fields, by group."""
     groups: dict[str, list[tuple[str, str, str]]] = {group: [] for group in GROUPS}
-    for name, field in recipe.__dataclass_fields__.items():
-        if "group" in field.metadata:
-            groups[field.metadata["group"]].append((name, _text(getattr(recipe, name)), field.metadata["help"]))
+    for name, (option, _) in recipe.options().items():
+        groups[option.group].append((name, _text(getattr(recipe, name)), option.help))
     return list(groups.items())
 
 

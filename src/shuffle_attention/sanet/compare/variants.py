@@ -1,0 +1,92 @@
+"""The models of a comparison: what is compared, by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...attention import get_spec, register_attention
+from ...attention.spec import Attention
+from ...errors import InputError
+from ...models.attention_resnet import resnet_with
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the models compared.
+
+    Attributes:
+        name: Name in tables, and of its folder.
+        model: Name of the model in timm.
+        model_args: Arguments to create it with; those of the recipe come on top.
+        attach: Attention attached to it: arguments of :func:`attach`.
+    """
+
+    name: str
+    model: str
+    model_args: dict[str, Any]
+    attach: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self, base: Any, seed: int) -> Any:
+        """Return the recipe of the run with a seed."""
+        own: dict[str, Any] = {"attach": self.attach} if self.attach else {}
+        if self.model_args:
+            own["model_args"] = self.model_args | base.model_args
+        return base.replaced(model=self.model, seed=seed, **own)
+
+
+def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:
+    """Return ResNets with these attentions, or models of timm by their names.
+
+    Raises:
+        InputError: If both or neither are given, a name is repeated, or there is no such attention or depth.
+    """
+    if bool(attentions) == bool(models):
+        raise InputError("give what to compare: --attention none,se,shuffle with --depth, or --models resnet18,...")
+    names = [_registered(attention) for attention in attentions] or list(models)
+    if len(names) < 2:
+        raise InputError(f"a comparison needs two or more, the first as the baseline; got {', '.join(names)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"each can be compared once, got {', '.join(names)}")
+    if attentions:
+        return [Variant(name, *resnet_with(name, depth)) for name in names]
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"a model's name is also the name of its folder, which {name!r} cannot be")
+    return [Variant(name, name, {}) for name in names]
+
+
+def attached_variants(attentions: Sequence[Attention], plain: Any, where: str, preserve: str) -> list[Variant]:
+    """Return the model of a recipe with attentions attached, preserving its function, not preserving it, or both.
+
+    Args:
+        attentions: Attentions; ``none`` leaves the model as it is.
+        plain: Recipe that the model was trained with.
+        where: Where the attention goes, as :func:`attach` takes it.
+        preserve: ``yes``, ``no`` or ``both``.
+
+    Raises:
+        InputError: If there is no such attention, the model has one already, or there are fewer than two variants.
+    """
+    if plain.attach:
+        raise InputError(f"the model has attention attached already ({plain.attach}); start from a plain one")
+    names = [_registered(attention) for attention in attentions]
+    variants = []
+    for name in names:
+        if name == "none":
+            variants.append(Variant(name, plain.model, plain.model_args))
+            continue
+        for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
+            options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
+            if get_spec(name).group_parts is not None:
+                options["groups"] = "auto"
+            label = f"{name}-{'preserved' if keep else 'unpreserved'}"
+            variants.append(Variant(label, plain.model, plain.model_args, options))
+    if len(variants) < 2 or len({v.name for v in variants}) < len(variants):
+        raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
+    return variants
+
+
+def _registered(attention: Attention) -> str:
+    """Return the name of an attention. A callable is registered, since recipes contain names."""
+    return register_attention(get_spec(attention)).name
