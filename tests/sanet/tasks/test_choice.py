@@ -1,5 +1,7 @@
 """The recipe that is chosen for images where none is named."""
 
+from itertools import product
+
 import pytest
 import yaml
 from PIL import Image
@@ -71,12 +73,12 @@ def test_train_needs_no_recipe(shared_tree, tmp_path, monkeypatch, capsys):
 
 
 def test_images_that_cannot_be_opened_are_left_to_the_check(tmp_path, monkeypatch, capsys):
-    for split in ("train", "val"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        Image.new("RGB", (40, 90)).save(tmp_path / split / "a/1.png")
-        (tmp_path / split / "a/2.png").write_bytes(b"no image")
+    for split, name in product(("train", "val"), "ab"):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (40, 90)).save(tmp_path / split / name / "1.png")
+        (tmp_path / split / name / "2.png").write_bytes(b"no image")
     assert sanet_here("train", "--data", tmp_path, "--device", "cpu", "--output", tmp_path / "run") == 2
     output = capsys.readouterr()
-    assert "2 training images of about 40 pixels: recipe small" in output.out
-    assert "1 of 2 images cannot be read" in output.err
+    assert "4 training images of about 40 pixels: recipe small" in output.out
+    assert "2 of 4 images cannot be read" in output.err
     assert not (tmp_path / "run").exists()
