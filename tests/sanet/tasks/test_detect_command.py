@@ -19,6 +19,7 @@ from shuffle_attention.sanet.data.formats import read_data, require_data
 from shuffle_attention.sanet.profile.costs import training_step
 from shuffle_attention.sanet.profile.detectors import random_objects, work_alike
 from shuffle_attention.sanet.recipes.recipe import load_recipe, recipe_names
+from shuffle_attention.sanet.tasks.detection import choice
 from shuffle_attention.sanet.tasks.detection.coco_scores import coco_scores
 from shuffle_attention.sanet.tasks.detection.predictor import restore_detector
 from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
@@ -170,13 +171,32 @@ def test_mixed_precision(data, tmp_path):
 
 def test_the_recipes():
     """Goyal et al., arXiv:1706.02677, section 2.1: the rate is in proportion to the batch."""
-    assert recipe_names(DetectionRecipe) == ["coco-1x", "coco-2x", "digits", "nuclei"]
+    assert recipe_names(DetectionRecipe) == ["coco-1x", "coco-2x", "digits", "nuclei", "objects"]
     for name in recipe_names(DetectionRecipe):
         load_recipe(name, DetectionRecipe)
     recipe = load_recipe("coco-1x", DetectionRecipe)
     assert (recipe.peak_lr, recipe.epochs, recipe.decay_milestones) == (0.02, 12, [8, 11])
     assert recipe.replaced(batch_size=2).peak_lr == pytest.approx(0.0025)
     assert load_recipe("coco-2x", DetectionRecipe).decay_milestones == [16, 22]
+
+
+@pytest.mark.parametrize("why_not", ["", "no hub"])
+def test_a_recipe_is_chosen_for_the_data(why_not, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "why_not_pretrained", lambda model: why_not)
+    recipe, why = Detection.choose_recipe({"data": str(data)})
+    assert "6 training images with 15 objects: recipe objects, mask_rcnn-sa_resnet18 at 160 pixels, 60 epochs" in why
+    assert ("from scratch (no hub)" in why) == (not recipe.pretrained) == bool(why_not)
+    assert (recipe.batch_size, recipe.vflip, recipe.anchor_sizes) == (1, 0, [16, 32, 64, 128, 256])
+    voc = tmp_path / "voc"
+    assert sanet_here("detect", "convert", data, "--to", "voc", "--output", voc) == 0
+    (voc / "ImageSets/Main/val.txt").unlink()
+    given = {"data": str(voc), "min_size": [64], "batch_size": 4, "weights": "a.pt"}
+    recipe, why = Detection.choose_recipe(given)
+    assert "without masks: recipe objects, faster_rcnn-sa_resnet18 at 64 pixels" in why
+    assert "20% of the images held out for validation" in why
+    assert (recipe.val_fraction, recipe.batch_size, recipe.pretrained) == (0.2, 4, False)
+    recipe, _ = Detection.choose_recipe({**given, "arch": "fcos"})
+    assert (recipe.arch, recipe.anchor_sizes) == ("fcos", [])
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class CocoData:
         """Return the content of an annotation file."""
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
 
-    def parted(self, fraction: float) -> dict[str, "CocoData"]:
+    def parted(self, fraction: float, seed: int = 0) -> dict[str, "CocoData"]:
         """Return the images of "train" and "val", a share of those of each category drawn for validation.
 
         An image counts for the rarest category on it; images that are alone in this count as one category.
@@ -90,7 +90,8 @@ class CocoData:
         present = [{each["category_id"] for each in self.objects(index)} for index in range(len(self))]
         rarest = [min(ids, key=lambda id: (counts[id], id), default=None) for ids in present]
         sizes = Counter(rarest)
-        held = held_out([category if sizes[category] > 1 else None for category in rarest], fraction)
+        groups = [category if sizes[category] > 1 else None for category in rarest]
+        held = held_out(groups, fraction, seed, [image["file_name"] for image in self.images])
         return {split: self._part(split, [out is (split == "val") for out in held]) for split in ("train", "val")}
 
     def _part(self, split: str, chosen: list[bool]) -> "CocoData":

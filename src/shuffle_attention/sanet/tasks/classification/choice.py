@@ -93,7 +93,7 @@ def _open(given: dict[str, Any]) -> tuple[Any, dict[str, float]]:
         task = Classification.open(Recipe().replaced(**{**drawn, **given, "check_images": False}), check=False)
         return task.training, drawn
 
-    with _silent():
+    with silent():
         try:
             return opened()
         except DataError:
@@ -119,7 +119,7 @@ def _side(training: Any) -> float:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Leave the warnings about the data to the run, which opens them again."""
     logger = logging.getLogger("shuffle_attention")
     level = logger.level

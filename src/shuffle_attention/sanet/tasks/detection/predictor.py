@@ -82,12 +82,13 @@ def open_coco(
     options |= {"check_files": check, "reading": recipe.reading}
     undivided = None
     if recipe.val_fraction and _location(recipe, "val") is None:
-        undivided = _location(recipe, None) or _location(recipe, "train")
+        undivided = _location(recipe, "train") or _location(recipe, None)
     opened: list[CocoData] = []
     if recipe.data == "digits" and recipe.train_annotations is None and recipe.val_annotations is None:
         opened = [digits_coco(split) for split in splits]
     elif undivided is not None:
-        parts = read_data(undivided, categories=categories, **options).parted(recipe.val_fraction or 0)
+        whole = read_data(undivided, categories=categories, **options)
+        parts = whole.parted(recipe.val_fraction or 0, recipe.split_seed)
         opened = [parts[split] for split in splits]
     else:
         for split in splits:

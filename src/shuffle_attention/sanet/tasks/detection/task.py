@@ -62,6 +62,12 @@ class Detection(Task[DetectionRecipe]):
         super().__init__(recipe, samples, held_out)
 
     @classmethod
+    def choose_recipe(cls, given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
+        from .choice import choose_recipe
+
+        return choose_recipe(given)
+
+    @classmethod
     def open(cls, recipe: DetectionRecipe, *, check: bool) -> "Detection":
         # Every process must know which images are left out.
         checked = recipe.check_images and (check or recipe.skip_bad_images)
