@@ -5,14 +5,21 @@ a few in its own process (``test_fuzz.py``). A format is one entry of ``FORMATS`
 """
 
 import argparse
+import contextlib
 import functools
+import io
+import itertools
+import math
 import os
+import pickle
+import pickletools
 import random
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,15 +200,47 @@ def main() -> int:
     return int(failed)
 
 
-def _write_checkpoint(folder: Path) -> Path:
+def _content() -> dict[str, Any]:
     import torch
 
+    body = {"conv.weight": torch.arange(500.0).view(5, 5, 2, 10), "bn.num_batches_tracked": torch.tensor(3)}
+    recipe = {"model": "sa_resnet18", "lr": 0.1, "decay_milestones": [30, 60]}
+    return {"state_dict": body, "epoch": 3, "args": argparse.Namespace(lr=0.1, out=Path("x")), "recipe": recipe}
+
+
+def _write_checkpoint(folder: Path) -> Path:
     from shuffle_attention.checkpoints import write_checkpoint
 
-    weights = {"conv.weight": torch.arange(500.0).view(5, 5, 2, 10), "bn.num_batches_tracked": torch.tensor(3)}
-    content = {"state_dict": weights, "epoch": 3, "recipe": {"lr": 0.1, "betas": [0.9, 0.99]}, "classes": ["a", "b"]}
-    write_checkpoint(content, folder / "last.pt")
+    write_checkpoint({**_content(), "args": None}, folder / "last.pt")
     return folder / "last.pt"
+
+
+def _write_zip(folder: Path) -> Path:
+    import torch
+
+    torch.save({**_content(), "args": None}, folder / "model.pt")
+    return folder / "model.pt"
+
+
+def _write_objects(folder: Path) -> Path:
+    import torch
+
+    torch.save(_content(), folder / "model.pth.tar")
+    return folder / "model.pth.tar"
+
+
+def _write_legacy(folder: Path) -> Path:
+    import torch
+
+    torch.save(_content(), folder / "model.pth", _use_new_zipfile_serialization=False)
+    return folder / "model.pth"
+
+
+def _write_safetensors(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(_content()["state_dict"], folder / "model.safetensors", {"format": "pt"})
+    return folder / "model.safetensors"
 
 
 def _read_checkpoint(path: Path) -> Any:
@@ -209,6 +248,65 @@ def _read_checkpoint(path: Path) -> Any:
 
     content = read_checkpoint(path)
     return content, find_state_dict(content, path=path)
+
+
+def _use_checkpoint(path: Path) -> None:
+    """Do all that commands do with a checkpoint before they have its model."""
+    import torch
+
+    from shuffle_attention import load_checkpoint
+    from shuffle_attention.checkpoints import CheckpointError, read_checkpoint
+    from shuffle_attention.sanet.commands.inspect import examine
+    from shuffle_attention.sanet.network import recipe_of
+
+    model = torch.nn.Sequential()
+    model.add_module("conv", torch.nn.Conv2d(2, 5, (2, 10), bias=False))
+    model.conv.weight.data = torch.zeros(5, 5, 2, 10)
+    model.add_module("bn", torch.nn.BatchNorm2d(5, affine=False))
+    with contextlib.suppress(CheckpointError):
+        load_checkpoint(model, path, may_differ=["bn.running_*"])
+    content = read_checkpoint(path)
+    if "recipe" in content:
+        recipe_of({"num_classes": 2, **content}, path)
+    else:
+        examine(str(path))
+
+
+def _in_pickle(mutation: Mutation) -> Mutation:
+    """Return a mutation of the pickle in a file of torch.save, whose checksums then hold."""
+
+    def mutate(data: bytes, draw: random.Random) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                new.writestr(name, mutation(content, draw) if name.endswith("data.pkl") else content)
+        return out.getvalue()
+
+    return mutate
+
+
+def _swap_instruction(data: bytes, draw: random.Random) -> bytes:
+    """Replace one instruction of a pickle by another, with an argument of some kind."""
+    places = [position for _, _, position in pickletools.genops(data)]
+    number = draw.randrange(1, len(places) - 1)
+    code = draw.choice(pickletools.opcodes).code.encode("latin1")
+    argument = draw.choice(
+        (b"", draw.randbytes(1), draw.randbytes(4), b"os\nsystem\n", b"torch\nload\n", b"9" * 5000 + b"\n")
+    )
+    return data[: places[number]] + code + argument + data[places[number + draw.choice((0, 1))] :]
+
+
+def _change_number(data: bytes, draw: random.Random) -> bytes:
+    """Replace a number in a pickle by a huge or a negative one."""
+    numbers = [
+        (position, following)
+        for (op, _, position), (_, _, following) in itertools.pairwise(pickletools.genops(data))
+        if op.name.startswith("BININT")
+    ]
+    start, end = draw.choice(numbers)
+    new = pickle.dumps(draw.choice((2**31 - 1, -1, -(2**31), 2**63, 10**400, 1e308, math.nan, None)), 2)[2:-1]
+    return data[:start] + new + data[end:]
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -223,7 +321,12 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
+IN_PICKLE = tuple(map(_in_pickle, (*BYTES, _swap_instruction, _swap_instruction, _change_number)))
 fuzzed("checkpoint", _write_checkpoint, _read_checkpoint, same=_equal)
+fuzzed("zip", _write_zip, _read_checkpoint, same=_equal)
+fuzzed("pickle", _write_objects, _use_checkpoint, mutations=IN_PICKLE)
+fuzzed("legacy", _write_legacy, _use_checkpoint)
+fuzzed("safetensors", _write_safetensors, _use_checkpoint)
 
 if __name__ == "__main__":
     sys.exit(main())
