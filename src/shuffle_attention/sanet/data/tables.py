@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import DataError, brief, listed
+from ...errors import DataError, brief, counted, listed
 from .image_files import SUFFIXES, is_image_name, subfolders
 from .listing import SPLITS, Tree, labelled
 
@@ -181,16 +181,16 @@ def _usable(rows: Sequence[_Row], table: Path, skip_bad: bool) -> list[_Row]:
     for row in rows:
         key, line = os.path.normpath(row.path), f"line {row.line}"
         if not row.path or not row.label:
-            faults.setdefault("have no label" if row.path else "have no path", []).append(line)
+            faults.setdefault("without a label" if row.path else "without a path", []).append(line)
         elif len(labels[key]) > 1:
-            faults.setdefault("have another label than the same image elsewhere", []).append(f"{line}: {row.path}")
+            faults.setdefault("with another label than the same image elsewhere", []).append(f"{line}: {row.path}")
         elif key in kept:
             repeated.append(f"{line}: {row.path}")
         else:
             kept[key] = row
     if repeated:
-        logger.warning("%d rows of %s repeat an image and are left out: %s", len(repeated), table, listed(repeated))
-    message = "; ".join(f"{len(lines)} rows {kind} ({listed(lines)})" for kind, lines in faults.items())
+        logger.warning("%s: left out %s of repeated images: %s", table, counted(len(repeated), "row"), listed(repeated))
+    message = "; ".join(f"{counted(len(lines), 'row')} {kind} ({listed(lines)})" for kind, lines in faults.items())
     if faults and not (skip_bad and kept):
         hint = "" if skip_bad else "; correct them, or leave them out with --skip-bad-images"
         raise DataError(f"{table} cannot be used as it is: {message}{hint}")
