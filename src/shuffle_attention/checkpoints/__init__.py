@@ -3,7 +3,7 @@
 import fnmatch
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,10 @@ __all__ = [
     "LoadReport",
     "find_state_dict",
     "load_checkpoint",
+    "load_weights",
     "read_checkpoint",
+    "renamed",
+    "require_finite",
     "unwrapped",
     "write_checkpoint",
 ]
@@ -91,6 +94,31 @@ def load_checkpoint(
         FileNotFoundError: If the file does not exist.
     """
     weights, name = find_state_dict(read_checkpoint(path), ema=ema, path=path)
+    return load_weights(model, weights, path, name=name, may_differ=may_differ, ema=ema)
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    *,
+    name: str = "",
+    may_differ: Iterable[str] = (),
+    ema: bool | None = None,
+) -> LoadReport:
+    """Load the whole of a state dict into a model, or nothing of it, as :func:`load_checkpoint` does.
+
+    Args:
+        model: Model.
+        weights: State dict.
+        path: File that it is from, for messages.
+        name: Name under which the file has it.
+        may_differ: Patterns of entries that may be missing, unexpected or of another shape.
+        ema: Whether to prefer averaged weights among several prefixes; None prefers them.
+
+    Raises:
+        CheckpointError: If an entry does not fit.
+    """
     layers = list(attached(model, every_name=True))
     weights, prefixes, left = renamed(weights, model.state_dict(), ema=ema)
     weights = _from_version_0_1(layers, weights)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -20,7 +21,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from ..attach import attach
 from ..errors import InputError, asked_for, unknown
+from .detector_weights import PLAIN, detector_weights, load_detector, plain_depth, published_weights
 from .pyramid import PyramidBackbone, create_body, freeze_first_stages, load_backbone, normalisation
 
 __all__ = ["ARCHITECTURES", "create_detector"]
@@ -88,6 +91,7 @@ def create_detector(
     anchor_sizes: Sequence[int] | None = None,
     pyramid_channels: int = PYRAMID_CHANNELS,
     backbone_options: Mapping[str, Any] | None = None,
+    attention: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Create a detector on the CPU, in training mode.
@@ -102,8 +106,12 @@ def create_detector(
         arch: "faster_rcnn", "mask_rcnn", "retinanet" or "fcos".
         backbone: Name of a model registered with timm, by timm or by this package.
         num_classes: Number of classes including the background, which is label 0.
-        weights: Classification checkpoint of the backbone; its classifier is not loaded.
-        may_differ: Patterns of entries of that checkpoint that need not fit, instead of the classifier's.
+        weights: Checkpoint of a classifier, which is loaded into the backbone without its head, or of a whole detector,
+            such as torchvision's, whose predictors are new if it has other classes. ``"plain"`` takes torchvision's
+            weights of plain networks, downloaded if needed: the detector that is trained on COCO if the backbone is a
+            ResNet-50 of any attention, otherwise the ImageNet weights of the backbone's depth. To weights of a plain
+            model, attention is added that starts as the identity.
+        may_differ: Patterns of entries of a file that need not fit, instead of the classifier's or predictors'.
         pretrained: Whether to load timm's weights of the backbone, downloaded if needed.
         trainable_layers: Number of stages of the backbone that are trained, counted from the last; 5 is a whole
             ResNet with its stem. By default 3 of a backbone with weights, and all of one without.
@@ -117,6 +125,7 @@ def create_detector(
         pyramid_channels: Number of channels of each level of the pyramid and of the convolutions of the heads; a
             multiple of 32. With 64 instead of 256 the masks of a small data set cost a sixteenth.
         backbone_options: Further arguments of ``timm.create_model``.
+        attention: Attention that is attached to the backbone: arguments of :func:`attach`, with its ``name``.
         **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
 
     Raises:
@@ -136,8 +145,19 @@ def create_detector(
         raise InputError(f"pyramid_channels must be a multiple of 32, got {pyramid_channels}")
     chosen = ARCHITECTURES[arch]
     require_arguments(arch, kwargs)
-    body = create_body(backbone, chosen.strides, pretrained=pretrained, options=backbone_options or {})
-    if weights is not None:
+    options, whole = dict(backbone_options or {}), None
+    if weights == PLAIN:
+        if plain_depth(backbone) == 50 and pyramid_channels == PYRAMID_CHANNELS:
+            whole = published_weights(arch)
+        else:
+            pretrained, options = True, {"pretrained_cfg": "tv_in1k", **options}
+    elif weights is not None:
+        whole = detector_weights(weights)
+    body: Any = create_body(backbone, chosen.strides, pretrained=pretrained, options=options)
+    if attention:
+        how = {"example": torch.zeros(1, *body.pretrained_cfg["input_size"]), **attention}
+        attach(body, how.pop("name"), **how)
+    if weights is not None and weights != PLAIN and whole is None:
         load_backbone(body, backbone, weights, may_differ=may_differ)
     has_weights = pretrained or weights is not None
     if trainable_layers is None and has_weights:
@@ -156,6 +176,9 @@ def create_detector(
         # torchvision does not take the width of this head from the pyramid.
         detector.roi_heads.mask_head = MaskRCNNHeads(pyramid_channels, (pyramid_channels,) * 4, 1)
         detector.roi_heads.mask_predictor = MaskRCNNPredictor(pyramid_channels, pyramid_channels, num_classes)
+    if whole is not None:
+        source = f"torchvision's {arch}" if weights == PLAIN else str(weights)
+        load_detector(detector, arch, whole, source, may_differ=may_differ)
     return detector
 
 

@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     DefaultCfg,
     PretrainedCfg,
     ResNet,
     build_model_with_cfg,
+    create_model,
     get_arch_pretrained_cfgs,
     get_pretrained_cfg,
     register_model,
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from ..attach.weights import fit_attention
 from ..attention import create_attention, gate_names, largest_groups
-from ..checkpoints import CheckpointError, find_state_dict, read_checkpoint, unwrapped
+from ..checkpoints import CheckpointError, find_state_dict, read_checkpoint, renamed, require_finite
 from ..errors import InputError, listed
 from .fused_block import block_end
 
@@ -166,7 +168,7 @@ def build_resnet(
     if pretrained:
         cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
         if cfg.source not in ("hf-hub", "local-dir") and (cfg.state_dict or cfg.file):
-            overlay |= _given_weights(cfg, kwargs)
+            overlay |= _given_weights(cfg, depth, kwargs)
         elif not cfg.has_weights and not kwargs.get("pretrained_cfg"):
             kwargs["pretrained_cfg"] = plain_cfgs(depth).tags[1]
     built: Any = build_model_with_cfg(
@@ -183,12 +185,15 @@ def build_resnet(
     return built
 
 
-def _given_weights(cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _given_weights(cfg: PretrainedCfg, depth: int, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of timm's cfg for weights from a file or a state dict, with their classes and channels."""
     weights, source = cfg.state_dict, "the state dict"
     if not weights:
         source = str(cfg.file)
-        weights = unwrapped(find_state_dict(read_checkpoint(source), path=source)[0])
+        weights, _ = find_state_dict(read_checkpoint(source), path=source)
+    plain = create_model(f"resnet{depth}", device=torch.device("meta"))
+    weights, *_ = renamed(weights, plain.state_dict())
+    require_finite(nn.Module(), weights, source)
     head, stem = weights.get("fc.weight"), weights.get("conv1.weight")
     num_classes = 0 if head is None else len(head)
     wanted = 0 if kwargs.get("features_only") else kwargs.get("num_classes", num_classes)
