@@ -76,7 +76,6 @@ def test_plain_backbones_of_other_depths_have_torchvisions_tag(monkeypatch):
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
     models = [create_detector("fcos", name, weights="plain", **OPTIONS) for name in ("resnet18", "sa_resnet18")]
-    assert difference(pyramid(models[1]), pyramid(models[0])) > 1  # their pyramids are drawn
     models[1].backbone.fpn.load_state_dict(models[0].backbone.fpn.state_dict())
     assert difference(pyramid(models[1]), pyramid(models[0])) < 1e-6
     assert requests == ["timm/resnet18.tv_in1k"] * 2

@@ -58,6 +58,11 @@ class RunRecipe(Settings):
 
     initial: str | None = option(None, "checkpoint to start from", "model", metavar="FILE")
     may_differ: list[str] = option([], "entries that may differ from initial, such as fc.*", "model", metavar="GLOB")
+    attach: dict[str, Any] = option(
+        {},
+        "attention put into the model: a name, such as shuffle, or {name: shuffle, where: residual} and its options",
+        "model",
+    )
     sync_bn: bool = option(False, "BatchNorm statistics over all processes", "model")
 
     epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
@@ -98,7 +103,10 @@ class RunRecipe(Settings):
     report: bool = option(True, "end with report.html, which takes one more pass over the validation data", "machine")
 
     def __post_init__(self) -> None:
+        if isinstance(self.attach, str):
+            self.attach = {"name": self.attach}
         super().__post_init__()
+        require(not self.attach or "name" in self.attach, "attach", "a name, or a mapping with a name", self.attach)
         rising = all(a < b for a, b in zip([0, *self.decay_milestones], self.decay_milestones, strict=False))
         require(rising, "decay_milestones", "rising epochs above 0", self.decay_milestones)
         given = self.sched != "multistep" or bool(self.decay_milestones)
@@ -192,9 +200,6 @@ class Recipe(RunRecipe):
     small_stem: bool = option(False, "3x3 stem of stride 1, for images of at most 64 pixels", "model")
     drop_rate: float = option(0.0, "dropout before the classifier", "model", minimum=0, maximum=1)
     drop_path_rate: float = option(0.0, "stochastic depth", "model", minimum=0, maximum=1)
-    attach: dict[str, Any] = option(
-        {}, "attention put into the model: {name: shuffle, where: residual, preserve: true}, and its options", "model"
-    )
     freeze_bn: bool = option(False, "keep BatchNorm in evaluation mode while training", "model")
     grad_checkpointing: bool = option(False, "recompute activations in the backward pass", "model")
 
@@ -216,8 +221,6 @@ class Recipe(RunRecipe):
         require(
             not own, "model_args", f"without {', '.join(own)} (num_classes and in_chans are fields)", self.model_args
         )
-        require(not self.attach or "name" in self.attach, "attach", "with a name, such as {name: shuffle}", self.attach)
-        require(not (self.attach and self.sync_bn), "sync_bn", "false if attention is attached", self.sync_bn)
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class RunState:
         self.steps_per_epoch = steps_per_epoch
         if recipe.sync_bn and process.world_size > 1:
             model = convert_sync_batchnorm(model)
+            model.state_dict()  # attention that is attached to norms moves to the new ones
         self.model = model = process.to_device(model, channels_last=recipe.channels_last)
         self.trainer = task.create_trainer(model, process)
         self.optimizer = create_optimizer(model, recipe)

@@ -57,6 +57,7 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
         anchor_sizes=recipe.anchor_sizes or None,
         pyramid_channels=recipe.pyramid_channels,
         backbone_options=recipe.backbone_args,
+        attention=recipe.attach,
         **recipe.detector_args,
     )
 

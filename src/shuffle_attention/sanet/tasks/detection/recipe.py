@@ -7,7 +7,7 @@ from ...recipes.recipe import RunRecipe
 from ...recipes.settings import option, require
 
 _OWN = {"arch", "backbone", "num_classes", "weights", "pretrained", "min_size", "max_size"}
-_OWN |= {"anchor_sizes", "pyramid_channels"}
+_OWN |= {"anchor_sizes", "pyramid_channels", "attention"}
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,9 @@ class DetectionRecipe(RunRecipe):
     arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option("faster_rcnn", "detector", "model")
     backbone: str = option("sa_resnet50", "any model of timm with feature maps, or of docs/networks.md", "model")
     backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML", "model")
-    weights: str | None = option(None, "classification checkpoint of the backbone", "model")
+    weights: str | None = option(
+        None, "checkpoint of the backbone or of a detector; plain for torchvision's", "model", metavar="FILE"
+    )
     pretrained: bool = option(False, "take timm's weights of the backbone", "model")
     trainable_layers: int | None = option(
         None, "stages of the backbone that are trained; 3 with weights, all without", "model"

@@ -10,7 +10,9 @@ from PIL import Image
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
+from ....checkpoints import find_state_dict, read_checkpoint
 from ....errors import asked_for
+from ....models.detector_weights import load_detector
 from ....models.detectors import ARCHITECTURES
 from ...data.coco import CocoData
 from ...data.loading import TrainingBatches
@@ -102,6 +104,12 @@ class Detection(Task[DetectionRecipe]):
             copy: Any = deepcopy(model).train()
             copy.transform.min_size, copy.transform.max_size = (side,), side
             copy([torch.zeros(3, side, side)] * count, [target] * count)
+
+    def load_initial(self, model: nn.Module) -> None:
+        recipe = self.recipe
+        if recipe.initial is not None:
+            weights, _ = find_state_dict(read_checkpoint(recipe.initial), path=recipe.initial)
+            load_detector(model, recipe.arch, weights, recipe.initial, may_differ=recipe.may_differ)
 
     def batches(self, process: Process) -> TrainingBatches:
         return TrainingBatches(self.training, self.recipe, process, collate=collate)
