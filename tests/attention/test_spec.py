@@ -171,7 +171,7 @@ def test_a_layer_from_outside_is_attached_by_name_or_as_a_callable(registered):
 
 
 def test_a_comparison_registers_callables_so_that_recipes_can_name_them(registered):
-    from shuffle_attention.sanet.compare.comparison import variants_of
+    from shuffle_attention.sanet.compare.variants import variants_of
 
     class Other(Scale):
         pass
