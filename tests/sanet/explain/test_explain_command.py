@@ -251,15 +251,15 @@ def test_a_side_that_the_network_does_not_take_is_said(val, tmp_path, capsys):
 
 def test_large_images_are_refused_before_they_are_decoded(run, val, tmp_path, monkeypatch, capsys):
     """By their header: between the limit of Pillow and twice it, where it only warns, and above, where it raises."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # more than the network's own 32 x 32
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # more than the 292 x 292 of an overlay
     small, middle, huge = tmp_path / "small.png", tmp_path / "middle.png", tmp_path / "huge.png"
-    for path, side in ((small, 40), (middle, 50), (huge, 70)):
+    for path, side in ((small, 300), (middle, 400), (huge, 500)):
         Image.new("RGB", (side, side)).save(path)
     arguments = ("--checkpoint", run / "best.pt", "--output", tmp_path / "out")
     assert explained(middle, *arguments) == 2
-    assert "50 x 50 pixels are more than 2,000; make it smaller first" in capsys.readouterr().err
+    assert "400 x 400 pixels are more than 100,000; make it smaller first" in capsys.readouterr().err
     assert explained(huge, *arguments) == 2
-    assert "more than 4,000 pixels; make it smaller first" in capsys.readouterr().err
+    assert "more than 200,000 pixels; make it smaller first" in capsys.readouterr().err
     assert explained(small, middle, *arguments) == 2
     assert "1 of 2 images" in capsys.readouterr().err
     assert explained(small, *arguments) == 0

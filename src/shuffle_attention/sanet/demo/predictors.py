@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image
-from torch.nn import functional
 from torchvision.transforms.functional import to_pil_image
 
 from ...errors import InputError
@@ -23,13 +22,12 @@ from ...explain.maps import TITLES, explain
 from ...explain.stages import last_readable_stage, stages
 from ..device import Process
 from ..explain.gate_charts import chosen_channels, spread_layers
-from ..explain.overlays import Overlay, blended
+from ..explain.overlays import blended, overlay_of
 from ..tasks import restore, task_named
 from ..tasks.predictor import Predictor
 from .uploads import read_upload
 
 _MAX_EXAMPLES = 10
-_SHARP = 256  # pixels that a side of a map has at least
 _LAYERS, _MAPPED, _CHANNELS = 16, 4, 4  # layers whose gates are listed, those with maps, and maps of each
 _CONSTANT = 0.05  # gates that differ less are not drawn
 _SMALLEST_SIDE = 4  # positions of a map that is drawn
@@ -174,15 +172,11 @@ class Network:
                 explanation = explain(self.model, inputs, wish.method, target, layer)
             except InputError as error:
                 return replace(result, fault=str(error))
-        name = self.classes[int(explanation.classes[0])]
-        share = explanation.shares()[0].cpu()
-        pixels = predictor.pixels(image, max(1, -(-_SHARP // len(share))))
-        share = functional.interpolate(share[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
-        overlay = Overlay(pixels, share, name, float(explanation.probabilities[0]))
+        overlay = overlay_of(predictor, image, explanation)
         rows, columns = explanation.raw.shape[1:]
         how = f"{TITLES[wish.method]} at {explanation.layer}, {rows} x {columns} positions"
         what = "no evidence for" if overlay.empty else "where it sees"
-        caption = f"{what} {name} ({100 * overlay.probability:.1f} %): {how}"
+        caption = f"{what} {overlay.name} ({100 * overlay.probability:.1f} %): {how}"
         return replace(result, images=[*result.images, CaptionedImage(caption, blended(overlay), not overlay.empty)])
 
     def gates(self, image: Image.Image) -> tuple[list[LayerGates], list[str]]:

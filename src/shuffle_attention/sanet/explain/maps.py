@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ...explain.maps import TITLES, Explanation, explain
 from ...files import atomic_write, write_json
 from ..console import progress_bar
 from ..data.image_files import ImageFile
+from ..data.images import read_image
 from ..environment import environment
 from ..tasks.classification.predictor import Classifier
 from .models import batches, folder_of, inputs_of, sources_of
-from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay
+from .overlays import PER_PAGE, Overlay, draw_comparison, draw_overlay, overlay_of
 
 
 def write_maps(
@@ -39,11 +39,11 @@ def write_maps(
                 explain(classifier.model, x, method, index, layer)
                 for classifier, x, index in zip(classifiers, inputs, targets, strict=True)
             ]
-            shares = [explanation.shares().cpu() for explanation in explanations]
             for number, image in enumerate(batch):
                 by_model, overlays = [], []
-                for classifier, x, explanation, share in zip(classifiers, inputs, explanations, shares, strict=True):
-                    overlays.append(_overlay(classifier, x[number], explanation, share[number], number))
+                for classifier, explanation in zip(classifiers, explanations, strict=True):
+                    whole = read_image(image.path, **classifier.view.reading)
+                    overlays.append(overlay_of(classifier, whole, explanation, number))
                     stem = folder_of(folder, classifier, classifiers) / image.name
                     by_model.append(_write(classifier, overlays[-1], explanation, number, stem, folder))
                 labelled = _labelled(classifiers[0], image)
@@ -98,14 +98,3 @@ def _labelled(classifier: Classifier, image: ImageFile) -> str | None:
     folder = image.path.resolve().parent.name
     classes = classifier.classes or []
     return classifier.names[classes.index(folder)] if folder in classes else None
-
-
-def _overlay(classifier: Classifier, x: Tensor, explanation: Explanation, share: Tensor, number: int) -> Overlay:
-    explained, predicted = int(explanation.classes[number]), int(explanation.predicted[number])
-    return Overlay(
-        classifier.view.pixels(x),
-        share,
-        classifier.names[explained],
-        explanation.probabilities[number].item(),
-        classifier.names[predicted] if predicted != explained else None,
-    )

@@ -11,10 +11,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
+from ...explain.maps import Explanation
 from ..charts import drawing, show_image
+from ..tasks.classification.predictor import Classifier
 
 PER_PAGE = 10  # rows of a comparison
+_SIDE = 256  # pixels that the side of an overlay is enlarged to, about
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Overlay:
     """The content of one overlay.
 
     Attributes:
-        pixels: The model's input as colours, (height, width, 3) in [0, 1].
+        pixels: The part of the image that the model sees, as colours, (height, width, 3) in [0, 1].
         share: The map, (height, width) in [0, 1].
         name: The class explained.
         probability: Its probability.
@@ -45,6 +49,17 @@ class Overlay:
     def empty(self) -> bool:
         """Whether the map is flat, most often because all evidence was against the class."""
         return bool(self.share.max() <= self.share.min())
+
+
+def overlay_of(classifier: Classifier, image: Image.Image, explanation: Explanation, number: int = 0) -> Overlay:
+    """Return the overlay of one image of an explained batch, enlarged so that the image is not drawn as a mosaic."""
+    share = explanation.shares()[number].cpu()
+    pixels = classifier.pixels(image, max(1, _SIDE // len(share)))
+    share = functional.interpolate(share[None, None], pixels.shape[:2], mode="bilinear")[0, 0]
+    explained, predicted = int(explanation.classes[number]), int(explanation.predicted[number])
+    probability = float(explanation.probabilities[number])
+    names = classifier.names
+    return Overlay(pixels, share, names[explained], probability, names[predicted] if predicted != explained else None)
 
 
 def blended(overlay: Overlay) -> Image.Image:
