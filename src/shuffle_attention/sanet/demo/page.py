@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,13 @@ _SHOWN_AT_FIRST = 3  # models
 _SESSIONS = 100  # visitors whose images are kept in memory at once
 _REMEMBERED = 3600  # seconds for which a visitor's image stays in memory
 _QUEUE = 1000  # requests that wait; a visitor has a few
+
+
+def _part(macro: str, *values: object) -> str:
+    return render_part("demo.html", macro, *values)
+
+
+_HINT = _part("message", "Drop an image. What the model sees in it appears here.")
 
 
 @dataclass(frozen=True)
@@ -123,38 +131,16 @@ class Page:
                 )
             with gr.Column(scale=5, min_width=300):
                 with gr.Row(elem_id="wishes"):
-                    some = bool(classifiers)
-                    target = gr.Dropdown(
-                        [_PREDICTED, *classes],
-                        value=_PREDICTED,
-                        allow_custom_value=True,
-                        label="Class to explain",
-                        min_width=140,
-                        visible=some,
-                        elem_id="target",
-                    )
-                    method = gr.Dropdown(
-                        methods, value=METHODS[0], label="Method", min_width=140, visible=some, elem_id="method"
-                    )
-                    layer = gr.Dropdown(
-                        [_AUTOMATIC, *layers],
-                        value=_AUTOMATIC,
-                        allow_custom_value=True,
-                        label="Layer or stage",
-                        min_width=240,
-                        visible=some,
-                        elem_id="layer",
-                    )
+                    choice = partial(gr.Dropdown, min_width=140, visible=bool(classifiers))
+                    named = partial(choice, allow_custom_value=True)
+                    target = named([_PREDICTED, *classes], value=_PREDICTED, label="Class to explain", elem_id="target")
+                    method = choice(methods, value=METHODS[0], label="Method", elem_id="method")
+                    layer = named([_AUTOMATIC, *layers], value=_AUTOMATIC, label="Layer or stage", elem_id="layer")
+                    detects = len(classifiers) < len(labels)
                     threshold = gr.Slider(
-                        0.05,
-                        0.95,
-                        0.5,
-                        step=0.05,
-                        label="Minimum score of objects",
-                        min_width=220,
-                        visible=len(classifiers) < len(labels),
+                        0.05, 0.95, 0.5, step=0.05, label="Minimum score", min_width=220, visible=detects
                     )
-                result = gr.HTML(elem_id="result")
+                result = gr.HTML(_HINT, elem_id="result")
                 with gr.Accordion("Gates of shuffle attention", open=False, visible=gated) as accordion:
                     gates = gr.HTML(elem_id="gates")
 
@@ -215,7 +201,7 @@ class Page:
         self, visit: Visit | None, labels: list[str], target: Any, method: str, layer: Any, threshold: float
     ) -> str:
         if visit is None:
-            return ""
+            return _HINT
         wish = Request(
             None if target in (_PREDICTED, "", None) else str(target),
             None if layer in (_AUTOMATIC, "", None) else str(layer),
@@ -239,10 +225,6 @@ class Page:
 
 def _preview(visit: Visit) -> tuple[Visit, str]:
     return visit, _part("preview", visit.name, visit.image)
-
-
-def _part(macro: str, *values: object) -> str:
-    return render_part("demo.html", macro, *values)
 
 
 def _reason(error: BaseException) -> str:
