@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...errors import DataError, InputError
+from ...errors import DataError
 from ...files import LOCK, locked
 from ..data.images import FORMATS, open_image, to_mode, turned
 
@@ -34,11 +34,13 @@ def upload_folder() -> Iterator[Path]:
 
 def _remove_abandoned(parent: Path) -> None:
     """Remove this user's folders of uploads that no process has locked; links are not followed."""
+    from filelock import FileLock
+
     for folder in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError, InputError):  # it is in use, or vanishes
+        with suppress(OSError, NotImplementedError):  # it is in use or vanishes, or there are no locks
             own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()
             if own and folder.is_dir() and not folder.is_symlink() and (folder / LOCK).is_file():
-                with locked(folder):
+                with FileLock(folder / LOCK, timeout=0):
                     shutil.rmtree(folder)
 
 
