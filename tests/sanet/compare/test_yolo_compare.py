@@ -72,8 +72,11 @@ def test_it_is_stopped_continued_and_reported(words, monkeypatch, capsys):
         assert text in page
 
     assert sanet_here(*words[:2], "--output", "out", "--report-only", "--attention", "shuffle-preserved,none") == 0
-    assert sanet_here(*[word.replace("lr0=0.01", "lr0=0.02") for word in words]) == 2
-    assert "holds another comparison: lr0 was 0.01 and is 0.02" in capsys.readouterr().err
+    changed = [word.replace("lr0=0.01", "lr0=0.02") for word in words]
+    omitted = [word for word in words if word != "mosaic=0"]
+    for given, message in ((changed, "lr0 was 0.01 and is 0.02"), (omitted, "mosaic was 0 and is 1.0")):
+        assert sanet_here(*given) == 2
+        assert f"out holds another comparison: {message}\n" in capsys.readouterr().err
     assert sanet_here("compare", "--recipe", "digits", "--attention", "none,shuffle", "--output", "out") == 2
     assert "holds another comparison: kind was 'yolo' and is 'classifiers'" in capsys.readouterr().err
 
@@ -89,6 +92,11 @@ def test_it_is_stopped_continued_and_reported(words, monkeypatch, capsys):
         (["--attention", "none,shuffle", "data=other.yaml"], "other.yaml"),
         (["--attention", "none"], "needs two or more"),
         ([], "give what to compare"),
+        (
+            ["--models", "a.yaml,b.yaml", "--where", "last"],
+            "--where, model=plain.yaml would have no effect",
+        ),
+        (["--report-only", "--seed", "1"], "--seed, model=plain.yaml"),
     ],
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(words, capsys, given, message):

@@ -38,6 +38,8 @@ class Report(Command):
         if (path / "comparison.yaml").exists():
             comparison = read_comparison(path)
             if self.runs:
+                if comparison.run_folder is not RunFolder:
+                    raise InputError(f"--runs: the runs in {path} are those of ultralytics, which have no report.html")
                 for run in comparison.runs:
                     if run.finished:
                         _report_run(run.files, overrides)

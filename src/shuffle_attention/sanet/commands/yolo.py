@@ -59,10 +59,12 @@ class YoloCompare(Command):
     attention: list[str] = option([], "attention layers; the first is the baseline", metavar="A,B", separator=",")
     models: list[str] = option([], "models instead of attention layers", metavar="A,B", separator=",")
     output: str = option(..., "folder of the comparison", metavar="DIR")
-    seeds: int = option(3, "number of seeds", minimum=1)
-    seed: int = option(0, "first seed", minimum=0)
-    where: str = option("residual", "residual, stage, last or a glob", metavar="WHERE")
-    preserve: Literal["both", "yes", "no"] = option("yes", "attach so that the model computes what it did before")
+    seeds: int | None = option(None, "number of seeds (3)", minimum=1)
+    seed: int | None = option(None, "first seed (0)", minimum=0)
+    where: str | None = option(None, "residual, stage, last or a glob (residual)", metavar="WHERE")
+    preserve: Literal["both", "yes", "no"] | None = option(
+        None, "attach so that the model computes what it did before (yes)"
+    )
     report_only: bool = option(False, "report the runs in the folder, and train nothing")
     report: bool = option(True, "write report.html")
 
@@ -77,14 +79,22 @@ class YoloCompare(Command):
             raise InputError("ultralytics starts its processes itself: give device=0,1 instead of using torchrun")
         folder = Path(self.output)
         if self.report_only:
-            if self.settings:
-                raise InputError(f"{' '.join(self.settings)} would have no effect with --report-only")
+            self._refuse(["seeds", "seed", "where", "preserve"], self.settings, "--report-only, which trains nothing")
             return report_runs(folder, [*self.attention, *self.models], {"report": self.report})
-        given = [*self.settings, *([f"model={self.models[0]}"] if self.models else [])]
-        recipe = recipe_from(given).replaced(seed=self.seed, report=self.report)
+        given = self.settings
+        if self.models:
+            self._refuse(["where", "preserve"], [word for word in given if word.startswith("model=")], "--models")
+            given = [f"model={self.models[0]}", *given]
+        recipe = recipe_from(given).replaced(seed=self.seed or 0, report=self.report)
         if self.models or not self.attention:
             variants = variants_of(self.attention, 0, self.models)
         else:
-            variants = attached_variants(self.attention, recipe, self.where, self.preserve)
-        seeds = [self.seed + n for n in range(self.seeds)]
+            variants = attached_variants(self.attention, recipe, self.where or "residual", self.preserve or "yes")
+        seeds = [recipe.seed + n for n in range(self.seeds or 3)]
         return run_comparison(YoloComparison(variants, recipe, seeds, folder, count_classes(recipe)), "cpu")
+
+    def _refuse(self, options: list[str], words: list[str], other: str) -> None:
+        """Raise an InputError if options or words are given that another option leaves without effect."""
+        given = [*(f"--{name}" for name in options if getattr(self, name) is not None), *words]
+        if given:
+            raise InputError(f"{', '.join(given)} would have no effect with {other}")

@@ -148,13 +148,14 @@ class Comparison:
         if trained and path.exists():
             before = _read(path)
             other = read_comparison(self.folder)
-            recipe = other.base.to_dict()
-            differences = [] if other.kind == self.kind else [f"kind was {other.kind!r} and is {self.kind!r}"]
-            differences += [
-                f"{name} was {recipe.get(name)!r} and is {value!r}"
-                for name, value in content["recipe"].items()
-                if name not in self.may_change and recipe.get(name) != value
+            old, new = ({**each.base.defaults(), "kind": each.kind, **each.shared_fields()} for each in (other, self))
+            differences = [
+                f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+                for name in dict.fromkeys([*new, *old])
+                if name not in self.may_change and old.get(name) != new.get(name)
             ]
+            if other.kind != self.kind:  # and so are all fields
+                differences = [text for text in differences if text.startswith("kind ")]
             differences += [
                 f"{name} was {before['variants'][name]} and is {value}"
                 for name, value in content["variants"].items()

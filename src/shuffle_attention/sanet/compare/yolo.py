@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics import YOLO
@@ -35,8 +35,9 @@ class YoloRecipe(Settings):
         InputError: If ultralytics has no such setting, or cannot use its value.
     """
 
+    model_args: ClassVar[dict[str, Any]] = {}  # there are none beside the file
+
     model: str = option("yolo11n.pt", "model of ultralytics, a .pt or .yaml file", "model")
-    model_args: dict[str, Any] = option({}, "not used", "model")
     attach: dict[str, Any] = option({}, "attention attached to the model", "model")
     data: str = option("coco8.yaml", "data set of ultralytics, a .yaml file", "data")
     epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
