@@ -9,11 +9,14 @@ import contextlib
 import functools
 import io
 import itertools
+import json
+import logging
 import math
 import os
 import pickle
 import pickletools
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -92,6 +95,21 @@ def swap_parts(data: bytes, draw: random.Random) -> bytes:
 def repeat_a_part(data: bytes, draw: random.Random) -> bytes:
     at, size = draw.randrange(len(data)), draw.choice((1, 10, 100))
     return data[:at] + data[at : at + size] * draw.choice((2, 10, 100)) + data[at + size :]
+
+
+EXTREMES = (
+    *("0", "-1", "1.5", "1e999", "-1e308", "1e9", "NaN", "null", "true", '"1"', "[]", "[[]]", "{}", '""', "9" * 400),
+    *('"../../a.png"', '"/etc/passwd"', '"\\u0000"', "[" * 3000, "o" * 10_000, "&x;", "<!DOCTYPE a>", "*a", "\xff\xfe"),
+)
+
+
+def replace_a_value(data: bytes, draw: random.Random) -> bytes:
+    """Put an extreme value in the place of a number or a quoted text; of several, so that one hides no other."""
+    for _ in range(draw.choice((1, 1, 3))):
+        places = [match.span() for match in re.finditer(rb'"[^"]*"|-?[0-9][0-9.e+-]*', data)] or [(0, len(data))]
+        start, end = draw.choice(places)
+        data = data[:start] + draw.choice(EXTREMES).encode("latin-1") + data[end:]
+    return data
 
 
 BYTES: tuple[Mutation, ...] = (
@@ -178,6 +196,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="files of each format (1000)")
     parser.add_argument("--first", type=int, default=0, help="seed of the first file (0)")
     options = parser.parse_args()
+    logging.disable()  # of warnings, which damaged files give by the thousand
     failed = False
     for name in options.formats or FORMATS:
         valid_file(name)
@@ -322,6 +341,77 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 IN_PICKLE = tuple(map(_in_pickle, (*BYTES, _swap_instruction, _swap_instruction, _change_number)))
+TEXT: tuple[Mutation, ...] = (*BYTES, *[replace_a_value] * 7)
+
+
+def _boxes(folder: Path, split: str = "train") -> Any:
+    """Return four tiny images with masks of all kinds, written as COCO."""
+    from shuffle_attention.sanet.data.formats import read_data, require_data
+    from shuffle_attention.sanet.tasks.detection.samples import digits_coco
+
+    digits_coco(split, 3, size=64, digits=(1, 2)).write(folder, split)
+    path = folder / f"annotations/instances_{split}.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"segmentation": [[4, 4, 20, 4, 20, 20, 4.5, 20]], "iscrowd": 0}
+    content["annotations"][1] |= {"segmentation": {"size": [64, 64], "counts": [100, 50, 3946]}, "iscrowd": 1}
+    path.write_text(json.dumps(content))
+    return read_data(require_data(folder, split))
+
+
+def _write_coco(folder: Path) -> Path:
+    _boxes(folder)
+    return folder / "annotations/instances_train.json"
+
+
+def _write_yolo(folder: Path) -> Path:
+    from shuffle_attention.sanet.data.formats import format_named
+
+    with tempfile.TemporaryDirectory() as source:
+        format_named("yolo").write({"train": _boxes(Path(source))}, folder)
+    return folder / "labels/train/00001.txt"
+
+
+def _write_yolo_data(folder: Path) -> Path:
+    _write_yolo(folder)
+    text = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text('path: "."\nnc: 10\n' + text)
+    return folder / "data.yaml"
+
+
+def _write_voc(folder: Path) -> Path:
+    from shuffle_attention.sanet.data.formats import format_named
+
+    with tempfile.TemporaryDirectory() as source:
+        format_named("voc").write({"train": _boxes(Path(source))}, folder)
+    return folder / "Annotations/00001.xml"
+
+
+def _read_boxes(path: Path) -> Any:
+    """Read the data of a damaged file as training does, down to the masks of every image."""
+    from shuffle_attention.sanet.data.formats import read_data, require_data
+
+    root = path if path.suffix == ".yaml" else path.parents[1 if path.suffix != ".txt" else 2]
+    with contextlib.suppress(InputError):
+        _use(read_data(require_data(root, "train"), masks=True, skip_bad=True))
+    data = read_data(require_data(root, "train"))
+    _use(data)
+    return data
+
+
+def _use(data: Any) -> None:
+    from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, detection_transform
+
+    samples = CocoSamples(data, masks=data.has_masks)
+    samples.transform = detection_transform(training=True)
+    for index in range(len(samples)):
+        samples[0, index]
+    data.parted(0.5)
+
+
+fuzzed("coco", _write_coco, _read_boxes, mutations=TEXT)
+fuzzed("yolo", _write_yolo, _read_boxes, mutations=TEXT)
+fuzzed("yolo-data", _write_yolo_data, _read_boxes, mutations=TEXT)
+fuzzed("voc", _write_voc, _read_boxes, mutations=TEXT)
 fuzzed("checkpoint", _write_checkpoint, _read_checkpoint, same=_equal)
 fuzzed("zip", _write_zip, _read_checkpoint, same=_equal)
 fuzzed("pickle", _write_objects, _use_checkpoint, mutations=IN_PICKLE)
