@@ -11,7 +11,7 @@ from torchvision.models import detection
 
 import shuffle_attention.models  # noqa: F401 - registers the models with timm
 from conftest import sanet_here
-from shuffle_attention import attach, attention_names
+from shuffle_attention import attach, attention_names, load_checkpoint
 from shuffle_attention.checkpoints import read_checkpoint, write_checkpoint
 from shuffle_attention.checkpoints.architecture import recognise
 from shuffle_attention.models import resnet_with
@@ -30,6 +30,15 @@ def test_a_resnet_is_known_from_its_entries(attention):
     known = recognise(entries(name, num_classes=7, in_chans=1, **options))
     assert (known.model, known.attention, known.differing, known.attached) == (name, attention, 0, False)
     assert (known.num_classes, known.in_chans, known.start) == (7, 1, "" if attention == "none" else "published")
+
+
+@pytest.mark.parametrize("attention", ["se", "shuffle"])
+def test_a_resnet_that_plain_weights_completed_is_known(tmp_path, attention):
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "plain.pth")
+    model = timm.create_model(resnet_with(attention, 18)[0])
+    load_checkpoint(model, tmp_path / "plain.pth")
+    known = recognise(model.state_dict())
+    assert (known.attention, known.start, known.differing, known.attached) == (attention, "identity", 0, False)
 
 
 @pytest.mark.parametrize("name", ["sa_resnet34", "sa_resnet101", "resnet50", "resnet152", "shufflenet_v2_x1_5"])

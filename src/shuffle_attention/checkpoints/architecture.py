@@ -138,10 +138,12 @@ def fitted(model: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor],
         attention: Name of its attention.
     """
     attached = attention != "shuffle" and any(".sa." in key for key in weights)
-    if attached and attention not in ("", "none"):
-        own = {_as_attached(key, weights): value for key, value in own.items()}
+    blended = any(re.search(r"\.s[ae]\.layer\.", key) for key in weights)
+    if attention not in ("", "none", "shuffle"):
+        child = f".{'sa' if attached else 'se'}.{'layer.' if blended else ''}"
+        own = {key.replace(".se.", child): value for key, value in own.items()}
     weights, prefixes, unused = renamed(weights, own)
-    starts = {key for key in weights if key.endswith((".sa.alpha", ".sa.gain"))}
+    starts = {key for key in weights if re.search(r"\.s[ae]\.(alpha|gain)$", key)}
     free = {key for key in (*_CLASSIFIER, *_STEM) if key in own}
     classifier, stem = weights.get("fc.weight"), next((weights[key] for key in _STEM if key in weights), None)
     return Architecture(
@@ -159,12 +161,3 @@ def fitted(model: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor],
         unexpected=tuple(key for key in weights if key not in own and key not in starts),
         reshaped=tuple(k for k in own if k not in free and k in weights and weights[k].shape != own[k].shape),
     )
-
-
-def _as_attached(key: str, weights: Mapping[str, Tensor]) -> str:
-    """Return the name that an entry of a block's attention has where it is attached."""
-    block, child, entry = key.partition(".se.")
-    if not child:
-        return key
-    blended = any(".sa.layer." in each for each in weights)
-    return f"{block}.sa.layer.{entry}" if blended else f"{block}.sa.{entry}"
