@@ -418,5 +418,46 @@ fuzzed("pickle", _write_objects, _use_checkpoint, mutations=IN_PICKLE)
 fuzzed("legacy", _write_legacy, _use_checkpoint)
 fuzzed("safetensors", _write_safetensors, _use_checkpoint)
 
+# Values that recipes may get from other hands: of other types, without end, and of every size.
+_NASTY = (
+    *("null", "-1", "1e400", ".nan", "[1, 2]", "{a: 1}", "2020-01-01", "2020-13-45", "0x" + "f" * 100, "9" * 5000),
+    *("[" * 500, "{a: " * 500, "&a [*a]", "*a", "!!int ''", "!!float x", "!!binary a", "!!python/name:os.system ''"),
+    *("'" + "x" * 20_000 + "'", "1:" * 1000 + "1", "&a [&b [*b, *b], *b]", "\x00", "\ud800", "? [a]: b", "<<: {a: 1}"),
+)
+
+
+def replace_a_value(data: bytes, draw: random.Random) -> bytes:
+    lines = data.split(b"\n")
+    at = draw.choice([number for number, line in enumerate(lines) if b": " in line])
+    value = draw.choice(_NASTY).encode(errors="surrogatepass")
+    return b"\n".join([*lines[:at], lines[at].split(b": ")[0] + b": " + value, *lines[at + 1 :]])
+
+
+def multiply_by_aliases(data: bytes, draw: random.Random) -> bytes:
+    key = draw.choice((b"attach", b"model_args", b"mean", b"opt", b"epochs"))
+    lists = [b"  - &x0 [1]", *(b"  - &x%d [%s]" % (n + 1, b", ".join([b"*x%d" % n] * 10)) for n in range(9))]
+    lines = [line for line in data.split(b"\n") if not line.startswith(key + b":")]
+    return b"\n".join([*lines, key + b":", *lists[: draw.randrange(1, 11)]])
+
+
+def _write_recipe(folder: Path) -> Path:
+    from shuffle_attention.sanet.recipes.recipe import load_recipe
+
+    recipe = load_recipe("imagenet-modern").replaced(attach={"name": "shuffle", "groups": "auto"}, mean=[0.5, 0.4, 0.3])
+    (folder / "own.yaml").write_text(recipe.to_yaml())
+    return folder / "own.yaml"
+
+
+def _read_recipe(path: Path) -> Any:
+    from shuffle_attention.sanet.recipes.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe
+    return recipe
+
+
+fuzzed("recipe", _write_recipe, _read_recipe, mutations=(*BYTES, replace_a_value, multiply_by_aliases))
+
 if __name__ == "__main__":
     sys.exit(main())
