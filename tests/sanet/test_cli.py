@@ -349,7 +349,7 @@ def test_eval_counts_what_it_cannot_read(run, tmp_path, capsys):
     assert sanet_here(*arguments, "--no-check-images") == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["images"], metrics["unreadable"]) == (31, 1)
-    assert "1 images could not be read and are not counted" in capsys.readouterr().out
+    assert "1 image could not be read and not counted" in capsys.readouterr().out
 
 
 def test_eval_reads_published_files_alone(tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..attention import Blend, create_attention, create_identity, get_spec
 from ..attention.spec import Attention
-from ..errors import InputError, listed
+from ..errors import InputError, counted, listed
 from . import insert
 from .find import Example, Place, Where, find_places, run
 from .insert import Attached, Insertion
@@ -81,7 +81,9 @@ class AttachReport:
             ).rstrip()
             for row in (head, *rows)
         ]
-        return "\n".join([*lines, f"{self.attention}: {len(rows)} layers, {self.parameters:,} parameters"])
+        return "\n".join(
+            [*lines, f"{self.attention}: {counted(len(rows), 'layer')}, {counted(self.parameters, 'parameter')}"]
+        )
 
 
 def attach(

@@ -80,7 +80,8 @@ class Compare(Command):
         if recipe is None and "data" not in overrides:
             raise InputError("sanet compare needs images: --data DIR, or --recipe digits, which brings its own")
         if recipe is None:
-            recipe, why = choose_recipe(overrides, pretrained=False)
+            given = overrides | ({"model": self.models[0]} if self.models else {})
+            recipe, why = choose_recipe(given, pretrained=False)
             console.print(why)
         if start is not None:
             if recipe.attach:

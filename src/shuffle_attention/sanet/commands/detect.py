@@ -78,10 +78,9 @@ class PredictObjects(Command):
         write_json(folder / "detections.json", records)
         count = sum(len(record["detections"]) for record in records)
         console.print(
-            f"{count} objects of score {self.threshold:g} and more in {len(records)} images; the drawn images and",
-            end=" ",
+            f"{counted(count, 'object')} of score {self.threshold:g} and more in {counted(len(records), 'image')}; "
+            f"drawn images and detections.json are in {folder}"
         )
-        console.print(f"detections.json are in {folder}")
         return 0
 
 

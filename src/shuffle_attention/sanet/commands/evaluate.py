@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ...files import require_folder_of, write_json
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
@@ -72,7 +72,7 @@ class Evaluate(Command):
         }
         self.show(metrics)
         if scores.unreadable:
-            console.print(f"{scores.unreadable} images could not be read and are not counted")
+            console.print(f"{counted(scores.unreadable, 'image')} could not be read and not counted")
         self.write(metrics, scores)
         return 0
 
@@ -147,8 +147,8 @@ class EvaluateDetector(Evaluate):
                 by_class.add_row(each["name"], f"{each['objects']:,}", *values)
             console.print(by_class)
             if len(classes) > _MOST_CLASSES:
-                console.print(f"and {len(classes) - _MOST_CLASSES} more classes, which --json FILE has too")
-        console.print(f"{metrics['images']:,} images, {metrics['images_per_second']:,.1f} images/s")
+                console.print(f"and {counted(len(classes) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
+        console.print(f"{counted(metrics['images'], 'image')}, {metrics['images_per_second']:,.1f} images/s")
 
     def write(self, metrics: dict[str, Any], scores: Scores) -> None:
         """Write the files that were asked for."""

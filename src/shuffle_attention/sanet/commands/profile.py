@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import InputError, asked_for
+from ...errors import InputError, asked_for, counted
 from ...files import require_folder_of, write_json
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
@@ -86,14 +86,17 @@ class ProfileModels(Profiling):
             raise InputError(f"a model is named twice: {', '.join(self.models)}")
         layers = [[(attention, depth) for attention in attention_names()] for depth in PAPER_DEPTHS]
         settings = {name: getattr(self, name) for name in ("img_size", "batch_size", "layout", "repetitions")}
-        batch, tables = f"{self.batch_size} images of {self.img_size} pixels, float32, {self.layout.upper()}", []
+        batch, tables = (
+            f"{counted(self.batch_size, 'image')} of {self.img_size} pixels, float32, {self.layout.upper()}",
+            [],
+        )
         with self.on_device() as process:
             on_cpu = process.device.type == "cpu"
             torch.manual_seed(0)
             images = torch.randn(self.batch_size, 3, self.img_size, self.img_size, device=process.device)
             if self.layout == "nhwc":
                 images = images.contiguous(memory_format=torch.channels_last)
-            threads = f" with {torch.get_num_threads()} threads" if on_cpu else ""
+            threads = f" with {counted(torch.get_num_threads(), 'thread')}" if on_cpu else ""
             console.print(f"{batch}, on {process.device}{threads}")
             for group in layers if self.paper else [self.models]:
                 models = {}

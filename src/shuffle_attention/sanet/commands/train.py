@@ -49,6 +49,11 @@ class Train(Command):
 
     def run(self) -> int:
         """Train, or continue a run."""
+        if not (self.recipe or self.resume is not None or "data" in self.overrides):
+            self.recipe_type().replaced(**self.overrides)  # a value that cannot be used is worth saying first
+            print(self._explanation(), file=sys.stderr)
+            return BAD_INPUT
+
         from ..console import console
         from ..device import open_process
         from ..tasks import task_named
@@ -57,9 +62,6 @@ class Train(Command):
         from ..training.signals import Interrupted
 
         task = task_named(self.recipe_type.kind)
-        if not (self.recipe or self.resume is not None or self.overrides.get("data")):
-            print(self._explanation(), file=sys.stderr)
-            return BAD_INPUT
         self._require_folder()
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         recipe, resume = self._recipe(task, restarted)

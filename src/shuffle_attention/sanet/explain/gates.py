@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ...explain.gates import Gates, attention_layers, destinations, gates, group_scores
 from ...explain.stages import eval_mode
 from ...files import atomic_write, write_json
@@ -94,7 +94,7 @@ def write_gates(
         sent[classifier.label] = {name: destinations(module).tolist() for name, module in layers.items()}
     content = {**sources_of(classifiers), "images": records, "destinations": sent, **environment()}
     write_json(folder / "gates.json", content, indent=None)
-    return [f"wrote the gates of {len(records)} images to {folder}, and gates.json"]
+    return [f"wrote the gates of {counted(len(records), 'image')} to {folder}, and gates.json"]
 
 
 def _write_groups(classifier: Classifier, x: Tensor, target: int | None, title: str, stem: Path) -> dict[str, Any]:

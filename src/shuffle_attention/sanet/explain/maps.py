@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import counted
 from ...explain.maps import TITLES, Explanation, explain
 from ...files import atomic_write, write_json
 from ..console import progress_bar
@@ -61,7 +62,7 @@ def write_maps(
                 advance(1)
     path = folder / "explanations.json"
     write_json(path, {"method": method, **sources_of(classifiers), "images": records, **environment("torchcam")})
-    maps = f"wrote {len(images) * len(classifiers)} maps to {folder}, and {path.name}"
+    maps = f"wrote {counted(len(images) * len(classifiers), 'map')} to {folder}, and {path.name}"
     return [maps, *(f"wrote {page}" for page in pages)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ...explain.maps import explain
 from ...explain.scores import faithfulness
 from ...files import write_csv, write_json
@@ -139,7 +139,7 @@ def score(
 def print_scores(scored: Sequence[Scored]) -> None:
     """Print means with standard deviations over images, and the differences to the first model."""
     baseline, several = scored[0], len(scored) > 1
-    title = ", ".join(f"{each.label} ({each.layer}), {len(each.rows)} images" for each in scored)
+    title = ", ".join(f"{each.label} ({each.layer}), {counted(len(each.rows), 'image')}" for each in scored)
     differences = [f"less {baseline.label} [95 %]"] if several else []
     shown = table(("", "network", "mean ± deviation", *differences), text=("", "network"), title=title)
     for name, (label, digits, rising) in SCORES.items():

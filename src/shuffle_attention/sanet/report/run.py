@@ -7,7 +7,7 @@ from ...checkpoints import load_checkpoint
 from ...errors import InputError
 from ..device import Process
 from ..recipes.recipe import RunRecipe
-from ..recipes.settings import GROUPS, Settings
+from ..recipes.settings import GROUPS, Settings, choices_text
 from ..tasks.task import Task, outcome, panels
 from ..training.run_folder import RunFolder, curves_figure, read_rows
 from .html import embedded_figure, write_page
@@ -66,8 +66,8 @@ def changed_fields(recipe: Settings) -> list[tuple[str, str, str]]:
 def fields_by_group(recipe: Settings) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return name, value and help of all fields, by group."""
     groups: dict[str, list[tuple[str, str, str]]] = {group: [] for group in GROUPS}
-    for name, (option, _) in recipe.options().items():
-        groups[option.group].append((name, _text(getattr(recipe, name)), option.help))
+    for name, (option, hint) in recipe.options().items():
+        groups[option.group].append((name, _text(getattr(recipe, name)), option.help + choices_text(hint)))
     return list(groups.items())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...attach.weights import fit_attention
 from ...checkpoints import read_checkpoint, write_checkpoint
-from ...errors import InputError
+from ...errors import InputError, counted
 from ...files import locked
 from ..data.loading import TrainingBatches
 from ..device import Process, autocast
@@ -124,7 +124,8 @@ def train(
             _finish_epoch(state, scores, progress)
             if failures := opened.failures():
                 named = ", ".join(failures[:5])
-                logger.warning("%d images could not be decoded; replaced or not counted: %s", len(failures), named)
+                images = counted(len(failures), "image")
+                logger.warning("%s could not be decoded; replaced or not counted: %s", images, named)
             if state.epoch < recipe.epochs and stop.agreed():
                 raise state.interrupted(stop)
         state.stop = stop.signal if stop.agreed() else None

@@ -175,7 +175,7 @@ def classifier_sections(
         "wrong": wrong,
     }
     return [
-        Section("Over the validation images", "classification/summary", summary),
+        Section("Validation", "classification/summary", summary),
         classes_section(predictions, names),
         confusion_section(predictions, names),
         _mistakes_section(model, predictions.mistakes, names, data, View(recipe), alone),
