@@ -245,7 +245,7 @@ def test_names_are_escaped():
         ("cards", [result]),
         ("gates", [("<b>", [gates], ["<p>"])]),
         ("message", "<em>"),
-        ("preview", "<h6>", image.image),
+        ("preview", "<h6>\ud800", image.image),
     ]
     page = "".join(render_part("demo.html", *part) for part in parts)
     for text in ("u", "s", "a", "q", "tt", "h6"):
@@ -253,6 +253,7 @@ def test_names_are_escaped():
     for text in ("b", "u", "s", "q", "i", "p", "a", "em", "tt", "h6"):
         assert f"&lt;{text}&gt;" in page
     assert "http" not in page
+    assert page.encode()
 
 
 def test_examples_are_validation_images_of_the_data_that_checkpoints_name(networks, run, tmp_path):
@@ -396,6 +397,7 @@ def guarded(
 def test_the_page_is_served_under_its_own_names(tmp_path, listening, allowed, refused):
     guard = guarded(tmp_path, echo, listening, "a.org")
     assert {answer(guard, host=host)[0] for host in allowed} == {200}
+    assert (Hosts(listening).exposed, guard.hosts.exposed) == (listening != "127.0.0.1", True)
     for host in [
         *refused,
         "evil.example",
@@ -408,6 +410,11 @@ def test_the_page_is_served_under_its_own_names(tmp_path, listening, allowed, re
     ]:
         status, text = answer(guard, host=host)
         assert (status, "--allow-host" in text) == (403, True), host
+
+
+def test_an_address_is_not_a_host_to_allow(capsys):
+    assert sanet_here("demo", "--allow-host", "https://a.org") == 2
+    assert "--allow-host takes names such as demo.example.org, got https://a.org" in capsys.readouterr().err
 
 
 def test_requests_from_other_sites_are_refused(tmp_path):

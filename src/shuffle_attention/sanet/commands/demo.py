@@ -31,12 +31,17 @@ class Demo(Command):
     name = "demo"
     summary = "look at models on a web page"
 
-    checkpoint: list[str] = option([], "of sanet train, sanet detect train, or published", metavar="FILE", nargs="+")
+    checkpoint: list[str] = option(
+        [], "checkpoints of sanet train or sanet detect train, or published ones", metavar="FILE", nargs="+"
+    )
     browser: bool = option(True, "open the page in a browser")
     port: int | None = option(None, "port; by default the first free one from 7860 on", minimum=1, maximum=65535)
     host: str = option("127.0.0.1", "address to listen on")
     allow_host: list[str] = option(
         [], "further names that the page is served under, such as that of a reverse proxy", metavar="NAME", nargs="+"
+    )
+    show_examples: bool | None = option(
+        None, "show validation images of the models' data; by default if only this machine reaches the page"
     )
     device: str = option("auto", "cpu, cuda, mps, ...")
 
@@ -65,7 +70,7 @@ class Demo(Command):
                     name = "localhost" if hosts.everywhere else self.host
                     address = f"http://{name}:{listener.getsockname()[1]}/"
                     if hosts.exposed:
-                        console.print(f"everyone who can reach {self.host} can use the page: there is no password")
+                        console.print("everyone who can reach the page can use it: there is no password")
                     if not finished:
                         waiting = Guard(Waiting(FOLDER), hosts, Uploads(folder), lambda _: False)
                         with serve(waiting, listener):
@@ -77,7 +82,9 @@ class Demo(Command):
                             networks = open_networks([FOLDER / "best.pt"], process)
                     from ..demo.page import Page
 
-                    page = Page(networks, examples_for(networks))
+                    # A checkpoint from elsewhere may name any folder of this machine.
+                    shown = not hosts.exposed if self.show_examples is None else self.show_examples
+                    page = Page(networks, examples_for(networks) if shown else [])
                     uploads = Uploads(folder)
                     with serve(Guard(page.app, hosts, uploads, page.accepts), listener, uploads.remove_old):
                         if finished:

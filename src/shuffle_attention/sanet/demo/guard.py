@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...errors import InputError
 from .uploads import MAX_BYTES, Uploads
 
 Message = MutableMapping[str, Any]
@@ -51,12 +52,17 @@ class Hosts:
     Args:
         listening: Address or name that the server listens on.
         allowed: Further names, such as that of a reverse proxy.
+
+    Raises:
+        InputError: If one of these is not a name.
     """
 
     def __init__(self, listening: str, allowed: Collection[str] = ()):
         self.everywhere = listening == "0.0.0.0"
-        self.exposed = not _is_loopback(listening)  # to other machines
-        self.allowed = {name.lower() for name in allowed}
+        self.exposed = bool(allowed) or not _is_loopback(listening)  # to other machines
+        self.allowed = {_name(name.lower()) for name in allowed}
+        if "" in self.allowed:
+            raise InputError(f"--allow-host takes names such as demo.example.org, got {', '.join(allowed)}")
         self.names = {"localhost", listening.lower(), *self.allowed}
         if self.everywhere:
             self.names |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}

@@ -179,7 +179,7 @@ class Page:
             return gr.skip(), gr.skip(), gr.skip()
         try:
             visit, preview = _preview(
-                Visit(read_upload(file["path"], self.bit_depth), str(file.get("orig_name") or "your image"))
+                Visit(read_upload(file["path"], self.bit_depth), str(file.get("orig_name") or "your image")[:100])
             )
         except (InputError, OSError) as error:
             return None, None, _part("message", str(error), True)

@@ -72,12 +72,12 @@ def blended(overlay: Overlay) -> Image.Image:
 
 
 def draw_overlay(overlay: Overlay, title: str, path: Path) -> None:
-    """Draw the model's input, and beside it the same under the map."""
+    """Draw what the model sees, and beside it the same under the map."""
     with drawing(path, 6.4, 3.5) as figure:
         figure.suptitle(title, fontsize=9)
         left, right = figure.subplots(1, 2)
         show_image(left, overlay.pixels)
-        left.set_title("input of the model", fontsize=9)
+        left.set_title("what the model sees", fontsize=9)
         show_image(right, blended(overlay))
         right.set_title(overlay.title(), fontsize=9)
         _draw_scale(figure, [left, right])

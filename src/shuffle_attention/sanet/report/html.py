@@ -51,7 +51,8 @@ def write_page(template: str, values: dict[str, Any], path: Path) -> None:
 
 def render_part(template: str, macro: str, *values: object) -> str:
     """Return the HTML of one macro of a file of ``report/templates``."""
-    return str(getattr(templates().get_template(template).module, macro)(*values)).strip()
+    part = str(getattr(templates().get_template(template).module, macro)(*values)).strip()
+    return part.encode(errors="replace").decode()  # as above
 
 
 @contextmanager
