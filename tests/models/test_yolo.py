@@ -20,6 +20,7 @@ pytest.importorskip("ultralytics", reason="the extra yolo is not installed", exc
 
 from ultralytics import YOLO
 from ultralytics.engine.model import Model
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn import tasks
 from ultralytics.nn.tasks import DetectionModel
@@ -51,7 +52,13 @@ def forget(monkeypatch):
     """Return a function that undoes the registration, as in another process that has imported ultralytics alone."""
 
     def undo() -> None:
-        for owner, name in ((tasks, "parse_model"), (tasks.BaseModel, "load"), (Model, "train")):
+        patched = [
+            (tasks, "parse_model"),
+            (tasks.BaseModel, "load"),
+            (Model, "train"),
+            (BaseTrainer, "build_optimizer"),
+        ]
+        for owner, name in patched:
             monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
         monkeypatch.delattr(tasks, yolo.ROW)
         monkeypatch.setitem(default_callbacks, "on_pretrain_routine_start", [])
@@ -159,6 +166,18 @@ def test_attached_attention_is_trained_and_trains_on_in_another_process(settled,
     rebuilt.fuse(verbose=False)
     assert networks.difference(networks.output(rebuilt, x), expected) < 1e-5
     detach(rebuilt)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
+def test_gates_are_trained_like_norms(name):
+    model = DetectionModel(with_attention(arguments=(4,)), ch=3, verbose=False)
+    attach(model, "se")
+    gates = [p for key, p in model.named_parameters() if key.startswith("model.3.") or key.endswith(".alpha")]
+    assert len(gates) == 7
+    optimizer = BaseTrainer.build_optimizer(SimpleNamespace(args=None), model, name)  # pyright: ignore[reportArgumentType]
+    groups = [(id(p), g["param_group"], g["lr"]) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(number for number, *_ in groups) == sorted(map(id, model.parameters()))
+    assert {tuple(rest) for number, *rest in groups if number in {*map(id, gates)}} == {("bn", 0.001)}
 
 
 def test_attention_that_training_would_lose_is_refused(settled):

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn import tasks
 from ultralytics.utils.callbacks.base import default_callbacks
+from ultralytics.utils.torch_utils import unwrap_model
 
 from ..attach.insert import Attached, Insertion, attached, insert
-from ..attention import ShuffleAttention
+from ..attention import Blend, ShuffleAttention, gate_names
 from ..attention.spec import largest_groups
 from ..errors import InputError, listed
 
@@ -34,7 +36,7 @@ def register() -> None:
     channels of all rows so far.
 
     Ultralytics builds its model a second time before it trains, and then copies the weights that fit. Attached layers
-    are copied with them.
+    are copied with them. Its optimisers treat gates like norms, without weight decay and without Muon.
 
     Importing this module has the same effect, and a second call changes nothing.
     """
@@ -44,6 +46,7 @@ def register() -> None:
     tasks.parse_model = _parsing_rows(tasks.parse_model)
     tasks.BaseModel.load = _loading_attention(tasks.BaseModel.load)
     Model.train = _training_attention(Model.train)
+    BaseTrainer.build_optimizer = _sparing_gates(BaseTrainer.build_optimizer)
     default_callbacks["on_pretrain_routine_start"].append(import_in_workers)
 
 
@@ -138,6 +141,24 @@ def _training_attention(train: Any) -> Any:
         return train(self, *args, **options)
 
     return train_with_attention
+
+
+def _sparing_gates(build: Any) -> Any:
+    @functools.wraps(build)
+    def build_optimizer(self: Any, model: nn.Module, *args: Any, **options: Any) -> Any:
+        optimizer = build(self, model, *args, **options)
+        plain = unwrap_model(model)
+        alphas = {f"{name}.alpha" for name, module in plain.named_modules() if isinstance(module, Blend)}
+        names = gate_names(plain) | alphas
+        gates = {id(parameter): parameter for name, parameter in plain.named_parameters() if name in names}
+        norms = [group for group in optimizer.param_groups if group.get("param_group") == "bn"]
+        if gates and norms:
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gates]
+            norms[-1]["params"] += gates.values()  # with MuSGD the first has the rate of the head
+        return optimizer
+
+    return build_optimizer
 
 
 register()
