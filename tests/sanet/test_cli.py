@@ -1,5 +1,6 @@
 """The command as it is met: help, metrics, and errors that say what would work."""
 
+import csv
 import json
 import os
 import pickle
@@ -313,7 +314,8 @@ def test_a_recipe_is_shown_as_a_recipe_with_comments(tmp_path, capsys, kind, nam
 
 
 def test_eval_prints_and_writes_the_metrics(run, tmp_path, capsys):
-    assert sanet_here("eval", run / "best.pt", "--workers", 0, "--json", tmp_path / "metrics.json") == 0
+    files = ("--json", tmp_path / "metrics.json", "--predictions", tmp_path / "predictions.csv")
+    assert sanet_here("eval", run / "best.pt", "--workers", 0, *files) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     reported = json.loads((run / "summary.json").read_text())["best"]
     assert metrics["top1"] == pytest.approx(reported["val_top1"])
@@ -322,6 +324,21 @@ def test_eval_prints_and_writes_the_metrics(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{metrics['top1']:.3f}" in printed
     assert "images/s" in printed
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert (len(rows), 100 * sum(right) / len(rows)) == (32, pytest.approx(metrics["top1"]))
+    assert all(row["file"].split("/")[-2] == row["label"] for row in rows)
+    assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
+    for each in metrics["by_class"]:
+        own = [good for good, row in zip(right, rows, strict=True) if row["label"] == each["name"]]
+        predicted = [good for good, row in zip(right, rows, strict=True) if row["predicted"] == each["name"]]
+        assert (each["images"], each["recall"]) == (8, pytest.approx(100 * sum(own) / 8))
+        precision = pytest.approx(100 * sum(predicted) / len(predicted)) if predicted else None
+        assert each["precision"] == precision
+        assert each["name"] in printed
+    recalls = [each["recall"] for each in metrics["by_class"]]
+    assert recalls == sorted(recalls)
+    assert metrics["mean_recall"] == pytest.approx(sum(recalls) / 4)
 
 
 def test_eval_finds_classes_by_name_not_by_place(run, tmp_path, capsys):

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from conftest import QUICK, sanet_here
@@ -15,6 +16,7 @@ from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.image_files import find_images
 from shuffle_attention.sanet.data.listing import class_order, scan_tree
 from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe
+from shuffle_attention.sanet.tasks.classification.predictor import Classifier
 from shuffle_attention.sanet.tasks.classification.task import Classification
 
 
@@ -125,6 +127,18 @@ def test_runs_keep_the_order_of_classes_that_they_have_recorded(tmp_path):
     task.keep_classes(["0", "1"])  # other classes: the run refuses them itself
     assert (task.classes, task.training.fingerprint()) == (recorded, before)
     assert open_split(recipe(tmp_path), "val", recorded).classes == recorded
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_folders_that_number_the_classes_of_a_published_model(tmp_path, caplog, named):
+    """ImageNetV2 has the folders 0 to 999, whose images had the labels of 0, 1, 10, 100 and so on."""
+    write_classes(tmp_path, **{str(number): int(number in (2, 10, 999)) for number in range(1000)})
+    classes = [f"n{number:08}" for number in range(1000)] if named else None
+    parts = {"model": torch.nn.Identity(), "recipe": recipe(tmp_path), "source": "model.pt", "label": "model"}
+    task = Classification.open_validation(Classifier(classes=classes, num_classes=1000, **parts))
+    assert {Path(path).parent.name: label for path, label in task.validation.source} == {"2": 2, "10": 10, "999": 999}
+    assert "model.pt does not name its classes, and those of" in caplog.text
+    assert "in the order of text (0, 1, 10, 100 and 996 more)" in caplog.text
 
 
 LITTER = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, counted
-from ...files import require_folder_of, write_json
+from ...files import atomic_write, require_folder_of, write_json
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
 from ..tasks.detection.recipe import DetectionRecipe
@@ -15,7 +17,7 @@ from . import Command
 if TYPE_CHECKING:
     from ..tasks.evaluation import Scores
 
-_MOST_CLASSES = 20  # in the table of a detector
+_MOST_CLASSES = 20  # in the printed table
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,7 @@ class Evaluate(Command):
     batch_size: int = option(128, "images at a time", minimum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
     json: str | None = option(None, "write the metrics to FILE", metavar="FILE")
+    predictions: str | None = option(None, "write each image's class and prediction to FILE, as CSV", metavar="FILE")
 
     def run(self) -> int:
         """Evaluate the checkpoint, and print and write its metrics."""
@@ -43,6 +46,7 @@ class Evaluate(Command):
         from ..tasks import task_named
 
         require_folder_of("--json", self.json)
+        require_folder_of("--predictions", self.predictions)
         task, settings = task_named(self.recipe_type.kind), {"device": "auto", "workers": 2, **self.overrides}
         predictor = task.restore(self.checkpoint, ema=self.ema, settings=settings)
         recipe = predictor.recipe = predictor.recipe.replaced(**settings)
@@ -73,12 +77,25 @@ class Evaluate(Command):
         self.show(metrics)
         if scores.unreadable:
             console.print(f"{counted(scores.unreadable, 'image')} could not be read and not counted")
-        self.write(metrics, scores)
+        self.write(metrics, opened, scores)
         return 0
 
     def details(self, opened: Any, scores: Scores) -> dict[str, Any]:
-        """Return what the file of metrics says of the input of the task's model."""
-        return {"img_size": opened.recipe.img_size, "crop_pct": opened.recipe.crop_pct}
+        """Return what the file of metrics says of the input of the task's model, and of each class."""
+        import torch
+
+        from ..tasks.classification.report import Predictions, scores_by_class
+        from ..tasks.predictor import readable
+
+        labels, predicted = (torch.tensor([each[name] for each in scores.results]) for name in ("label", "predicted"))
+        predictions = Predictions(labels, predicted, opened.num_classes, [], scores.metrics["loss"], scores.unreadable)
+        by_class = [
+            {"name": each.name, "images": each.images, "recall": each.recall, "precision": each.precision}
+            for each in scores_by_class(predictions, readable(opened.classes, opened.num_classes))
+        ]
+        recalls = [each["recall"] for each in by_class if each["recall"] is not None]
+        about = {"img_size": opened.recipe.img_size, "crop_pct": opened.recipe.crop_pct}
+        return {**about, "mean_recall": sum(recalls) / len(recalls), "by_class": by_class}
 
     def show(self, metrics: dict[str, Any]) -> None:
         """Print the metrics as a table."""
@@ -91,11 +108,40 @@ class Evaluate(Command):
         size = str(metrics["img_size"]), str(metrics["classes"])
         scores.add_row(*accuracy, *speed, *size, metrics["weights"] or "state dict")
         console.print(scores)
+        classes = [each for each in metrics["by_class"] if each["images"]]
+        if len(classes) > 1:
+            title = f"lowest recall first; the mean of all classes is {metrics['mean_recall']:.2f} %"
+            by_class = table(("class", "images", "recall %", "precision %"), title=title)
+            for each in classes[:_MOST_CLASSES]:
+                precision = "-" if each["precision"] is None else f"{each['precision']:.2f}"
+                by_class.add_row(each["name"], f"{each['images']:,}", f"{each['recall']:.2f}", precision)
+            console.print(by_class)
+            if len(classes) > _MOST_CLASSES:
+                console.print(f"and {counted(len(classes) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
 
-    def write(self, metrics: dict[str, Any], scores: Scores) -> None:
+    def write(self, metrics: dict[str, Any], opened: Any, scores: Scores) -> None:
         """Write the files that were asked for."""
         if self.json is not None:
             write_json(self.json, metrics)
+        if self.predictions is not None:
+            _write_predictions(self.predictions, opened, scores)
+
+
+def _write_predictions(path: str, opened: Any, scores: Scores) -> None:
+    """Write a row per readable image: file, class, most probable class, and its probability."""
+    from ..data.datasets import Samples
+
+    classes = opened.classes or range(opened.num_classes)
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        rows = csv.writer(text)
+        rows.writerow(["file", "label", "predicted", "probability"])
+        for each in scores.results:
+            index = each["index"]
+            name = opened.validation.name(index) if isinstance(opened.validation, Samples) else index
+            rows.writerow([name, classes[each["label"]], classes[each["predicted"]], f"{each['probability']:.6g}"])
+        text.flush()
+        text.detach()
 
 
 @dataclass(kw_only=True)
@@ -112,12 +158,9 @@ class EvaluateDetector(Evaluate):
 
     checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)
     batch_size: int = option(4, "images at a time", minimum=1)
-    results: str | None = option(None, "write the detections to FILE, as COCO's results", metavar="FILE")
-
-    def run(self) -> int:
-        """Evaluate the checkpoint, print its metrics, and write them and the detections."""
-        require_folder_of("--results", self.results)
-        return super().run()
+    predictions: str | None = option(
+        None, "write the detections to FILE, as COCO's results", metavar="FILE", aliases=("--results",)
+    )
 
     def details(self, opened: Any, scores: Scores) -> dict[str, Any]:
         """Return what the file of metrics says of the data and the input of the task's model, and of each class."""
@@ -150,8 +193,9 @@ class EvaluateDetector(Evaluate):
                 console.print(f"and {counted(len(classes) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
         console.print(f"{counted(metrics['images'], 'image')}, {metrics['images_per_second']:,.1f} images/s")
 
-    def write(self, metrics: dict[str, Any], scores: Scores) -> None:
+    def write(self, metrics: dict[str, Any], opened: Any, scores: Scores) -> None:
         """Write the files that were asked for."""
-        super().write(metrics, scores)
-        if self.results is not None:
-            write_json(self.results, scores.results, indent=None)
+        if self.json is not None:
+            write_json(self.json, metrics)
+        if self.predictions is not None:
+            write_json(self.predictions, scores.results, indent=None)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,9 @@ def evaluate(
 ) -> Scores:
     """Return ``loss``, ``top1`` and ``top5`` of a classifier over the batches of all processes.
 
+    The results are, for each readable image, its index in the data, its label, and the most probable class with its
+    probability.
+
     Args:
         model: Model that returns logits (B, classes).
         batches: Loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
@@ -252,6 +256,7 @@ def evaluate(
     """
     evaluator = ClassificationEvaluator(process.device)
     unreadable = 0
+    rows: list[Tensor] = []
 
     def count(images: Tensor, logits: Tensor, labels: Tensor) -> None:
         nonlocal unreadable
@@ -260,18 +265,29 @@ def evaluate(
         if len(labels) and int(labels.max()) >= logits.shape[1]:
             raise DataError(f"label {int(labels.max())} exceeds the {logits.shape[1]} classes of the model")
         evaluator.update(logits[readable], labels[readable])
+        probability, predicted = logits.float().softmax(1).max(1)
+        rows.append(torch.stack([labels.float(), predicted.float(), probability], 1).cpu())
 
     options: dict[str, Any] = {"precision": precision, "channels_last": channels_last, "watch": watch}
     speed = run_model(model, batches, process, count, **options)
-    counts = process.gather((int(evaluator.counts[0]), unreadable))
-    images, unreadable = (sum(column) for column in zip(*counts, strict=True))
+    gathered = process.gather((int(evaluator.counts[0]), unreadable, torch.cat(rows).tolist() if rows else []))
+    *counts, parts = zip(*gathered, strict=True)
+    images, unreadable = map(sum, counts)
     if isinstance(getattr(batches, "dataset", None), IterableImageDataset):
         # A stream skips unreadable images; how many there should have been is known.
         unreadable += max(0, len(batches.dataset) - images - unreadable)
     if images == 0:
         raise DataError(f"no image could be evaluated ({unreadable} unreadable)")
     result = evaluator.compute(distributed=process.world_size > 1)
-    return Scores({name: result[name] for name in ("top1", "top5", "loss")}, images, unreadable, speed)
+    metrics = {name: result[name] for name in ("top1", "top5", "loss")}
+    # Process r has every world_size-th image, starting with the r-th.
+    in_order = [row for group in zip_longest(*parts) for row in group if row is not None]
+    results = [
+        {"index": index, "label": int(label), "predicted": int(predicted), "probability": probability}
+        for index, (label, predicted, probability) in enumerate(in_order)
+        if label >= 0
+    ]
+    return Scores(metrics, images, unreadable, speed, results)
 
 
 TASK = Classification
