@@ -12,7 +12,7 @@ from torch import nn
 from shuffle_attention import ShuffleAttention, attach
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain import destinations, gates, group_scores
-from shuffle_attention.explain.gates import gates_of, group_means, groups_by_layer, spatial_channels
+from shuffle_attention.explain.gates import group_means, groups_by_layer
 from shuffle_attention.sanet.explain.gate_charts import (
     chosen_channels,
     draw_gates,
@@ -50,7 +50,7 @@ def images() -> torch.Tensor:
 def test_input_times_gates_is_the_output_before_the_shuffle(channels, groups, shuffle):
     layer = trained(ShuffleAttention(channels, groups, shuffle=shuffle)).double()
     x = torch.randn(2, channels, 5, 7, dtype=torch.float64)
-    found = gates_of(layer, x)
+    found = layer.gates(x)
     straight = copy.deepcopy(layer)
     straight.shuffle = False
     torch.testing.assert_close(x * found, straight(x))
@@ -61,12 +61,12 @@ def test_input_times_gates_is_the_output_before_the_shuffle(channels, groups, sh
 
 def test_one_half_has_a_gate_for_the_plane_and_the_other_one_for_each_place():
     layer = trained(ShuffleAttention(24, 3)).double()
-    found = gates_of(layer, torch.randn(2, 24, 5, 7, dtype=torch.float64))
+    found = layer.gates(torch.randn(2, 24, 5, 7, dtype=torch.float64))
     spread = found.flatten(2).std(2).amax(0) > 1e-9
-    assert spread.tolist() == spatial_channels(layer).tolist()
-    assert spatial_channels(layer).tolist() == ([False] * 4 + [True] * 4) * 3
+    assert spread.tolist() == layer.spatial_channels().tolist()
+    assert layer.spatial_channels().tolist() == ([False] * 4 + [True] * 4) * 3
     # A map in half precision has gates in the type of the sums.
-    assert gates_of(layer.half(), torch.zeros(1, 24, 2, 2).half()).dtype == torch.float32
+    assert layer.half().gates(torch.zeros(1, 24, 2, 2).half()).dtype == torch.float32
 
 
 def test_the_gates_of_a_network_are_those_of_its_layers(network, images):
@@ -98,8 +98,14 @@ def test_the_gates_of_a_network_are_those_of_its_layers(network, images):
 def test_the_gates_of_attention_that_was_attached(images):
     model = timm.create_model("resnet10t", num_classes=5)
     attach(model, "shuffle", where="stage", groups=4)
-    assert len(gates(trained(model).double(), images)) == 4
+    assert len(by_layer := gates(trained(model).double(), images)) == 4
+    assert all(0 <= g.values.min() <= g.values.max() <= 1 for g in by_layer)
     assert model.training
+    maps = {}
+    layer = model.layer1[0].attention
+    with layer.register_forward_hook(lambda layer, inputs, y: maps.update(y=y)), torch.no_grad():
+        model.eval()(images)
+    torch.testing.assert_close(groups_by_layer(model, images)["layer1.0.attention"], group_means(maps["y"], layer))
 
 
 def test_hooks_come_off_when_the_network_raises(images):

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..attention import ShuffleAttention
 from ..errors import InputError
 
 BLOCK_CHILD, HOOK_CHILD = "sa", "attention"
@@ -41,6 +40,11 @@ class Block:
     drop_path: str | None = None
     absent: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
+
+    @property
+    def norm(self) -> tuple[str, ...]:
+        """Path to the last norm of the branch."""
+        return tuple(self.branch[-1].split("."))
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -265,7 +269,7 @@ def _forward_of(block: Block) -> Any:
     """Return the forward pass of a block with attention, which ends in the fused op where that is possible."""
     from ..models.fused_block import block_tail, can_fuse, is_hooked  # loads timm, which hooks do not need
 
-    *before, norm_name = (tuple(name.split(".")) for name in block.branch)
+    before, norm_name = [tuple(name.split(".")) for name in block.branch[:-1]], block.norm
     around = [tuple(name.split(".")) for name in block.around]
     act_name, shortcut_name, drop_name = block.act, block.shortcut, block.drop_path
 
@@ -309,10 +313,7 @@ def _attend_before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def runs_fused(module: nn.Module, layer: nn.Module) -> bool:
     """Return whether the end of a block with this attention is one op, on devices that have a kernel for it."""
+    from ..models.fused_block import fusable
+
     block = block_of(module)
-    return (
-        block is not None
-        and type(layer) is ShuffleAttention
-        and type(module.get_submodule(block.branch[-1])) is nn.BatchNorm2d
-        and type(module.get_submodule(block.act)) is nn.ReLU
-    )
+    return block is not None and fusable(_get(module, block.norm), layer, getattr(module, block.act))

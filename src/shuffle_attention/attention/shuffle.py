@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import shuffle_attention
+from ..kernels import reference, shuffle_attention
 from .shuffle_ablation import ShuffleAttentionAblation
 from .spec import AttentionSpec, check_groups
 
@@ -111,6 +111,23 @@ class ShuffleAttention(nn.Module):
             gn = self.gn
             six = (self.cweight, self.cbias, self.sweight, self.sbias, gn.weight, gn.bias)
         return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], six)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Return the gate of each value of a map, between 0 and 1, in the shape of the map and before the shuffle.
+
+        The layer multiplies the map by its gain times the gates.
+        """
+        return reference.gates(x, *(p.detach() for p in self.op_parameters()), eps=self.gn.eps)
+
+    def spatial_channels(self) -> Tensor:
+        """Return whether each input channel has one gate per position, (channels,); the others have one per plane."""
+        n = self.channels // (2 * self.groups)
+        return torch.arange(self.channels) % (2 * n) >= n
+
+    def destinations(self) -> Tensor:
+        """Return the output channel that each input channel is moved to, (channels,)."""
+        channels, half = torch.arange(self.channels), self.channels // 2
+        return 2 * (channels % half) + channels // half if self.shuffle else channels
 
     def with_start(self, gain: float | None) -> "ShuffleAttention":
         """Return a layer with the parameters of this one and another start.

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -67,6 +67,22 @@ class AttentionSpec:
             object.__setattr__(self, "options", names)
         if not (self.decays or self.classes):
             raise InputError(f"attention {self.name!r} has decays=False, which needs the classes of its modules")
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A layer whose gates can be shown: it multiplies a map by ``gain_value`` times a gate per value.
+
+    :class:`ShuffleAttention` documents the methods.
+    """
+
+    channels: int
+    groups: int
+    gain_value: float
+
+    def gates(self, x: Tensor) -> Tensor: ...
+    def spatial_channels(self) -> Tensor: ...
+    def destinations(self) -> Tensor: ...
 
 
 _SPECS: dict[str, AttentionSpec] = {}

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..attention.shuffle import ShuffleAttention
+from ..attention.spec import Gated
 from ..errors import InputError
-from ..kernels import reference
 from .stages import eval_mode
 
 
@@ -21,8 +21,8 @@ class Gates:
 
     Attributes:
         layer: Name of the layer.
-        values: Factor of each value of the layer's input, (B, channels, height, width), in the order of the channels
-            before the shuffle.
+        values: Gate of each value of the layer's input, between 0 and 1, (B, channels, height, width), in the order of
+            the channels before the shuffle.
         spatial: Whether a channel has one gate per position, (channels,); the others have one gate per plane.
         groups: Number of groups of channels.
     """
@@ -58,15 +58,13 @@ class GroupScores:
     probabilities: Tensor
 
 
-def attention_layers(model: nn.Module) -> dict[str, ShuffleAttention]:
-    """Return the shuffle attention layers of a model by name, in the order in which they are registered."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ShuffleAttention)}
+def attention_layers(model: nn.Module) -> dict[str, Gated]:
+    """Return the layers of a model whose gates can be shown by name, in the order in which they are registered."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gated)}
 
 
 def gates(model: nn.Module, images: Tensor) -> list[Gates]:
     """Return the gates of every shuffle attention of a model, in the order in which the layers run.
-
-    The reference that defines the layer computes them from the layer's input and parameters.
 
     Args:
         model: Model; its state is restored afterwards.
@@ -77,32 +75,16 @@ def gates(model: nn.Module, images: Tensor) -> list[Gates]:
     """
     by_layer: list[Gates] = []
 
-    def add(name: str, layer: ShuffleAttention, x: Tensor) -> None:
-        by_layer.append(Gates(name, gates_of(layer, x), spatial_channels(layer), layer.groups))
+    def add(name: str, layer: Gated, x: Tensor) -> None:
+        by_layer.append(Gates(name, layer.gates(x), layer.spatial_channels(), layer.groups))
 
     _run(model, images, add)
     return by_layer
 
 
-def gates_of(layer: ShuffleAttention, x: Tensor) -> Tensor:
-    """Return the factor of each value of a layer's input before the shuffle, in the shape of the input."""
-    parameters = (layer.cweight, layer.cbias, layer.sweight, layer.sbias, layer.gn.weight, layer.gn.bias)
-    return reference.gates(x, *(p.detach() for p in parameters), eps=layer.gn.eps)
-
-
-def spatial_channels(layer: ShuffleAttention) -> Tensor:
-    """Return whether each channel of a layer's input has one gate per position, (channels,)."""
-    n = layer.channels // (2 * layer.groups)
-    return torch.arange(layer.channels) % (2 * n) >= n
-
-
-def destinations(layer: ShuffleAttention) -> Tensor:
+def destinations(layer: Gated) -> Tensor:
     """Return the output channel that each input channel of a layer is moved to, (channels,)."""
-    channels = torch.arange(layer.channels)
-    if not layer.shuffle:
-        return channels
-    half = layer.channels // 2
-    return 2 * (channels % half) + channels // half
+    return layer.destinations()
 
 
 def group_means(y: Tensor, layer: nn.Module) -> Tensor:
@@ -111,7 +93,7 @@ def group_means(y: Tensor, layer: nn.Module) -> Tensor:
     Raises:
         InputError: If the layer is not a shuffle attention.
     """
-    if not isinstance(layer, ShuffleAttention):
+    if not isinstance(layer, Gated):
         raise InputError(f"groups are those of a shuffle attention, got {type(layer).__name__}")
     before = y[:, destinations(layer).to(y.device)]
     return before.unflatten(1, (layer.groups, -1)).mean(2)
@@ -125,8 +107,8 @@ def groups_by_layer(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """
     means: dict[str, Tensor] = {}
 
-    def add(name: str, layer: ShuffleAttention, x: Tensor) -> None:
-        means[name] = (gates_of(layer, x) * x).unflatten(1, (layer.groups, -1)).mean(2)
+    def add(name: str, layer: Gated, x: Tensor) -> None:
+        means[name] = (layer.gain_value * layer.gates(x) * x).unflatten(1, (layer.groups, -1)).mean(2)
 
     _run(model, images, add)
     return means
@@ -168,18 +150,16 @@ def as_masks(means: Tensor, size: torch.Size) -> Tensor:
     return functional.interpolate(scaled[:, None], list(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def _run(model: nn.Module, images: Tensor, on_input: Callable[[str, ShuffleAttention, Tensor], None]) -> None:
-    """Run the model once and call ``on_input`` with the name, the module and the input of each shuffle attention."""
+def _run(model: nn.Module, images: Tensor, on_input: Callable[[str, Gated, Tensor], None]) -> None:
+    """Run the model once and call ``on_input`` with the name, the module and the input of each gated layer."""
     layers = attention_layers(model)
     if not layers:
         raise InputError(f"{type(model).__name__} has no shuffle attention, whose gates could be shown")
-    names = {layer: name for name, layer in layers.items()}
 
-    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, ShuffleAttention)
-        on_input(names[layer], layer, inputs[0].detach())
+    def hook(name: str, layer: Any, inputs: tuple[Any, ...]) -> None:
+        on_input(name, layer, inputs[0].detach())
 
     with eval_mode(model), torch.no_grad(), ExitStack() as hooks:
-        for layer in layers.values():
-            hooks.enter_context(layer.register_forward_pre_hook(hook))
+        for name in layers:
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(partial(hook, name)))
         model(images)

@@ -33,15 +33,18 @@ def can_fuse(
     if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
     return (
-        type(norm) is nn.BatchNorm2d
-        and type(attention) is ShuffleAttention
-        and type(act) is nn.ReLU
+        fusable(norm, attention, act)
         and (drop_path is None or not drop_path.training)
         and has_kernels(u)
         and u.dtype == shortcut.dtype
         and u.shape == shortcut.shape
         and not any(is_hooked(module) for module in (norm, attention, act))
     )
+
+
+def fusable(norm: nn.Module, attention: nn.Module, act: nn.Module) -> bool:
+    """Return whether these modules are those that the op computes, on devices that have a kernel for it."""
+    return type(norm) is nn.BatchNorm2d and type(attention) is ShuffleAttention and type(act) is nn.ReLU
 
 
 def is_hooked(module: nn.Module) -> bool:
