@@ -74,6 +74,7 @@ def desk(tmp_path_factory) -> Path:
     write_tree(folder / "imagenette2")
     for name in ("cifar10", "cifar10-small"):
         write_tree(folder / name)
+    shutil.move(write_tree(folder / "undivided") / "train", folder / "photos")
     write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
     for name, split in product(("coco", "coco-small", "nuclei"), ("train", "val")):
         digits_coco(split, 2, size=64).write(folder / name, split)

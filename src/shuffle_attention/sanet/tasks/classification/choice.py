@@ -62,7 +62,7 @@ def choose_recipe(given: dict[str, Any], *, pretrained: bool = True) -> tuple[Re
     }
     recipe = recipe.replaced(**{**chosen, **given})
     start = f", from scratch ({why_not})" if why_not else ""
-    held = f", {_HELD_OUT:.0%} of the images held out for validation" if drawn else ""
+    held = f", {100 * _HELD_OUT:.0f} % of the images held out for validation" if drawn else ""
     images = f"{counted(count, 'training image')} of about {counted(round(side), 'pixel')}"
     return recipe, (
         f"{images}: recipe {name}, {recipe.model} at "
