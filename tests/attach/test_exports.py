@@ -90,7 +90,7 @@ def test_under_ddp_every_parameter_gets_its_gradient(model, tmp_path):
 def test_exported_it_computes_the_same(model):
     x = photographs(32).float()
     program = torch.export.export(model, (x,))
-    assert str(program.graph).count("shuffle_attention.shuffle_attention") == 3
+    assert "shuffle_attention" not in str(program.graph)  # it runs where this package does not exist
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), output(model, x))
 

@@ -156,7 +156,17 @@ def test_exported_with_any_batch_and_size():
     dynamic = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     program = torch.export.export(layer, (random_map((2, 16, 5, 6), torch.float32),), dynamic_shapes=(dynamic,))
     x = random_map((3, 16, 9, 4), torch.float32)
-    assert torch.equal(program.module()(x), layer(x))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces_and_exported_programs_run_without_this_package():
+    layer, x = random_layer(16, 2, torch.float32), random_map((2, 16, 5, 6), torch.float32)
+    assert "shuffle_attention" not in str(torch.export.export(layer, (x,)).graph)
+    with pytest.warns(FutureWarning, match="jit.trace"):
+        traced = torch.jit.trace(layer, x)
+    assert "shuffle_attention::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), layer(x))
 
 
 def test_traced_by_fx_as_one_call():

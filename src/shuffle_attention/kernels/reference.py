@@ -19,6 +19,7 @@ Source: Zhang & Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural N
 ICASSP 2021, arXiv:2102.00240, section 3 (equations 1 to 5).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -149,7 +150,7 @@ def _split(x: Tensor, *params: Tensor) -> list[Tensor]:
     """Return the two branches of ``x``, each (B, groups, n, plane), and the parameters (n, 1), in the sums' type."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = params[0].numel()
-    groups, plane = x.shape[1] // (2 * n), x.shape[2:].numel()
+    groups, plane = x.shape[1] // (2 * n), math.prod(x.shape[2:])  # numel() would fix the size of an exported program
     branches = x.to(dtype).reshape(x.shape[0], groups, 2, n, plane).unbind(2)
     return [*branches, *(p.to(dtype).reshape(n, 1) for p in params)]
 

@@ -262,6 +262,7 @@ def shuffle_attention(
             f"x must have 2 * n * groups = {2 * n * groups} channels for groups={groups} and parameters "
             f"of n = {n} values, got {tuple(x.shape)}"
         )
-    if reference.in_use or torch.onnx.is_in_onnx_export():  # ONNX has PyTorch's own operators only
+    # Traces, exported programs and ONNX run elsewhere, where this package may not exist.
+    if reference.in_use or torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return reference.shuffle_attention(x, *parameters, eps, shuffle, gain)
     return torch.ops.shuffle_attention.shuffle_attention(x, *parameters, eps, shuffle, gain)
