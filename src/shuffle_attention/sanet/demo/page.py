@@ -17,7 +17,7 @@ from .uploads import MAX_BYTES, MAX_PIXELS, read_upload
 
 _PREDICTED, _AUTOMATIC = "predicted class", "automatic"
 _SHOWN_AT_FIRST = 3  # models
-_SESSIONS = 100  # visitors whose images are kept in memory at once
+_SESSIONS = 128  # visitors whose images are kept in memory at once
 _REMEMBERED = 3600  # seconds for which a visitor's image stays in memory
 _QUEUE = 1000  # requests that wait; a visitor has a few
 
