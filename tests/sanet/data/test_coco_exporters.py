@@ -251,6 +251,12 @@ def test_boxes_and_pixels_agree_on_photographs_that_exif_data_turn(tmp_path, cap
             assert ("1 images turned upright by EXIF data" in caplog.text) == (name == "square")
 
 
+def test_boxes_that_cvat_turned_are_read_as_the_boxes_around_them(tmp_path, caplog):
+    data = read(tmp_path, changed({"bbox": [2, 4, 8, 4], "attributes": {"rotation": 90.0}, "segmentation": []}))
+    assert data.annotations[0]["bbox"] == pytest.approx([4, 2, 4, 8])
+    assert "1 boxes that CVAT turned" in caplog.text
+
+
 def test_boxes_that_are_corners_are_suspected(tmp_path, caplog):
     read(tmp_path, changed({"bbox": [6, 6, 15, 11]}, annotations=[{**PLAIN["annotations"][0], "bbox": [8, 6, 15, 11]}]))
     assert "are they x1, y1, x2, y2" in caplog.text

@@ -273,6 +273,9 @@ def test_yolo_without_validation_images_is_trained_and_evaluated_on(data, tmp_pa
     images = {record["image_id"] for record in json.loads(results.read_text())}
     assert images <= {image["id"] for image in held_out.images}
     assert f"{len(held_out)} images" in capsys.readouterr().out
+    (yolo / "images/train" / held_out.images[0]["file_name"]).unlink()
+    assert sanet_here("detect", "eval", folder / "best.pt", "--workers", 0) == 2
+    assert "are not those that the run divided" in capsys.readouterr().err
 
 
 def test_a_recipe_for_another_detector_says_what_to_leave_out(capsys):

@@ -1,5 +1,6 @@
 """Images and their objects in COCO's format, after they have been read and checked."""
 
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -30,6 +31,7 @@ class CocoData:
             evaluators take an object of id 0 for one that was not matched.
         categories: Records with ``id`` and ``name``, in the order of their ids.
         source: File that they were read from, for messages.
+        drawn: Digest of the images that were drawn for validation, if they were.
     """
 
     images: list[dict[str, Any]]
@@ -37,6 +39,7 @@ class CocoData:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     source: str
+    drawn: str = ""
     _objects: dict[int, list[dict[str, Any]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -98,13 +101,10 @@ class CocoData:
         images = list(compress(self.images, chosen))
         ids = {image["id"] for image in images}
         annotations = [each for each in self.annotations if each["image_id"] in ids]
-        return CocoData(
-            images,
-            list(compress(self.files, chosen)),
-            annotations,
-            self.categories,
-            f"{self.source}, {split} by fraction",
-        )
+        names = sorted(image["file_name"] for image in images)
+        drawn = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+        files, source = list(compress(self.files, chosen)), f"{self.source}, {split} by fraction"
+        return CocoData(images, files, annotations, self.categories, source, drawn)
 
     def copy_images(self, folder: Path, taken: set[str] | None = None) -> list[str]:
         """Copy all images into one folder, those in memory as PNG, and return their file names.

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -275,11 +276,25 @@ def _object(record: dict[str, Any], width: int, height: int, masks: bool, notes:
         raise _Unusable("annotations without a mask", "")
     if correction:
         notes.append(correction)
+    if mask is None and (turned := _turned(box, record.get("attributes"))):
+        box = turned
+        notes.append("boxes that CVAT turned, in place of which are the upright boxes around them")
     area = number_of(record.get("area"))
     if area is None or area < 0:
         area = w * h if mask is None else mask_area(mask, height, width)
     fields = {"bbox": box, "area": float(area), "iscrowd": int(crowd)}
     return fields if mask is None else {**fields, "segmentation": mask}
+
+
+def _turned(box: list[float], attributes: Any) -> list[float] | None:
+    """Return the upright box around a box that CVAT turned about its centre, or None if it is upright."""
+    degrees = number_of(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    if not degrees or degrees % 180 == 0:
+        return None
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    x, y, w, h = box
+    width, height = w * cos + h * sin, w * sin + h * cos
+    return [x + (w - width) / 2, y + (h - height) / 2, width, height]
 
 
 def _box(value: Any, notes: list[str]) -> list[float] | None:

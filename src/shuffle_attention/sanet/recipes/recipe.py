@@ -44,6 +44,7 @@ class RunRecipe(Settings):
         below=1,
     )
     split_seed: int = option(0, "seed of that draw, whatever the seed of the run", "data", minimum=0)
+    drawn: str = ""  # digest of the validation images that val_fraction drew, by which a run knows them again
     workers: int = option(2, "loader processes per device", "data", minimum=0, maximum=1024)
     check_images: bool = option(True, "read every image file before the first step", "data")
     skip_bad_images: bool = option(False, "leave out unreadable images, and count them, instead of stopping", "data")
@@ -175,7 +176,6 @@ class Recipe(RunRecipe):
     train_split: str = option("train", "name of the split to train on", "data")
     val_split: str = option("validation", "name of the split to evaluate on", "data")
     num_classes: int | None = option(None, "classes; read from the data if possible", "data", minimum=1)
-    drawn: str = ""  # digest of the validation images that val_fraction drew, by which a run knows them again
 
     img_size: int = option(224, "side of the input, pixels", "images", first=True, minimum=1, maximum=4096)
     in_chans: Literal[1, 3] = option(3, "channels of the input", "images")

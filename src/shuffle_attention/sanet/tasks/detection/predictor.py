@@ -90,6 +90,11 @@ def open_coco(
     elif undivided is not None:
         whole = read_data(undivided, categories=categories, **options)
         parts = whole.parted(recipe.val_fraction or 0, recipe.split_seed)
+        if recipe.drawn and recipe.drawn != parts["val"].drawn:
+            raise DataError(
+                f"the images of {recipe.data} are not those that the run divided, so that its validation images cannot "
+                "be told from those it was trained on; restore them, or name others with --val-annotations"
+            )
         opened = [parts[split] for split in splits]
     else:
         for split in splits:

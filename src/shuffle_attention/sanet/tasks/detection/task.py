@@ -73,7 +73,8 @@ class Detection(Task[DetectionRecipe]):
     def open(cls, recipe: DetectionRecipe, *, check: bool) -> "Detection":
         # Every process must know which images are left out.
         checked = recipe.check_images and (check or recipe.skip_bad_images)
-        return cls(recipe, *open_coco(recipe, "train", "val", check=checked))
+        training, validation = open_coco(recipe, "train", "val", check=checked)
+        return cls(recipe.replaced(drawn=validation.drawn), training, validation)
 
     @classmethod
     def restore(cls, path: str | os.PathLike, **options: Any) -> Detector:
