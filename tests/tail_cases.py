@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from maps import MapCase, channels_last, every_other, transposed
 from shuffle_attention import ShuffleAttention
+from shuffle_attention.kernels import block_reference, reference
 from shuffle_attention.models.fused_block import block_tail
 
 NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -134,6 +135,36 @@ def check_zero_weight_and_values_that_are_not_finite(layout) -> None:
     shortcut[1, 4, 1, 1] = torch.inf
     y, expected = block_tail(u, shortcut, norm, attention), by_modules(u, shortcut, norm, attention)
     torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+def check_infinite_and_huge_values(value: float, layout) -> None:
+    """Check that both ops equal the reference wherever that is finite: saturated gates, an overflowing variance."""
+    ops = torch.ops.shuffle_attention
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        for size in (2, 7, 20):
+            case = Case((2, 16, size, size), 2, layout)
+            norm, attention = (m.requires_grad_(False) for m in case.modules(torch.float32))
+            u, shortcut, grad = case.maps(dtype)
+            u[0, :, 1, 0] = value
+            six, settings = list(attention.parameters()), (1e-5, True)
+            pairs = [
+                (ops.shuffle_attention(u, *six, *settings), reference.shuffle_attention(u.float(), *six, *settings)),
+                (
+                    ops.shuffle_attention_backward(grad, u, *six, *settings)[0],
+                    reference.shuffle_attention_backward(grad.float(), u.float(), *six, *settings)[0],
+                ),
+            ]
+            for statistics in ((None, None), (norm.running_mean, norm.running_var)):
+                parameters = (norm.weight, norm.bias, *statistics, *six, 1e-5, *settings, True)
+                y, of_planes, _ = ops.block_tail(u, shortcut, *parameters)
+                expected, _, _ = block_reference.block_tail(u.float(), shortcut.float(), *parameters)
+                du, *_ = ops.block_tail_backward(grad, u, y, of_planes, *parameters)
+                wanted, *_ = block_reference.block_tail_backward(grad.float(), u.float(), y, of_planes, *parameters)
+                pairs += [(y, expected), (du, wanted)]
+            for got, want in pairs:
+                finite = want.isfinite()
+                finite[0, :, 1, 0] &= abs(value) < torch.inf  # an infinite value itself may become NaN
+                torch.testing.assert_close(got.float()[finite], want[finite], rtol=tolerance, atol=tolerance)
 
 
 def check_kept_tensors(with_shortcut: bool) -> None:

@@ -14,6 +14,7 @@ from tail_cases import (
     Case,
     assert_near,
     by_modules,
+    check_infinite_and_huge_values,
     check_kept_tensors,
     check_large_mean,
     check_maps_without_values,
@@ -187,6 +188,12 @@ def test_large_mean(size: int, layout):
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 def test_zero_weight_and_values_that_are_not_finite(layout):
     check_zero_weight_and_values_that_are_not_finite(layout)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("value", [1e30, -1e30, torch.inf, -torch.inf])
+def test_infinite_and_huge_values(value: float, layout):
+    check_infinite_and_huge_values(value, layout)
 
 
 @pytest.mark.parametrize("with_shortcut", [True, False])

@@ -7,12 +7,13 @@ import torch
 import triton_on_cpu  # noqa: F401
 
 from maps import channels_last, contiguous, transposed
-from shuffle_attention.kernels.backends.triton import block_tail as triton_block
+from shuffle_attention.kernels.backends.triton import launch
 from shuffle_attention.kernels.schema import REFERENCES
 from shuffle_attention.models.fused_block import block_tail
 from tail_cases import (
     Case,
     by_modules,
+    check_infinite_and_huge_values,
     check_kept_tensors,
     check_large_mean,
     check_maps_without_values,
@@ -21,13 +22,13 @@ from tail_cases import (
 )
 
 # Few programs, for the interpreter's sake; and tiles so small that a little map has several of everything.
-BROAD = triton_block.Sizes(warp_values=4096, values_in_rows=8192)
-TINY = triton_block.Sizes(
-    values=16, warp_values=64, values_in_rows=128, channels=4, most_tiles=2, programs=2, pooled_samples=2
+BROAD = launch.Sizes(warp_values=4096, values_in_nhwc=8192)
+TINY = launch.Sizes(
+    values=16, warp_values=64, values_in_nhwc=128, channels=4, most_tiles=2, programs=2, pooled_samples=2
 )
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
-triton_block.SIZES = BROAD
+launch.SIZES = BROAD
 check_maps_without_values((0, 8, 4, 4), True)
 del REFERENCES["block_tail"], REFERENCES["block_tail_backward"]  # nothing below falls back on them
 
@@ -46,7 +47,7 @@ for layout, end in zip(itertools.cycle((contiguous, contiguous, channels_last)),
     compare(Case((3, 12, 4, 3), 3, layout), F32, *end)
     checked += 1
 for sizes, layout in ((TINY, contiguous), (TINY, channels_last), (BROAD, channels_last)):
-    triton_block.SIZES = sizes
+    launch.SIZES = sizes
     compare(Case((3, 12, 5, 9), 3, layout), F32, True, True, True)
     check_large_mean(6, layout)
     check_zero_weight_and_values_that_are_not_finite(layout)
@@ -63,4 +64,6 @@ for momentum in (0.1, None):
     assert norm.num_batches_tracked == 3
     torch.testing.assert_close(dict(norm.state_dict()), dict(expected.state_dict()), rtol=1e-5, atol=1e-6)
 check_kept_tensors(True)
+for value, layout in ((1e30, contiguous), (-torch.inf, channels_last)):
+    check_infinite_and_huge_values(value, layout)
 print("checked", checked)

@@ -5,17 +5,17 @@ import triton_on_cpu  # noqa: F401
 
 from layer_cases import CASES, LAYOUTS, parameters, random_layer, random_map
 from shuffle_attention.kernels import reference
-from shuffle_attention.kernels.backends.triton import layer as triton_kernels
+from shuffle_attention.kernels.backends.triton import launch
 
 forward = torch.ops.shuffle_attention.shuffle_attention
 backward = torch.ops.shuffle_attention.shuffle_attention_backward
-TILE = triton_kernels._TILE
+BROAD = launch.Sizes(warp_values=4096, values_in_nhwc=8192)  # few programs, for the interpreter's sake
+TINY = launch.Sizes(values=128, warp_values=128, values_in_nhwc=128, layer_channels=4)  # planes do not fit one tile
 DTYPES = ((torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2))
 CASES = {**CASES, "many-tiles": ((1, 8, 19, 11), 2), "many-channels": ((1, 136, 5, 5), 17)}
 checked = 0
 for case, (shape, groups) in CASES.items():
-    triton_kernels._TILE = 128 if case == "many-tiles" else TILE  # then planes do not fit one
-    triton_kernels._CHANNELS = 4 if case == "many-tiles" else 32
+    launch.SIZES = TINY if case == "many-tiles" else BROAD
     for layout in LAYOUTS:
         if (layout == "channels-last" and len(shape) == 3) or (layout == "expanded" and shape[0] == 0):
             continue
@@ -51,7 +51,7 @@ for case, (shape, groups) in CASES.items():
             for result in (y, got[1]):
                 assert result.stride() == torch.empty_like(x).stride(), (case, layout)
             checked += 1
-triton_kernels._TILE, triton_kernels._CHANNELS = TILE, 32
+launch.SIZES = launch.Sizes()
 large = random_map((2, 8, 66, 65), torch.float32) + 1e4
 weights = [p.detach().float() for p in parameters(random_layer(8, 2))]
 for x in (large, large.to(memory_format=torch.channels_last)):

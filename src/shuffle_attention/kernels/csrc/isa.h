@@ -1,4 +1,4 @@
-// Compiles the kernels for the instruction set of SIMD_TARGET; each isa_*.cpp includes this and nothing else.
+// The kernels of one instruction set, SIMD_TARGET; each isa_*.cpp includes this and nothing else.
 #include "kernels.h"
 
 #if defined(SIMD_TARGET) && defined(__x86_64__)
@@ -17,19 +17,48 @@ SIMD_PRAGMA(GCC target(SIMD_TARGET))
 #endif
 #endif
 
+#define SIMD_JOINED_OF(a, b) a##b
+#define SIMD_JOINED(a, b) SIMD_JOINED_OF(a, b)
+
 #if !defined(SIMD_TARGET) || defined(__x86_64__)
-#include "table.h"
-#define SIMD_TABLE &SIMD_NAMESPACE::table
+#include "nchw.h"
+#include "nhwc.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
+
+template <class T, bool kTail>
+constexpr Kernels nchw() {
+  using A = Accumulator<T>;
+  return {statistics_nchw<T, kTail>, find_gates<A, kTail, true>, output_nchw<T, kTail>, gradient_sums_nchw<T, kTail>,
+          finish_sums<A, kTail, true>, find_gradient<A, kTail>, gradient_nchw<T, kTail>,
+          Lanes<A>::count};
+}
+
+template <class T, bool kTail>
+constexpr Kernels nhwc() {
+  using A = Accumulator<T>;
+  return {statistics_nhwc<T, kTail>, find_gates<A, kTail, false>, output_nhwc<T, kTail>, gradient_sums_nhwc<T, kTail>,
+          finish_sums<A, kTail, false>, find_gradient<A, kTail>, gradient_nhwc<T, kTail>,
+          kTileVectors<kTail> * Lanes<A>::count};
+}
+
+template <bool kTail>
+constexpr OpKernels kernels = {{
+    {nchw<float, kTail>(), nchw<double, kTail>(), nchw<BFloat16, kTail>(), nchw<Half, kTail>()},
+    {nhwc<float, kTail>(), nhwc<double, kTail>(), nhwc<BFloat16, kTail>(), nhwc<Half, kTail>()},
+}};
+constexpr KernelTable table = {kernels<false>, kernels<true>};
+
+}  // namespace SIMD_NAMESPACE
+const KernelTable* SIMD_JOINED(SIMD_NAMESPACE, _kernels)() { return &SIMD_NAMESPACE::table; }
+}  // namespace shuffle_attention
 #else
-#define SIMD_TABLE nullptr
+namespace shuffle_attention {
+const KernelTable* SIMD_JOINED(SIMD_NAMESPACE, _kernels)() { return nullptr; }
+}  // namespace shuffle_attention
 #endif
 
 #if defined(SIMD_TARGET) && defined(__clang__)
 #pragma clang attribute pop
 #endif
-
-namespace shuffle_attention {
-#define SIMD_JOINED_OF(a, b) a##b
-#define SIMD_JOINED(a, b) SIMD_JOINED_OF(a, b)
-const KernelTable* SIMD_JOINED(SIMD_NAMESPACE, _kernels)() { return SIMD_TABLE; }
-}  // namespace shuffle_attention

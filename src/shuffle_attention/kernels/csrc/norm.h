@@ -1,4 +1,4 @@
-// BatchNorm's part of a residual block's end: its statistics pooled from those of planes, its gradients.
+// BatchNorm in the block tail: its statistics pooled from those of planes, and its gradients.
 #pragma once
 
 #include <cmath>
@@ -7,27 +7,35 @@
 
 namespace shuffle_attention {
 
-// BatchNorm's numbers, a value a channel.
+using Option = std::optional<Tensor>;
+
+struct NormTensors {
+  const Tensor &weight, &bias;
+  const Option &mean, &var;
+  double eps;
+
+  bool by_batch() const { return !mean || !var; }
+};
+
 template <class A>
 class Norm {
  public:
-  Norm(const Arguments& arguments, const Plan& plan)
-      : plan_(plan), eps_(arguments.norm_eps), spread_(6 * plan.map.channels), mean_(plan.map.channels),
-        var_(plan.map.channels), weight_(values_of<A>(arguments.weight, plan.map.channels)) {
-    const std::vector<A> bias = values_of<A>(arguments.bias, plan.map.channels);
-    std::copy(bias.begin(), bias.end(), row(kBiases));
-    if (!arguments.by_batch()) {
-      const std::vector<A> mean = values_of<A>(*arguments.mean, plan.map.channels);
-      const std::vector<A> var = values_of<A>(*arguments.var, plan.map.channels);
-      std::copy(mean.begin(), mean.end(), mean_.begin());
-      std::copy(var.begin(), var.end(), var_.begin());
-      spread(0, plan.map.channels);
-    }
+  Norm(const NormTensors& tensors, const Plan& plan)
+      : by_batch(tensors.by_batch()), plan_(plan), eps_(tensors.eps), rows_(kRows * plan.map.channels),
+        mean_(plan.map.channels), var_(plan.map.channels), weight_(of_channels(tensors.weight)),
+        bias_(of_channels(tensors.bias)) {
+    if (by_batch) return;
+    const std::vector<A> mean = of_channels(*tensors.mean), var = of_channels(*tensors.var);
+    std::copy(mean.begin(), mean.end(), mean_.begin());
+    std::copy(var.begin(), var.end(), var_.begin());
+    spread(0, plan.map.channels);
   }
 
+  const bool by_batch;
+
   Channels<A> channels(const Gates<A>& gates) const {
-    const auto at = [&](int r) { return spread_.data() + r * plan_.map.channels; };
-    return {at(kScales), at(kBiases), at(kMeans), at(kRests), at(kByBias), at(kByWeight), gates};
+    const auto at = [&](int r) { return rows_.data() + r * plan_.map.channels; };
+    return {gates, at(kCentre), at(kScale), at(kShift), at(kByBias), at(kByWeight)};
   }
 
   // The statistics of the batch from those of the planes, about the means.
@@ -59,7 +67,7 @@ class Norm {
   }
 
   // The gradients of weight and bias from the sums of all planes; what goes through the statistics is kept.
-  void differentiate(const A* sums, bool by_batch, A* dweight, A* dbias) {
+  void differentiate(const A* sums, A* dweight, A* dbias) {
     const int64_t channels = plan_.map.channels;
     const double values = double(plan_.map.batch) * plan_.map.plane;
     plan_.for_channels([&](int64_t begin, int64_t end) {
@@ -72,32 +80,42 @@ class Norm {
         }
       }
       for (int64_t c = begin; c < end; ++c) {
-        const double invstd = 1 / std::sqrt(var_[c] + eps_);
-        dbias[c] = shift[c - begin];
-        dweight[c] = scale[c - begin] * invstd;
-        row(kByBias)[c] = by_batch ? row(kScales)[c] * shift[c - begin] / values : 0;
-        row(kByWeight)[c] = by_batch ? row(kScales)[c] * scale[c - begin] * invstd * invstd / values : 0;
+        const double invstd = 1 / std::sqrt(var_[c] + eps_), rest = mean_[c] - row(kCentre)[c];
+        const double by_bias = shift[c - begin], by_weight = (scale[c - begin] - rest * by_bias) * invstd;
+        dbias[c] = by_bias;
+        dweight[c] = by_weight;
+        const double each = by_batch ? row(kScale)[c] / values : 0;
+        row(kByBias)[c] = each * (by_bias - rest * invstd * by_weight);
+        row(kByWeight)[c] = each * invstd * by_weight;
       }
     });
   }
 
  private:
-  enum Row { kScales, kBiases, kMeans, kRests, kByBias, kByWeight };
-  A* row(Row r) { return spread_.data() + r * plan_.map.channels; }
+  enum Row { kCentre, kScale, kShift, kByBias, kByWeight, kRows };
+  A* row(Row r) { return rows_.data() + r * plan_.map.channels; }
+
+  std::vector<A> of_channels(const Tensor& t) const {
+    const int64_t count = plan_.map.channels;
+    STD_TORCH_CHECK(
+        t.numel() == count, "BatchNorm must have as many values as channels, got ", t.numel(), " for ", count);
+    return values_of<A>(t);
+  }
 
   void spread(int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      row(kScales)[c] = weight_[c] / std::sqrt(var_[c] + eps_);
-      row(kMeans)[c] = mean_[c];
-      row(kRests)[c] = mean_[c] - row(kMeans)[c];
+      const double scale = weight_[c] / std::sqrt(var_[c] + eps_);
+      row(kCentre)[c] = mean_[c];
+      row(kScale)[c] = scale;
+      row(kShift)[c] = bias_[c] - scale * (mean_[c] - row(kCentre)[c]);
     }
   }
 
   const Plan& plan_;
   double eps_;
-  std::vector<A> spread_;
+  std::vector<A> rows_;
   std::vector<double> mean_, var_;
-  std::vector<A> weight_;
+  std::vector<A> weight_, bias_;
 };
 
 }  // namespace shuffle_attention

@@ -25,17 +25,31 @@ template <class A>
 constexpr ScalarType scalar_type = sizeof(A) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
 template <class A>
+std::vector<A> values_of(const Tensor& t) {
+  const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
+  const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+  const A* const values = flat.template const_data_ptr<A>();
+  return {values, values + t.numel()};
+}
+
+// A tensor like `like`, rounded to its type.
+template <class A>
+Tensor rounded(const Tensor& like, const A* values) {
+  Tensor out = torch::stable::empty_like(like);
+  const bool direct = out.scalar_type() == scalar_type<A> && out.is_contiguous();
+  Tensor typed = direct ? out : torch::stable::new_empty(like, like.sizes(), scalar_type<A>);
+  std::copy(values, values + like.numel(), typed.template mutable_data_ptr<A>());
+  if (!direct) torch::stable::copy_(out, typed);
+  return out;
+}
+
+template <class A>
 class Parameters {
  public:
-  Parameters(const ParameterTensors& tensors, const Map& map, double eps, double gain) : n_(tensors[0].numel()) {
+  Parameters(const ParameterTensors& tensors, const Map& map, double eps, double gain)
+      : tensors_(tensors), n_(tensors[0].numel()) {
     STD_TORCH_CHECK(gain > 0 && std::isfinite(gain), "gain must be positive and finite, got ", gain);
-    for (int p = 0; p < 6; ++p) {
-      const Tensor& t = tensors[p];
-      const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
-      const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
-      const A* const values = flat.template const_data_ptr<A>();
-      values_[p].assign(values, values + n_);
-    }
+    for (int p = 0; p < 6; ++p) values_[p] = values_of<A>(tensors[p]);
     spread(map);
     const A* const s = spread_.data();
     gates_ = {s, s + map.channels, s + 2 * map.channels, s + 3 * map.channels, static_cast<A>(eps),
@@ -46,8 +60,8 @@ class Parameters {
 
   const Gates<A>& gates() const { return gates_; }
 
-  // The gradients, from the kernels' sums of shape (batch, 2, channels), added in an order of its own.
-  ParameterTensors gradients(const ParameterTensors& tensors, const A* sums, const Map& map) const {
+  // The gradients, from the gate sums (batch, 2, channels), added in an order that does not depend on threads.
+  ParameterTensors gradients(const A* sums, const Map& map) const {
     std::vector<double> over_batch(2 * map.channels), over_groups(4 * n_);
     for (int64_t image = 0; image < map.batch; ++image) {
       for (int64_t c = 0; c < 2 * map.channels; ++c) over_batch[c] += sums[image * 2 * map.channels + c];
@@ -69,7 +83,7 @@ class Parameters {
       grads[kNormBias][j] = values_[kSpatialWeight][j] * shift;
     }
     ParameterTensors out;
-    for (int p = 0; p < 6; ++p) out[p] = like(tensors[p], grads[p]);
+    for (int p = 0; p < 6; ++p) out[p] = rounded(tensors_[p], grads[p].data());
     return out;
   }
 
@@ -77,31 +91,22 @@ class Parameters {
   void spread(const Map& map) {
     const int64_t channels = map.channels;
     spread_.assign(4 * channels, 0);
-    A *const alpha = spread_.data(), *const slope = alpha + channels, *const beta = slope + channels,
+    A *const alpha = spread_.data(), *const cweight = alpha + channels, *const beta = cweight + channels,
              *const spatial = beta + channels;
     for (int64_t j = 0; j < n_; ++j) {
-      slope[j] = values_[kChannelWeight][j];
+      cweight[j] = values_[kChannelWeight][j];
       beta[j] = values_[kChannelBias][j];
-      // A plane of one pixel is its own mean, and nothing can pass through its variance.
-      alpha[n_ + j] = map.plane == 1 ? 0 : values_[kSpatialWeight][j] * values_[kNormWeight][j];
+      alpha[n_ + j] = values_[kSpatialWeight][j] * values_[kNormWeight][j];
       beta[n_ + j] = values_[kSpatialWeight][j] * values_[kNormBias][j] + values_[kSpatialBias][j];
       spatial[n_ + j] = 1;
     }
-    for (A* values : {alpha, slope, beta, spatial}) {
+    for (A* values : {alpha, cweight, beta, spatial}) {
       // Every group is like the first.
       for (int64_t c = 2 * n_; c < channels; c += 2 * n_) std::copy(values, values + 2 * n_, values + c);
     }
   }
 
-  static Tensor like(const Tensor& parameter, const std::vector<A>& values) {
-    Tensor out = torch::stable::empty_like(parameter);
-    const bool direct = out.scalar_type() == scalar_type<A> && out.is_contiguous();
-    Tensor typed = direct ? out : torch::stable::new_empty(parameter, parameter.sizes(), scalar_type<A>);
-    std::copy(values.begin(), values.end(), typed.template mutable_data_ptr<A>());
-    if (!direct) torch::stable::copy_(out, typed);
-    return out;
-  }
-
+  const ParameterTensors& tensors_;
   int64_t n_;
   std::array<std::vector<A>, 6> values_;
   std::vector<A> spread_;

@@ -15,7 +15,8 @@
 namespace shuffle_attention {
 namespace SIMD_NAMESPACE {
 
-#define SIMD_INLINE inline __attribute__((always_inline))
+#define SIMD_ALWAYS __attribute__((always_inline))  // of a lambda
+#define SIMD_INLINE inline SIMD_ALWAYS
 
 typedef float FloatLanes __attribute__((vector_size(SIMD_BYTES)));
 typedef int32_t FloatBits __attribute__((vector_size(SIMD_BYTES)));
@@ -59,28 +60,26 @@ SIMD_INLINE Vec<A> splat(A value) {
 
 // ---- Lanes in another order ----
 
-template <int... K>
-struct Order {};
-template <int N, class F, int... K>
-struct MakeOrder : MakeOrder<N - 1, F, F::at(N - 1), K...> {};
-template <class F, int... K>
-struct MakeOrder<0, F, K...> {
-  using type = Order<K...>;
-};
+template <class A>
+using LaneIndices = std::make_integer_sequence<int, Lanes<A>::count>;
 
-// Lane i of the result is lane K[i] of a followed by b.
-template <class A, int... K>
-SIMD_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, Order<K...>) {
+// Lane i of the result is lane Order::at(i) of a followed by b.
+template <class A, class Order, int... I>
+SIMD_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, Order, std::integer_sequence<int, I...>) {
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, K...);
+  return __builtin_shufflevector(a, b, Order::at(I)...);
 #else
-  return __builtin_shuffle(a, b, Bits<A>{K...});
+  return __builtin_shuffle(a, b, Bits<A>{Order::at(I)...});
 #endif
 }
+template <class A, class Order>
+SIMD_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, Order order) {
+  return permute<A>(a, b, order, LaneIndices<A>{});
+}
 
-template <class A, int... K>
-SIMD_INLINE Bits<A> order_as_lanes(Order<K...>) {
-  return Bits<A>{K...};
+template <class A, int... I>
+SIMD_INLINE Bits<A> lane_numbers(std::integer_sequence<int, I...>) {
+  return Bits<A>{I...};
 }
 
 template <int W, int Half>
@@ -95,29 +94,19 @@ template <int W, int By>
 struct Rotated {
   static constexpr int at(int i) { return (i + By) % W; }
 };
-struct Counting {
-  static constexpr int at(int i) { return i; }
-};
-template <class A, class F>
-using OrderOf = typename MakeOrder<Lanes<A>::count, F>::type;
-
-template <class A>
-SIMD_INLINE Bits<A> lane_numbers() {
-  return order_as_lanes<A>(OrderOf<A, Counting>{});
-}
 
 // (a0 a1 ..), (b0 b1 ..) to (a0 b0 a1 b1 ..): `first` is the lower half of the result.
 template <class A>
 SIMD_INLINE void interleave(Vec<A> a, Vec<A> b, Vec<A>& first, Vec<A>& second) {
   constexpr int W = Lanes<A>::count;
-  first = permute<A>(a, b, OrderOf<A, Interleaved<W, 0>>{});
-  second = permute<A>(a, b, OrderOf<A, Interleaved<W, 1>>{});
+  first = permute<A>(a, b, Interleaved<W, 0>{});
+  second = permute<A>(a, b, Interleaved<W, 1>{});
 }
 
 template <class A>
 SIMD_INLINE void deinterleave(Vec<A> first, Vec<A> second, Vec<A>& a, Vec<A>& b) {
-  a = permute<A>(first, second, OrderOf<A, EveryOther<0>>{});
-  b = permute<A>(first, second, OrderOf<A, EveryOther<1>>{});
+  a = permute<A>(first, second, EveryOther<0>{});
+  b = permute<A>(first, second, EveryOther<1>{});
 }
 
 template <class A, int By = Lanes<A>::count / 2>
@@ -125,7 +114,7 @@ SIMD_INLINE A sum_of_lanes(Vec<A> v) {
   if constexpr (By == 0) {
     return v[0];
   } else {
-    return sum_of_lanes<A, By / 2>(v + permute<A>(v, v, OrderOf<A, Rotated<Lanes<A>::count, By>>{}));
+    return sum_of_lanes<A, By / 2>(v + permute<A>(v, v, Rotated<Lanes<A>::count, By>{}));
   }
 }
 

@@ -1,9 +1,10 @@
-"""Triton kernels of a residual block's end that work on planes and channels, and the formulas of all its passes.
+"""The formulas of both ops for Triton, each once, and the kernels that work on planes and channels, not on maps.
 
-The algebra and its letters are those of :mod:`...block_reference`. Statistics of planes have shape (B, 3, C): a pivot
-near the mean, the mean less the pivot, and the biased variance. Where several programs sum a plane in chunks, those of
-chunks have shape (B, chunks, 3, C), and are merged here in one order, so that results do not vary. Sums over samples
-are float64: they are few, and a large mean then costs the variance no digits.
+The algebra and its letters are those of :mod:`...block_reference`; in the layer z is the map itself and a is 1.
+Statistics of planes have shape (B, 3, C): a pivot near the mean, the mean less the pivot, and the biased variance.
+Where several programs sum a plane in chunks, those of chunks have shape (B, chunks, 3, C), and are merged here in one
+order, so that results do not vary. Sums over samples are float64: they are few, and a large mean then costs the
+variance no digits.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
@@ -14,37 +15,38 @@ import triton.language as tl
 
 # Rows of the per-channel constants, shape (NUMBERS, C), float32.
 SCALE = tl.constexpr(0)  # a
-BIAS = tl.constexpr(1)
-MEAN = tl.constexpr(2)  # M is the sum of this row and the next
+SHIFT = tl.constexpr(1)  # z = scale * (u - centre) + shift
+CENTRE = tl.constexpr(2)  # the mean M, rounded; shift has the rest of it
 REST = tl.constexpr(3)
 CWEIGHT = tl.constexpr(4)  # 0 in the spatial branch
 ALPHA = tl.constexpr(5)  # 0 in the channel branch
-BETA = tl.constexpr(6)  # the part of the gate's shift that does not depend on the plane
-INVSTD = tl.constexpr(7)
-NUMBERS = 8
+INVSTD = tl.constexpr(6)
+NUMBERS = 7
 
-# Rows of the coefficients of planes, shape (B, COEFFICIENTS, C), float32. With d = u - pivot, z = scale * d + shift,
-# the gate is sigmoid(slope * d + offset), and du = scale * q + slope * h + by_mean + by_distance * d. Every thread
-# that has a value of the plane needs them, so that they are few and computed beforehand.
+# Rows of the coefficients of planes, shape (B, COEFFICIENTS, C), float32. With d = u - pivot the gate is
+# sigmoid(slope * d + offset), and du = scale * q + slope * h + by_mean + by_distance * d. Every thread that has a value
+# of the plane needs them, so that they are few and computed beforehand.
 PIVOT = tl.constexpr(0)
-PLANE_SCALE = tl.constexpr(1)
-SHIFT = tl.constexpr(2)
-SLOPE = tl.constexpr(3)
-OFFSET = tl.constexpr(4)
-BY_MEAN = tl.constexpr(5)
-BY_DISTANCE = tl.constexpr(6)
-COEFFICIENTS = tl.constexpr(7)
+PLANE_CENTRE = tl.constexpr(1)
+PLANE_SCALE = tl.constexpr(2)
+PLANE_SHIFT = tl.constexpr(3)
+SLOPE = tl.constexpr(4)
+OFFSET = tl.constexpr(5)
+BY_MEAN = tl.constexpr(6)
+BY_DISTANCE = tl.constexpr(7)
+COEFFICIENTS = tl.constexpr(8)
 
 
 @triton.jit
 def gate_coefficients(coefficients, sample, c, channels, inside):
-    """Load pivot, scale, shift, slope and offset of planes."""
+    """Load pivot, centre, scale, shift, slope and offset of planes."""
     at = coefficients + sample * (COEFFICIENTS * channels) + c
     pivot = tl.load(at + PIVOT * channels, inside, 0.0)
+    centre = tl.load(at + PLANE_CENTRE * channels, inside, 0.0)
     scale = tl.load(at + PLANE_SCALE * channels, inside, 0.0)
-    shift = tl.load(at + SHIFT * channels, inside, 0.0)
+    shift = tl.load(at + PLANE_SHIFT * channels, inside, 0.0)
     slope = tl.load(at + SLOPE * channels, inside, 0.0)
-    return pivot, scale, shift, slope, tl.load(at + OFFSET * channels, inside, 0.0)
+    return pivot, centre, scale, shift, slope, tl.load(at + OFFSET * channels, inside, 0.0)
 
 
 @triton.jit
@@ -54,6 +56,84 @@ def gradient_coefficients(coefficients, sample, c, channels, inside):
     return tl.load(at + BY_MEAN * channels, inside, 0.0), tl.load(at + BY_DISTANCE * channels, inside, 0.0)
 
 
+# ---- Formulas of values ----
+
+
+@triton.jit
+def normalised_z(u, centre, scale, shift):
+    return scale * (u - centre) + shift
+
+
+@triton.jit
+def exponent_of(u, pivot, slope, offset):
+    """Return the argument of the gate; in the channel branch it does not depend on u, which may be infinite."""
+    return tl.where(slope == 0.0, offset, slope * (u - pivot) + offset)
+
+
+@triton.jit
+def attended(z, t, gain):
+    return gain * z / (1.0 + tl.exp(-t))
+
+
+@triton.jit
+def gate_gradient(g, z, t, gain):
+    """Return ``q`` and ``h``: the gradient behind the gate, and the gradient of the gate's argument times z."""
+    gate = 1.0 / (1.0 + tl.exp(-t))
+    q = gain * gate * g
+    return q, (1.0 - gate) * q * z
+
+
+# ---- Formulas of planes ----
+
+
+@triton.jit
+def chunk_moments(total, square, count):
+    """Return the distance of the mean from the pivot, and the variance, from sums of d and d^2 about the pivot."""
+    rest = total / count
+    variance = square / count - rest * rest
+    variance = tl.where(variance < 0.0, 0.0, variance)
+    return rest, tl.where(square == float("inf"), square, variance)  # not infinity - infinity
+
+
+@triton.jit
+def parameters_of(cweight, cbias, sweight, sbias, gn_weight, gn_bias, c, n, inside):
+    """Return whether channels are spatial, cweight and alpha, each 0 in the other branch, and beta."""
+    j = c % n
+    spatial = c % (2 * n) >= n
+    cw = tl.load(cweight + j, inside, 0.0).to(tl.float32)
+    cb = tl.load(cbias + j, inside, 0.0).to(tl.float32)
+    sw = tl.load(sweight + j, inside, 0.0).to(tl.float32)
+    sb = tl.load(sbias + j, inside, 0.0).to(tl.float32)
+    gw = tl.load(gn_weight + j, inside, 0.0).to(tl.float32)
+    gb = tl.load(gn_bias + j, inside, 0.0).to(tl.float32)
+    return spatial, tl.where(spatial, 0.0, cw), tl.where(spatial, sw * gw, 0.0), tl.where(spatial, sw * gb + sb, cb)
+
+
+@triton.jit
+def reciprocal_deviation(spatial, variance, eps):
+    """Return rho, 0 where nothing passes through the variance: in the channel branch, and where it overflows."""
+    return tl.where(spatial, 1.0 / tl.sqrt(variance + eps), 0.0)
+
+
+@triton.jit
+def gate_line(spatial, cweight, slope, beta, mean, rest):
+    """Return the offset of the gate's argument ``slope * d + offset`` from the means of z and of d."""
+    return beta + tl.where(spatial, -slope * rest, cweight * mean)
+
+
+@triton.jit
+def weighted_sum(spatial, h, hd, rest, mean, a_rho):
+    """Return the sum of h times what the gate weighs, the normalised plane or its mean; hd is about the pivot."""
+    return tl.where(spatial, tl.where(a_rho == 0.0, 0.0, a_rho * (hd - rest * h)), mean * h)
+
+
+@triton.jit
+def through_statistics(h, weighted, slope, a_rho, a_cweight, rest, pixels):
+    """Return by_mean and by_distance, what the statistics of the plane pass on to each of its values."""
+    by_distance = tl.where(slope == 0.0, 0.0, -slope * a_rho * weighted / pixels)
+    return (a_cweight - slope) * h / pixels - by_distance * rest, by_distance
+
+
 @triton.jit
 def _of_planes(statistics, sample, c, channels, part):
     at = statistics + sample * (3 * channels) + c
@@ -61,16 +141,11 @@ def _of_planes(statistics, sample, c, channels, part):
 
 
 @triton.jit
-def attended(d, scale, shift, slope, offset, gain):
-    return gain * (scale * d + shift) / (1.0 + tl.exp(-(slope * d + offset)))
+def _normalised_variance(scale, variance):
+    return tl.where(scale == 0.0, 0.0, scale * scale * variance)
 
 
-@triton.jit
-def gate_gradient(g, d, scale, shift, slope, offset, gain):
-    """Return ``q`` and ``h``: the gradient behind the gate, and the gradient of the gate's argument times z."""
-    gate = 1.0 / (1.0 + tl.exp(-(slope * d + offset)))
-    q = gain * gate * g
-    return q, (1.0 - gate) * q * (scale * d + shift)
+# ---- Kernels ----
 
 
 @triton.jit
@@ -156,41 +231,32 @@ def pool_statistics(
     far = (centre - near).to(tl.float32)
     invstd = (1.0 / tl.sqrt(variance_of + norm_eps)).to(tl.float32)
     scale = tl.load(weight + c, valid, 0.0).to(tl.float32) * invstd
-    shift = tl.load(bias + c, valid, 0.0).to(tl.float32)
+    shift = tl.load(bias + c, valid, 0.0).to(tl.float32) - scale * far
     tl.store(moments + c, near, valid)
     tl.store(moments + channels + c, variance_of.to(tl.float32), valid)
-    j = c % n
-    spatial = c % (2 * n) >= n
-    cw = tl.load(cweight + j, valid, 0.0).to(tl.float32)
-    cb = tl.load(cbias + j, valid, 0.0).to(tl.float32)
-    sw = tl.load(sweight + j, valid, 0.0).to(tl.float32)
-    sb = tl.load(sbias + j, valid, 0.0).to(tl.float32)
-    gw = tl.load(gn_weight + j, valid, 0.0).to(tl.float32)
-    gb = tl.load(gn_bias + j, valid, 0.0).to(tl.float32)
-    cw = tl.where(spatial, 0.0, cw)
-    alpha = tl.where(spatial, sw * gw, 0.0)
-    beta = tl.where(spatial, sw * gb + sb, cb)
+    spatial, cw, alpha, beta = parameters_of(cweight, cbias, sweight, sbias, gn_weight, gn_bias, c, n, valid)
     tl.store(numbers + SCALE * channels + c, scale, valid)
-    tl.store(numbers + BIAS * channels + c, shift, valid)
-    tl.store(numbers + MEAN * channels + c, near, valid)
+    tl.store(numbers + SHIFT * channels + c, shift, valid)
+    tl.store(numbers + CENTRE * channels + c, near, valid)
     tl.store(numbers + REST * channels + c, far, valid)
     tl.store(numbers + CWEIGHT * channels + c, cw, valid)
     tl.store(numbers + ALPHA * channels + c, alpha, valid)
-    tl.store(numbers + BETA * channels + c, beta, valid)
     tl.store(numbers + INVSTD * channels + c, invstd, valid)
+    spatial, scale, shift = spatial[None, :], scale[None, :], shift[None, :]
+    near, cw, alpha, beta = near[None, :], cw[None, :], alpha[None, :], beta[None, :]
     for start in range(0, batch, SAMPLES):
         sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
         part = (sample < batch) & valid[None, :]
         pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
-        mean_of = scale[None, :] * ((pivot - near[None, :]) + (rest - far[None, :])) + shift[None, :]
-        rho = 1.0 / tl.sqrt(scale[None, :] * scale[None, :] * variance + eps)
-        slope = alpha[None, :] * rho * scale[None, :]
+        mean_of = scale * ((pivot - near) + rest) + shift
+        slope = alpha * reciprocal_deviation(spatial, _normalised_variance(scale, variance), eps) * scale
         at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
         tl.store(at + PIVOT * channels, pivot, part)
-        tl.store(at + PLANE_SCALE * channels, tl.broadcast_to(scale[None, :], (SAMPLES, CHANNELS)), part)
-        tl.store(at + SHIFT * channels, mean_of - scale[None, :] * rest, part)
+        tl.store(at + PLANE_CENTRE * channels, tl.broadcast_to(near, (SAMPLES, CHANNELS)), part)
+        tl.store(at + PLANE_SCALE * channels, tl.broadcast_to(scale, (SAMPLES, CHANNELS)), part)
+        tl.store(at + PLANE_SHIFT * channels, tl.broadcast_to(shift, (SAMPLES, CHANNELS)), part)
         tl.store(at + SLOPE * channels, slope, part)
-        tl.store(at + OFFSET * channels, beta[None, :] + cw[None, :] * mean_of - slope * rest, part)
+        tl.store(at + OFFSET * channels, gate_line(spatial, cw, slope, beta, mean_of, rest), part)
 
 
 @triton.jit
@@ -208,10 +274,10 @@ def pool_gradients(
     spatial = (c % (2 * n) >= n)[None, :]
     scale_of = tl.load(numbers + SCALE * channels + c, valid, 0.0)
     invstd = tl.load(numbers + INVSTD * channels + c, valid, 0.0)
+    far = tl.load(numbers + REST * channels + c, valid, 0.0)
     scale = scale_of[None, :]
-    bias = tl.load(numbers + BIAS * channels + c, valid, 0.0)[None, :]
-    near = tl.load(numbers + MEAN * channels + c, valid, 0.0)[None, :]
-    far = tl.load(numbers + REST * channels + c, valid, 0.0)[None, :]
+    shift_of = tl.load(numbers + SHIFT * channels + c, valid, 0.0)[None, :]
+    near = tl.load(numbers + CENTRE * channels + c, valid, 0.0)[None, :]
     cweight = tl.load(numbers + CWEIGHT * channels + c, valid, 0.0)[None, :]
     alpha = tl.load(numbers + ALPHA * channels + c, valid, 0.0)[None, :]
     shift = tl.zeros((SAMPLES, CHANNELS), tl.float64)
@@ -227,13 +293,13 @@ def pool_gradients(
         h = tl.load(at + 2 * channels, part, 0.0)
         hd = tl.load(at + 3 * channels, part, 0.0)
         pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
-        from_mean = (pivot - near) + (rest - far)
-        rho = 1.0 / tl.sqrt(scale * scale * variance + eps)
-        qd -= rest * q
-        hd -= rest * h
+        from_centre = (pivot - near) + rest
+        rho = reciprocal_deviation(spatial, _normalised_variance(scale, variance), eps)
+        mean_of = scale * from_centre + shift_of
+        weighted = weighted_sum(spatial, h, hd, rest, mean_of, scale * rho)
         dz = q + cweight * h
-        dzd = qd + alpha * rho * (eps * rho * rho) * hd + from_mean * dz
-        weighted = tl.where(spatial, scale * rho * hd, (scale * from_mean + bias) * h)
+        through_variance = tl.where(rho == 0.0, 0.0, alpha * rho * (eps * rho * rho) * (hd - rest * h))
+        dzd = qd - rest * q + through_variance + (from_centre - far[None, :]) * dz
         at = plane_sums + sample * (2 * channels) + c[None, :]
         tl.store(at, h, part)
         tl.store(at + channels, weighted, part)
@@ -259,16 +325,15 @@ def pool_gradients(
         sample = (start + tl.arange(0, SAMPLES)[:, None]).to(tl.int64)
         part = (sample < batch) & valid[None, :]
         pivot, rest, variance = _of_planes(statistics, sample, c[None, :], channels, part)
-        from_mean = (pivot - near) + (rest - far)
-        rho = 1.0 / tl.sqrt(scale * scale * variance + eps)
+        rho = reciprocal_deviation(spatial, _normalised_variance(scale, variance), eps)
         slope = alpha * rho * scale
         at = plane_sums + sample * (2 * channels) + c[None, :]
-        h = tl.load(at, part, 0.0)
-        by_distance = -slope * scale * rho * tl.load(at + channels, part, 0.0) / pixels - by_weight
-        by_mean = (scale * cweight - slope) * h / pixels - (by_bias + by_weight * from_mean)
+        h, weighted = tl.load(at, part, 0.0), tl.load(at + channels, part, 0.0)
+        by_mean, by_distance = through_statistics(h, weighted, slope, scale * rho, scale * cweight, rest, pixels)
         at = coefficients + sample * (COEFFICIENTS * channels) + c[None, :]
-        tl.store(at + BY_MEAN * channels, by_mean - by_distance * rest, part)
-        tl.store(at + BY_DISTANCE * channels, by_distance, part)
+        from_mean = (pivot - near) - far[None, :]
+        tl.store(at + BY_MEAN * channels, by_mean - (by_bias + by_weight * from_mean), part)
+        tl.store(at + BY_DISTANCE * channels, by_distance - by_weight, part)
 
 
 @triton.jit

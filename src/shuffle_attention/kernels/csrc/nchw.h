@@ -1,0 +1,344 @@
+// The passes over maps in NCHW, (batch, channels, plane) in memory: lanes are pixels of one plane.
+//
+// N is the number of vectors of a plane, the last of them ragged or not: small planes are worked on without loops.
+// N = 0 is for planes of any size from a vector up.
+#pragma once
+
+#include "formulas.h"
+
+namespace shuffle_attention {
+namespace SIMD_NAMESPACE {
+
+// Elements that a pivot is taken from; a plane up to this size is standardised by two exact passes,
+// a larger one by its sums of (x - pivot) and (x - pivot)^2, which lose no digits that matter.
+constexpr int64_t kPivotElements = 1 << 16;
+// Lanes add up this many elements before they are summed, so that long sums keep their digits.
+constexpr int64_t kSumElements = 1 << 14;
+// The most vectors that a plane has code without loops for.
+template <class A>
+constexpr int kMostVectors = SIMD_BYTES < 32 ? 1 : Lanes<A>::count >= 16 ? 4 : 8;
+
+// Calls run(N) as a constant.
+template <class A, int N = kMostVectors<A>, class Run>
+SIMD_INLINE void for_size(int64_t size, const Run& run) {
+  if constexpr (N > 0) {
+    if ((size + Lanes<A>::count - 1) / Lanes<A>::count != N) return for_size<A, N - 1>(size, run);
+  }
+  run(std::integral_constant<int, N>{});
+}
+
+// ---- One plane ----
+
+// The lanes of t that belong to the ragged end of a plane: it is read as the plane's last whole
+// vector, of which the vector before has had the lower lanes; or padded, if there is no other.
+template <class A>
+SIMD_INLINE Vec<A> only_end(Vec<A> t, bool padded, int rest) {
+  const int low = padded ? 0 : Lanes<A>::count - rest, high = padded ? rest : Lanes<A>::count;
+  const Bits<A> lanes = lane_numbers<A>(LaneIndices<A>{});
+  const Vec<A> above = lanes >= low ? t : Vec<A>{};
+  return lanes < high ? above : Vec<A>{};
+}
+
+// Sets total[r] to the sum over i < size of the lanes that term(i, t) puts into t[r].
+template <int N, class A, int R, class Term>
+SIMD_INLINE void sum_over_plane(int64_t size, A (&total)[R], const Term& term) {
+  constexpr int64_t W = Lanes<A>::count;
+  Vec<A> t[R];
+  for (int r = 0; r < R; ++r) total[r] = 0;
+  if constexpr (N > 0) {
+    const int rest = size - (N - 1) * W;
+    term(N > 1 ? size - W : 0, t);
+    Vec<A> sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = only_end<A>(t[r], N == 1, rest);
+    for (int k = 0; k + 1 < N; ++k) {
+      term(k * W, t);
+      for (int r = 0; r < R; ++r) sums[r] += t[r];
+    }
+    for (int r = 0; r < R; ++r) total[r] = sum_of_lanes<A>(sums[r]);
+    return;
+  }
+  for (int64_t from = 0; from < size; from += kSumElements) {
+    const int64_t to = size - from < kSumElements ? size : from + kSumElements;
+    Vec<A> sums[4][R] = {};
+    int64_t i = from;
+    for (; i + 4 * W <= to; i += 4 * W) {
+      for (int k = 0; k < 4; ++k) {
+        term(i + k * W, t);
+        for (int r = 0; r < R; ++r) sums[k][r] += t[r];
+      }
+    }
+    for (; i + W <= to; i += W) {
+      term(i, t);
+      for (int r = 0; r < R; ++r) sums[0][r] += t[r];
+    }
+    if (i < to) {
+      term(to - W, t);
+      for (int r = 0; r < R; ++r) sums[1][r] += only_end<A>(t[r], false, to - i);
+    }
+    for (int r = 0; r < R; ++r) {
+      total[r] += sum_of_lanes<A>((sums[0][r] + sums[1][r]) + (sums[2][r] + sums[3][r]));
+    }
+  }
+}
+
+// Stores value(i) for every i. The ragged end is computed before the vector that it overlaps is
+// stored, because value may read from the output.
+template <int N, class T, class Value>
+SIMD_INLINE void store_plane(T* out, int64_t size, const Value& value) {
+  using V = Vec<Accumulator<T>>;
+  constexpr int64_t W = Lanes<Accumulator<T>>::count;
+  if constexpr (N > 0) {
+    V values[N];
+    for (int k = 0; k < N; ++k) values[k] = value(k < N - 1 ? k * W : N > 1 ? size - W : 0);
+    for (int k = 0; k < N; ++k) store(out + (k < N - 1 ? k * W : N > 1 ? size - W : 0), values[k]);
+    return;
+  }
+  const V last = value(size - W);
+  int64_t i = 0;
+  for (; i + 2 * W <= size; i += 2 * W) {
+    const V first = value(i), second = value(i + W);
+    store(out + i, first);
+    store(out + i + W, second);
+  }
+  if (i + W <= size) store(out + i, value(i));
+  store(out + size - W, last);
+}
+
+template <int N, class T>
+SIMD_INLINE Accumulator<T> mean_of(const T* x, int64_t size) {
+  Accumulator<T> sum[1];
+  sum_over_plane<N>(size, sum, [&](int64_t i, Vec<Accumulator<T>>* t) { t[0] = load(x + i); });
+  return sum[0] / size;
+}
+
+// Of a few vectors nearly any value will do for a pivot, and to wait for the mean takes longer than
+// all else: if these elements alone differ from the rest, the variance loses 4 bits of 24.
+template <int N, class T, class A = Accumulator<T>>
+SIMD_INLINE A guess_mean(const T* x, int64_t size) {
+  constexpr int W = Lanes<A>::count;
+  if (N == 1) return load(x)[0];
+  const Vec<A> v = load(x) + load(x + size - W);
+  return (v[0] + v[W / 2]) * A(0.25);
+}
+
+// ---- A map ----
+
+// Where a vector is read from or written to in place of a plane that is smaller.
+template <class T>
+struct Padded {
+  static constexpr int64_t W = Lanes<Accumulator<T>>::count;
+  T at[W];
+};
+
+// A plane of a map, which may be null.
+template <int N, class T>
+struct Readable {
+  Padded<T> padded;
+  const T* at;
+  SIMD_INLINE Readable(const void* map, int64_t offset, int64_t size) : at(static_cast<const T*>(map)) {
+    if (!at) return;
+    at += offset;
+    if (N != 1 || size == Padded<T>::W) return;
+    for (int64_t i = 0; i < Padded<T>::W; ++i) padded.at[i] = i < size ? at[i] : T{};
+    at = padded.at;
+  }
+};
+
+// A plane of a map to be written; `at` has what was there before.
+template <int N, class T>
+struct Writable : Readable<N, T> {
+  T *at, *target;
+  int64_t size;
+  SIMD_INLINE Writable(void* map, int64_t offset, int64_t size)
+      : Readable<N, T>(map, offset, size), at(const_cast<T*>(Readable<N, T>::at)), target(nullptr), size(size) {
+    if (N == 1 && at == this->padded.at) target = static_cast<T*>(map) + offset;
+  }
+  SIMD_INLINE ~Writable() {
+    if (N != 1 || !target) return;
+    for (int64_t i = 0; i < size; ++i) target[i] = at[i];
+  }
+};
+
+// Calls run(N, channel, source, target) with the offsets of a plane before and after the shuffle.
+template <class A, class Run>
+SIMD_INLINE void for_planes(const Operands& o, const Span& span, const Run& run) {
+  const Map& map = o.map;
+  const int64_t half = map.channels / 2, first = span.image * map.channels;
+  for_size<A>(map.plane, [&](auto n) {
+    for (int64_t k = span.first; k < span.first + span.count; ++k) {
+      for (int h = 0; h < 2; ++h) {
+        const int64_t c = k + h * half;
+        run(n, c, (first + c) * map.plane, (first + (map.shuffle ? 2 * k + h : c)) * map.plane);
+      }
+    }
+  });
+}
+
+template <class A, bool kTail>
+SIMD_INLINE Plane<A, A, kTail> plane_of(const Operands& o, int64_t c) {
+  Plane<A, A, kTail> plane;
+  plane.read(o, [c](const A* row) { return row[c]; });
+  return plane;
+}
+
+template <class T, bool kTail>
+void statistics_nchw(const Operands& o, const Span& span) {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  const int64_t size = o.map.plane;
+  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+    constexpr int N = n.value;
+    const Readable<N, T> u(o.u, source, size);
+    A pivot, rest = 0, variance = 0;
+    if (!kTail && channels_of<A>(o).gates.spatial[c] == 0) {
+      if (!o.grad) {
+        pivot = mean_of<N>(u.at, size);
+      } else {  // while the plane is at hand
+        const Readable<N, T> grad(o.grad, target, size);
+        A sums[2];
+        sum_over_plane<N>(size, sums, [&](int64_t i, V* t) {
+          t[0] = load(u.at + i);
+          t[1] = t[0] * load(grad.at + i);
+        });
+        pivot = sums[0] / size;
+        row_of<A>(o.raw_sums, o, kH)[c] = sums[1];
+      }
+    } else {
+      A sums[2];
+      pivot = N > 0 ? guess_mean<N>(u.at, size) : mean_of<N>(u.at, size < kPivotElements ? size : kPivotElements);
+      pivot = finite_pivot(pivot);
+      sum_over_plane<N>(size, sums, [&](int64_t i, V* t) {
+        t[0] = load(u.at + i) - pivot;
+        t[1] = t[0] * t[0];
+      });
+      find_moments(sums[0], sums[1], A(1) / size, rest, variance);
+    }
+    row_of<A>(o.statistics, o, kPivot)[c] = pivot;
+    row_of<A>(o.statistics, o, kRest)[c] = rest;
+    row_of<A>(o.statistics, o, kVariance)[c] = variance;
+  });
+}
+
+template <class T, bool kTail>
+void output_nchw(const Operands& o, const Span& span) {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  const int64_t size = o.map.plane;
+  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+    constexpr int N = n.value;
+    const Readable<N, T> u(o.u, source, size), shortcut(kTail ? o.shortcut : nullptr, target, size);
+    const Writable<N, T> out(o.out, target, size);
+    const auto p = plane_of<A, kTail>(o, c);
+    const auto finish = [&](V y, int64_t i) {
+      if (!kTail) return y;
+      if (shortcut.at) y += load(shortcut.at + i);
+      return o.relu ? (y < 0 ? V{} : y) : y;
+    };
+    if (channels_of<A>(o).gates.spatial[c] != 0) {
+      store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.attended(load(u.at + i)), i); });
+    } else {
+      const A gate = row_of<A>(o.coefficients, o, kGate)[c];
+      store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.z(load(u.at + i)) * gate, i); });
+    }
+  });
+}
+
+// The gradient that ReLU lets through.
+template <class T>
+SIMD_INLINE Vec<Accumulator<T>> passed(const T* grad, const T* activated, int64_t i) {
+  using V = Vec<Accumulator<T>>;
+  const V g = load(grad + i);
+  if (!activated) return g;
+  return load(activated + i) <= 0 ? V{} : g;
+}
+
+template <class T, bool kTail>
+void gradient_sums_nchw(const Operands& o, const Span& span) {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  const int64_t size = o.map.plane;
+  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+    constexpr int N = n.value;
+    if (!kTail && channels_of<A>(o).gates.spatial[c] == 0) return;  // statistics_nchw has taken its sum
+    const Readable<N, T> u(o.u, source, size), grad(o.grad, target, size);
+    const Readable<N, T> activated(kTail ? o.activated : nullptr, target, size);
+    const Writable<N, T> dshortcut(kTail ? o.dshortcut : nullptr, target, size);
+    const auto p = plane_of<A, kTail>(o, c);
+    const auto take = [&](int64_t i) {
+      const V g = passed(grad.at, activated.at, i);
+      if (dshortcut.at) store(dshortcut.at + i, g);
+      return g;
+    };
+    A sums[kSums<kTail>];
+    if (channels_of<A>(o).gates.spatial[c] != 0) {
+      const Writable<N, T> du(kKeepsPart<T> ? o.du : nullptr, source, size);
+      sum_over_plane<N>(size, sums, [&](int64_t i, V* s) {
+        const V x = load(u.at + i), d = x - p.pivot;
+        V q;
+        const V own = p.own_gradient(take(i), x, q, s[kH]);
+        if constexpr (kKeepsPart<T>) store(du.at + i, own);
+        s[kHd] = s[kH] * d;
+        if constexpr (kTail) {
+          s[kQ] = q;
+          s[kQd] = q * d;
+        }
+      });
+    } else {
+      // Of g in the place of q, and of g z in that of h: the gate is one factor, for finish_sums.
+      A of_g[3];
+      sum_over_plane<N>(size, of_g, [&](int64_t i, V* s) {
+        const V x = load(u.at + i), g = take(i);
+        s[0] = g * p.z(x);
+        s[1] = g;
+        s[2] = g * (x - p.pivot);
+      });
+      sums[kH] = of_g[0];
+      sums[kHd] = 0;
+      if constexpr (kTail) {
+        sums[kQ] = of_g[1];
+        sums[kQd] = of_g[2];
+      }
+    }
+    for (int r = 0; r < kSums<kTail>; ++r) row_of<A>(o.raw_sums, o, r)[c] = sums[r];
+  });
+}
+
+template <class T, bool kTail>
+void gradient_nchw(const Operands& o, const Span& span) {
+  using A = Accumulator<T>;
+  using V = Vec<A>;
+  const int64_t size = o.map.plane;
+  // The gradient that ReLU lets through has been written already.
+  const void* const grads = o.dshortcut ? o.dshortcut : o.grad;
+  const void* const mask = kTail && !o.dshortcut ? o.activated : nullptr;
+  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+    constexpr int N = n.value;
+    const Readable<N, T> u(o.u, source, size);
+    const Writable<N, T> du(o.du, source, size);
+    const auto p = plane_of<A, kTail>(o, c);
+    const bool spatial = channels_of<A>(o).gates.spatial[c] != 0;
+    if (kKeepsPart<T> && spatial) {
+      store_plane<N>(du.at, size, [&](int64_t i) { return load(du.at + i) + p.through_statistics(load(u.at + i)); });
+      return;
+    }
+    const Readable<N, T> grad(grads, target, size), activated(mask, target, size);
+    if (spatial) {
+      store_plane<N>(du.at, size, [&](int64_t i) {
+        const V x = load(u.at + i);
+        V q, h;
+        return p.own_gradient(passed(grad.at, activated.at, i), x, q, h) + p.through_statistics(x);
+      });
+    } else if constexpr (kTail) {
+      const A scale = p.scale * row_of<A>(o.coefficients, o, kGate)[c];
+      store_plane<N>(du.at, size, [&](int64_t i) {
+        return scale * passed(grad.at, activated.at, i) + p.through_statistics(load(u.at + i));
+      });
+    } else {
+      const A gate = row_of<A>(o.coefficients, o, kGate)[c];
+      store_plane<N>(du.at, size, [&](int64_t i) { return gate * load(grad.at + i) + p.by_mean; });
+    }
+  });
+}
+
+}  // namespace SIMD_NAMESPACE
+}  // namespace shuffle_attention
