@@ -71,7 +71,11 @@ def test_it_is_stopped_continued_and_reported(words, monkeypatch, capsys):
     for text in ("<th>mAP50-95<br>%</th><th>over<br>none</th></tr>", "comparison by sanet yolo compare", "lr0"):
         assert text in page
 
+    # The first epoch is there twice if a run was killed between writing its row and its checkpoint.
+    (stopped / "results.csv").write_text("epoch,metrics/mAP50-95(B)\n1,0.5\n1,0.4\n2,0.3\n")
     assert sanet_here(*words[:2], "--output", "out", "--report-only", "--attention", "shuffle-preserved,none") == 0
+    row, _ = rows(Path("out/comparison.csv"))
+    assert (row["variant"], row["map50_95"], row["best_map50_95"]) == ("shuffle-preserved", "30", "40")
     other = [word.replace("lr0=0.01", "lr0=0.02") for word in words if word != "mosaic=0"]
     assert sanet_here(*other) == 2
     message = "out holds another comparison: lr0 was 0.01 and is 0.02; mosaic was 0 and is 1.0\n"
