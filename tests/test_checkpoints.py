@@ -82,6 +82,9 @@ CONTENTS = {
     "lightning": {"state_dict": {**under("model."), "loss.weight": torch.ones(3)}, "pytorch-lightning_version": "2.4"},
     "mm": {"state_dict": {("head." if key[0] == "f" else "backbone.") + key: SMALL[key] for key in SMALL}},
     "compiled": {"state_dict": {key.replace("body.", "body._orig_mod."): SMALL[key] for key in SMALL}},
+    "fsdp": {
+        key.replace("body.", "_fsdp_wrapped_module.body._checkpoint_wrapped_module."): SMALL[key] for key in SMALL
+    },
     "encoder": {**under("encoder."), "projector.0.weight": torch.ones(3)},
     "lightning-ema": {"state_dict": {**{f"net.{key}": -SMALL[key] for key in SMALL}, **under("ema_net.")}},
     "no-counter": {key: value for key, value in SMALL.items() if "num_batches" not in key},
@@ -193,6 +196,22 @@ def test_containers_that_expand_without_end_are_refused_at_once(tmp_path, bomb):
         read_checkpoint(tmp_path / "bomb.pt")
     assert time.process_time() - start < 2
     assert len(str(error.value)) < 500
+
+
+def test_a_model_without_end_is_refused(tmp_path):
+    model = nn.Module()
+    model._modules = {"a": model, "b": model}
+    torch.save({"model": model}, tmp_path / "endless.pt")
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="modules of the model in the file have no end"):
+        load_checkpoint(small_model(), tmp_path / "endless.pt")
+    assert time.process_time() - start < 5
+
+
+def test_more_classes_than_values_are_refused_before_a_model_is_made(tmp_path):
+    torch.save({**read_checkpoint(VERSION_0_1 / "se.pt"), "num_classes": 10**7}, tmp_path / "many.pt")
+    with pytest.raises(CheckpointError, match="10000000 classes, and none of its tensors is as large"):
+        restore_network(tmp_path / "many.pt")
 
 
 def test_a_tensor_that_repeats_a_value_without_end_is_refused(tmp_path):

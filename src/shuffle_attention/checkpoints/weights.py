@@ -16,8 +16,11 @@ from .reading import CheckpointError
 # Names that people save weights under, the most telling first. Any other name will do if it is the only one.
 _NAMES = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params", "module")
 _AVERAGED = re.compile(r"(?i)(^|[._])(ema|swa|averaged?|avg|momentum_encoder)([._]|$)")
-# Wrappers that put their name before the names of what they wrap: DataParallel and DDP; torch.compile, at any depth.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+# Wrappers that put their name before the names of what they wrap: DataParallel and DDP before all; torch.compile, FSDP
+# and activation checkpointing at any depth.
+_INNER = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_WRAPPERS = re.compile(rf"^(?:module\.|{_INNER})+|(?<=\.){_INNER}")
+_MOST_MODULES, _LONGEST_NAME = 100_000, 1000
 # Names in weights of bitsandbytes, GPTQ and AWQ, and PyTorch's own quantisation.
 _QUANTISED = re.compile(r"(?:^|\.)(?:absmax|quant_map|quant_state\..*|SCB|qweight|qzeros|_packed_params(?:\..*)?)$")
 COUNTER = "num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 and of other libraries lack it
@@ -85,20 +88,24 @@ def _candidates(content: Mapping[str, Any], depth: int = 2) -> Iterator[tuple[st
             yield from ((f"{name}.{inner}", part) for inner, part in _candidates(value, depth - 1))
 
 
-def module_weights(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
+def module_weights(module: StandIn) -> dict[str, Tensor]:
     """Return the state dict of a whole pickled model, whose class is not needed for it."""
-    weights, own = {}, module.attributes
-    hidden = own.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        entries = own.get(kind)
-        for name, value in entries.items() if isinstance(entries, dict) else ():
-            if isinstance(value, Tensor) and not (kind == "_buffers" and name in hidden):
-                weights[f"{prefix}{name}"] = value
-    children = own.get("_modules")
-    for name, child in children.items() if isinstance(children, dict) else ():
-        if isinstance(child, StandIn) and prefix.count(".") < 50:
-            weights |= module_weights(child, f"{prefix}{name}.")
-    return weights
+    weights: dict[str, Tensor] = {}
+    modules = [("", module)]
+    for _ in range(_MOST_MODULES):
+        if not modules:
+            return weights
+        prefix, own = modules.pop()
+        if len(prefix) > _LONGEST_NAME:
+            break
+        hidden = own.attributes.get("_non_persistent_buffers_set") or ()
+        parts = [own.attributes.get(kind) for kind in ("_parameters", "_buffers", "_modules")]
+        parameters, buffers, children = (part if isinstance(part, dict) else {} for part in parts)
+        entries = {**parameters, **{name: value for name, value in buffers.items() if name not in hidden}}
+        weights |= {f"{prefix}{name}": value for name, value in entries.items() if isinstance(value, Tensor)}
+        within = [(f"{prefix}{name}.", child) for name, child in children.items() if isinstance(child, StandIn)]
+        modules += within[::-1]
+    raise CheckpointError("the modules of the model in the file have no end, as in no model that computes")
 
 
 def _words(value: Any) -> str:

@@ -139,6 +139,8 @@ def restore_network(
         classes = content.get("classes")
         if classes is not None and (not isinstance(classes, list) or len(classes) > num_classes):
             raise CheckpointError(f"{path} has {num_classes} classes and names them {str(classes)[:80]}")
+        if num_classes > max((len(value) for value in weights.values() if value.dim()), default=0):
+            raise CheckpointError(f"{path} says that it has {num_classes} classes, and none of its tensors is as large")
         if settings.get("model", recipe.model) != recipe.model:
             raise CheckpointError(f"{path} holds a {recipe.model}, not a {settings['model']}")
     else:
