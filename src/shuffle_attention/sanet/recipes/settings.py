@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import operator
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ...errors import InputError, brief, unknown
 
 S = TypeVar("S", bound="Settings")
 
+_DEEPEST = 500  # brackets in each other
 # Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
 # Limits of what a field may hold; more is not a setting but a mistake or an attack.
@@ -225,6 +227,11 @@ def read_yaml(text: str) -> Any:
     Raises:
         InputError: If it is not YAML, has a key twice, or is nested too deeply.
     """
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):  # PyYAML takes quadratic time for them
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise InputError("is nested too deeply")
     try:
         return yaml.load(text, _Loader)
     except RecursionError as error:

@@ -68,9 +68,8 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _root(path: Path, config: Mapping[str, Any]) -> Path:
     """Return the folder that the paths of a data.yaml are relative to: its ``path`` if that exists, or its own."""
-    given = config.get("path")
-    named = path.parent / str(given) if given and "\0" not in str(given) else path.parent
-    return named if named.is_dir() else path.parent
+    named = path.parent / str(config.get("path") or ".")
+    return named if os.path.isdir(named) else path.parent  # is_dir raises for names that are too long
 
 
 def _names(path: Path, names: Any) -> dict[int, str]:
@@ -179,10 +178,10 @@ def _paths(location: Location, entries: Any) -> list[Path]:
     for entry in entries if isinstance(entries, list) else [entries]:
         parts = [part for part in re.split(r"[/\\]", str(entry).replace("\0", "")) if part not in ("", ".", "..")]
         ends = [parts[first:] for first in range(len(parts)) if first == 0 or len(parts) - first > 1]
-        tries = [root.joinpath(*end) for end in ends or [[]] for root in roots]
+        tries = [root.joinpath(*end) for end in ends for root in roots] or [location.annotations.parent]
         if os.path.isabs(str(entry)) and any(Path(str(entry)).is_relative_to(root.absolute()) for root in roots):
             tries.insert(0, Path(str(entry)))
-        found = next((path for path in tries if path.exists()), None)
+        found = next((path for path in tries if os.path.exists(path)), None)
         if found is None or ".." in found.parts[len(location.images.parts) :]:
             where = " or ".join(map(str, roots))
             raise DataError(
