@@ -10,6 +10,7 @@ from networks import difference
 from shuffle_attention import ShuffleAttention, load_checkpoint
 from shuffle_attention.attention import Blend
 from shuffle_attention.checkpoints import CheckpointError
+from shuffle_attention.errors import InputError
 from shuffle_attention.models.attention_resnet import resnet_with
 
 TINY = {"channels": [16, 16, 32, 32]}
@@ -215,3 +216,14 @@ def test_a_local_file_without_all_of_the_body_is_refused(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="was not loaded"):
         timm.create_model("gc_resnet18", pretrained=True, pretrained_cfg_overlay=overlay, **TINY)
+
+
+def test_a_failed_download_names_the_alternative(monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("no connection")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+    with pytest.raises(
+        InputError, match=r"sa_resnet18 could not be fetched \(FileNotFoundError: no connection\).*overlay"
+    ):
+        timm.create_model("sa_resnet18", pretrained=True, **TINY)

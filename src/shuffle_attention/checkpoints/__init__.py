@@ -63,8 +63,8 @@ class LoadReport:
         if self.kept:
             parts.append(f"{len(self.kept)} of the model stay as they were: {listed(self.kept, 3)}")
         if self.started:
-            parts.append(f"attention starts as the identity in {counted(len(self.started), 'layer')}")
-        if self.switched:
+            parts.append(f"plain weights: attention starts as the identity in {counted(len(self.started), 'layer')}")
+        elif self.switched:
             parts.append(f"attention has the start of the file in {counted(len(self.switched), 'layer')}")
         return "; ".join(parts)
 

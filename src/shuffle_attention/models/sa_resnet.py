@@ -163,6 +163,7 @@ def build_resnet(
 
     Raises:
         CheckpointError: If the weights cannot be read, or do not fit.
+        InputError: If they cannot be fetched.
     """
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     if pretrained:
@@ -171,16 +172,22 @@ def build_resnet(
             overlay |= _given_weights(cfg, depth, kwargs)
         elif not cfg.has_weights and not kwargs.get("pretrained_cfg"):
             kwargs["pretrained_cfg"] = plain_cfgs(depth).tags[1]
-    built: Any = build_model_with_cfg(
-        model,
-        name,
-        pretrained,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_fitted,
-        block=blocks[depth >= 50],
-        layers=STAGES[depth],
-        **{"zero_init_last": False, **kwargs},
-    )
+    try:
+        built: Any = build_model_with_cfg(
+            model,
+            name,
+            pretrained,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=_fitted,
+            block=blocks[depth >= 50],
+            layers=STAGES[depth],
+            **{"zero_init_last": False, **kwargs},
+        )
+    except OSError as error:  # of the download
+        raise InputError(
+            f"the weights of {name} could not be fetched ({type(error).__name__}: {str(error)[:200]}); with a file of "
+            f"your own: pretrained_cfg_overlay={{'file': 'resnet{depth}.pth'}}"
+        ) from error
     built.pretrained_cfg.pop("state_dict", None)
     return built
 
