@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from shuffle_attention.errors import InputError, unknown
@@ -51,6 +52,23 @@ def test_a_folder_is_reserved_by_one_process_at_a_time(tmp_path):
             pass
     with locked(tmp_path):
         pass
+
+
+def test_where_workers_inherit_the_lock_it_is_waited_for_with_a_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "version_info", (3, 10))
+    acquire, timeouts = filelock.FileLock.acquire, []
+
+    def soon(lock, timeout):
+        timeouts.append(timeout)
+        return acquire(lock, timeout=0)
+
+    with locked(tmp_path):
+        assert not caplog.messages
+        monkeypatch.setattr(filelock.FileLock, "acquire", soon)
+        with pytest.raises(InputError, match="another process is working in"), locked(tmp_path):
+            pass
+    assert timeouts == [0, 6]
+    assert caplog.messages == [f"waiting up to 6 seconds for another process to leave {tmp_path}"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
 LOCK = ".lock"  # in a folder while a process has reserved it
 _UNFINISHED = ".unfinished-"
 
@@ -105,14 +107,21 @@ def locked(folder: Path) -> Iterator[None]:
     # Only filelock 4, for Python 3.11, releases the lock in forked loader processes. With an older one they hold it for
     # the 5 seconds in which they notice that the main process was killed.
     patience = 0 if sys.version_info >= (3, 11) else 6
+    lock = FileLock(folder / LOCK)
     try:
-        lock = FileLock(folder / LOCK).acquire(timeout=patience)
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            if not patience:
+                raise
+            logger.warning("waiting up to %d seconds for another process to leave %s", patience, folder)
+            held = lock.acquire(timeout=patience)
     except Timeout as error:
         raise InputError(f"another process is working in {folder}; wait for it, or name another folder") from error
     except NotImplementedError:  # a file system without locks
         yield
         return
-    with lock:
+    with held:
         try:
             yield
         finally:
