@@ -17,7 +17,7 @@ from ...errors import InputError, brief, unknown
 
 S = TypeVar("S", bound="Settings")
 
-_DEEPEST = 500  # brackets in each other
+_BRACKETS = 500  # in each other
 # Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
 # Limits of what a field may hold; more is not a setting but a mistake or an attack.
@@ -230,7 +230,7 @@ def read_yaml(text: str) -> Any:
     depth = 0
     for bracket in re.findall(r"[\[\]{}]", text):  # PyYAML takes quadratic time for them
         depth += 1 if bracket in "[{" else -1
-        if depth > _DEEPEST:
+        if depth > _BRACKETS:
             raise InputError("is nested too deeply")
     try:
         return yaml.load(text, _Loader)
