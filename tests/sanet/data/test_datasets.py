@@ -190,7 +190,11 @@ def test_webdataset_shards(tmp_path):
     images, _ = load_digits("train")
     with tarfile.open(tmp_path / "digits-0.tar", "w") as shard:
         for number, (image, label) in enumerate(images[:32]):
-            image.convert("RGB").save(tmp_path / "image.jpg")
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(
+                tmp_path / "image.jpg", exif=exif, quality=95
+            )
             (tmp_path / "label.cls").write_text(str(label))
             shard.add(tmp_path / "image.jpg", f"{number:04}.jpg")
             shard.add(tmp_path / "label.cls", f"{number:04}.cls")
@@ -200,8 +204,15 @@ def test_webdataset_shards(tmp_path):
     batches = training_batches(open_split(settings, "train"), settings, CPU)
     assert batches.steps == 2
     assert [images.shape[0] for images, _ in batches.epoch(0)] == [16, 16]
-    labels = torch.cat([labels for _, labels in evaluation_batches(open_split(settings, "val"), settings, CPU, 8)])
+    pixels, labels = map(
+        torch.cat, zip(*evaluation_batches(open_split(settings, "val"), settings, CPU, 8), strict=True)
+    )
     assert sorted(labels.tolist()) == sorted(label for _, label in images[:32])
+    upright = np.asarray(images[0][0].resize((37, 37)), np.float32)[2:34, 2:34] / 127.5 - 1
+    assert np.abs(pixels[0, 0].numpy() - upright).mean() < 0.1  # turned by its EXIF data
+    stored = settings.replaced(as_stored=True)
+    pixels, _ = next(iter(evaluation_batches(open_split(stored, "val"), stored, CPU, 8)))
+    assert np.abs(pixels[0, 0].numpy() - upright).mean() > 0.3
     # An image that the reader passes over is missed, because the number of images is known.
     more = settings.replaced(val_split="digits-0.tar|33")
     model = timm.create_model("resnet10t", num_classes=10)
@@ -222,6 +233,11 @@ def test_torchvision_by_name(tmp_path):
     write_tree(tmp_path, 4, ("digit0", "digit1"))
     data = open_split(recipe("torch/image_folder", data_dir=str(tmp_path), train_split="train"), "train")
     assert (len(data), data.classes) == (8, ["digit0", "digit1"])
+    deep = np.full((32, 32), 40_000, np.uint16)  # torchvision clips it to 255
+    Image.fromarray(deep).save(tmp_path / "train/digit0/000.png")
+    data.transform = np.asarray
+    assert data[0][0].max() == 40_000 >> 8
+    assert data.name(0).endswith("digit0/000.png")
     with pytest.raises(DataError, match=r"torch/cifar10, split 'train', cannot be opened in .*not found"):
         open_split(recipe("torch/cifar10", data_dir=str(tmp_path)), "train")
     with pytest.raises(DataError, match=r"wds/x, split 'train', cannot be opened"):

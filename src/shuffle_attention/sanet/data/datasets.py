@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
+from torchvision.datasets import DatasetFolder
 
 from ...errors import DataError, listed
 from ..recipes.recipe import Recipe
@@ -232,6 +233,8 @@ def _open_named(recipe: Recipe, split: str, known: list[str] | None) -> Samples 
     options: dict[str, Any] = {"is_training": split == "train", "seed": recipe.seed} if streams else {}
     if streams:
         options |= {"batch_size": recipe.batch_size, "input_img_mode": recipe.reading["mode"]}
+        if not recipe.data.startswith("tfds/"):  # TensorFlow decodes; of others, the loader converts the images
+            options["input_img_mode"] = ""
     try:
         dataset = create_dataset(recipe.data, root=recipe.data_dir, split=name, **options)
     # Each kind of data set is read by another library, with its own errors.
@@ -245,7 +248,10 @@ def _open_named(recipe: Recipe, split: str, known: list[str] | None) -> Samples 
                 f"for wds/ write the split as 'shard-{{000..009}}.tar|IMAGES'"
             )
         return dataset
-    source = getattr(dataset, "reader", dataset)
+    source: Any = getattr(dataset, "reader", dataset)
+    names: Sequence[object] = range(len(source))
+    if isinstance(source, DatasetFolder):  # read here, where torchvision would clip 16 bits and ignore EXIF data
+        source.loader, names = str, [path for path, _ in source.samples]
     labels = getattr(source, "class_to_idx", None) or {}
     classes = [str(name) for name, _ in sorted(labels.items(), key=lambda item: item[1])] or None
     if known and classes and known != classes:
@@ -253,4 +259,4 @@ def _open_named(recipe: Recipe, split: str, known: list[str] | None) -> Samples 
             f"{recipe.data}, split {name!r}, has {len(classes)} classes, {listed(classes)}, and known are "
             f"{len(known)}, {listed(known)}; they must be the same in the same order"
         )
-    return Samples(source, range(len(source)), classes, reading=recipe.reading, seed=recipe.seed)
+    return Samples(source, names, classes, reading=recipe.reading, seed=recipe.seed)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import IterableImageDataset, create_loader, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Sampler
@@ -19,6 +20,7 @@ from ...errors import DataError, asked_for
 from ..device import Process
 from ..recipes.recipe import Recipe, RunRecipe
 from .datasets import Samples
+from .images import to_mode, turned
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -195,9 +197,17 @@ def _timm_loader(dataset: Any, recipe: Recipe, process: Process, batch_size: int
         distributed=process.world_size > 1,
         **options,
     )
+    if isinstance(dataset, IterableImageDataset):
+        transform: Any = dataset.transform
+        dataset.transform = functools.partial(_converted, reading=recipe.reading, transform=transform)
     inner = loader.loader if isinstance(loader, PrefetchLoader) else loader
     inner.worker_init_fn = ignore_signals(inner.worker_init_fn)
     return loader
+
+
+def _converted(image: Image.Image, reading: dict[str, Any], transform: Callable[[Image.Image], Any]) -> Any:
+    """Return an image of a stream, transformed after it was turned and converted as images of files are."""
+    return transform(to_mode(image if reading["as_stored"] else turned(image), **reading))
 
 
 def _images(recipe: Recipe) -> dict:
