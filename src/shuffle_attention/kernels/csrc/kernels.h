@@ -75,6 +75,7 @@ struct Operands {
   void *du, *dshortcut;          // dshortcut is null if it is not needed, or grad itself
   const void* channels;          // Channels<A>
   void *statistics, *coefficients, *raw_sums, *gate_sums, *norm_sums;  // of the span's image
+  void* part;  // in NCHW: memory for what du keeps of itself where its type would round that; may be null
 };
 
 // `count` channels from `first` on in each half of the channels of one image.

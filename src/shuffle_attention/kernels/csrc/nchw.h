@@ -252,6 +252,15 @@ SIMD_INLINE Vec<Accumulator<T>> passed(const T* grad, const T* activated, int64_
   return load(activated + i) <= 0 ? V{} : g;
 }
 
+// Where du keeps the first part of itself, unrounded, for the next pass; null if that must compute it again.
+template <class T, class A = Accumulator<T>>
+SIMD_INLINE A* part_of(const Operands& o, const Span& span, int64_t c, T* du) {
+  if constexpr (kKeepsPart<T>) return du;
+  const int64_t half = o.map.channels / 2, size = o.map.plane, W = Lanes<A>::count;
+  const int64_t plane = c < half ? c - span.first : c - half - span.first + span.count;
+  return o.part ? static_cast<A*>(o.part) + plane * (size > W ? size : W) : nullptr;
+}
+
 template <class T, bool kTail>
 void gradient_sums_nchw(const Operands& o, const Span& span) {
   using A = Accumulator<T>;
@@ -272,11 +281,12 @@ void gradient_sums_nchw(const Operands& o, const Span& span) {
     A sums[kSums<kTail>];
     if (channels_of<A>(o).gates.spatial[c] != 0) {
       const Writable<N, T> du(kKeepsPart<T> ? o.du : nullptr, source, size);
+      A* const part = part_of<T>(o, span, c, du.at);
       sum_over_plane<N>(size, sums, [&](int64_t i, V* s) {
         const V x = load(u.at + i), d = x - p.pivot;
         V q;
         const V own = p.own_gradient(take(i), x, q, s[kH]);
-        if constexpr (kKeepsPart<T>) store(du.at + i, own);
+        if (part) store(part + i, own);
         s[kHd] = s[kH] * d;
         if constexpr (kTail) {
           s[kQ] = q;
@@ -317,8 +327,9 @@ void gradient_nchw(const Operands& o, const Span& span) {
     const Writable<N, T> du(o.du, source, size);
     const auto p = plane_of<A, kTail>(o, c);
     const bool spatial = channels_of<A>(o).gates.spatial[c] != 0;
-    if (kKeepsPart<T> && spatial) {
-      store_plane<N>(du.at, size, [&](int64_t i) { return load(du.at + i) + p.through_statistics(load(u.at + i)); });
+    const A* const part = part_of<T>(o, span, c, du.at);
+    if (part && spatial) {
+      store_plane<N>(du.at, size, [&](int64_t i) { return load(part + i) + p.through_statistics(load(u.at + i)); });
       return;
     }
     const Readable<N, T> grad(grads, target, size), activated(mask, target, size);

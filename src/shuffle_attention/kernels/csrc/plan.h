@@ -71,6 +71,7 @@ struct Plan {
   Tensor like;  // a map as the kernels want it
   bool tail;    // or the layer
   bool fits_cache;  // whether a span does
+  bool rounds;      // whether maps are in NCHW and of a smaller type than sums
   bool direct;  // whether `like` has the layout and type of u
   int64_t width, spans;
 
@@ -97,6 +98,7 @@ struct Plan {
       direct = false;
     }
     kernels = (tail ? kernel_table().block_tail : kernel_table().layer).at[*layout][*type];
+    rounds = *layout == kNCHW && (*type == kBFloat16 || *type == kHalf);
     if (*layout == kNCHW) {
       // As many planes as stay in the nearer caches together.
       const int64_t bytes = 2 * std::max<int64_t>(plane, 1) * like.element_size();
@@ -139,6 +141,8 @@ struct Plan {
       o.coefficients = own.get();
       o.raw_sums = own.get() + kCoefficients * map.channels;
       o.statistics = own.get() + (kCoefficients + kRawSums) * map.channels;
+      const std::unique_ptr<A[]> part(all.grad && all.cached && rounds ? new A[2 * width * (map.plane + 16)] : nullptr);
+      o.part = part.get();
       for (int64_t k = begin; k < end; ++k) {
         const int64_t i = Back ? begin + end - 1 - k : k, image = i / spans, first = i % spans * width;
         const auto of_image = [&](void* rows, int count) {
