@@ -27,9 +27,7 @@ def attended(name: str = "torchvision-resnet", **options) -> nn.Module:
 
 
 @pytest.mark.parametrize("converter", CONVERTERS)
-@pytest.mark.parametrize(
-    "name", ["torchvision-resnet", "torchvision-efficientnet", "huggingface-regnet", "ultralytics-yolo", "plain"]
-)
+@pytest.mark.parametrize("name", ["torchvision-resnet", "torchvision-efficientnet", "ultralytics-yolo", "plain"])
 def test_synchronised_norms_keep_their_attention(name, converter):
     model = attended(name)
     with torch.no_grad():

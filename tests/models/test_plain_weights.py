@@ -43,9 +43,7 @@ def images() -> Tensor:
     return torch.linspace(-40, 40, 2 * 3 * 32 * 32).sin().reshape(2, 3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    ("attention", "depth"), [*((name, 18) for name in FAMILY), ("shuffle", 50), ("se", 50), ("gc", 50)]
-)
+@pytest.mark.parametrize(("attention", "depth"), [*((name, 18) for name in FAMILY), ("shuffle", 50)])
 def test_plain_weights_load_with_attention_that_starts_as_the_identity(attention, depth, tmp_path):
     model, other = with_attention(attention, depth), with_attention(attention, depth)
     source = plain(depth).double()
@@ -138,7 +136,6 @@ def test_tags_and_settings_are_those_of_timms_plain_network(depth):
         ("sa_resnet18", "timm/resnet18.a1_in1k"),
         ("sa_resnet18.tv_in1k", "timm/resnet18.tv_in1k"),
         ("sa_resnet50.b1k_in1k", "timm/resnet50.b1k_in1k"),
-        ("sa_resnet152", "timm/resnet152.a1h_in1k"),
         ("eca_resnet34.a2_in1k", "timm/resnet34.a2_in1k"),
         ("gc_resnet50", "timm/resnet50.a1_in1k"),
     ],
@@ -180,8 +177,7 @@ def test_pretrained_saved_and_pushed_is_read_back(hub, tmp_path):
         assert torch.equal(other(images()), model(images()))
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("kind", ["plain", "published", "identity"])
+@pytest.mark.parametrize(("kind", "prefix"), [("plain", "module."), ("published", ""), ("identity", "model.")])
 def test_a_local_file_is_taken_with_its_classifier(kind, prefix, tmp_path, caplog):
     source = plain(num_classes=4) if kind == "plain" else randomised(with_attention("shuffle", num_classes=4))
     if kind == "identity":
