@@ -150,6 +150,7 @@ def test_an_unknown_command_gets_the_closest(capsys, command, message):
         ("detect train --epoch 3", "usage: sanet detect train", "did you mean --epochs"),
         ("eval", "usage: sanet eval CHECKPOINT [OPTIONS]", "required: CHECKPOINT"),
         ("eval a.pt b.pt", "usage: sanet eval", "unrecognized arguments: b.pt"),
+        ("train photos", "usage: sanet train", "unrecognized arguments: photos; did you mean --data photos?"),
         ("export a.pt", "usage: sanet export CHECKPOINT --output FILE", "required: --output"),
     ],
 )

@@ -186,6 +186,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with the usage of the command and one line, as for other invalid input."""
+        extra = message.removeprefix("unrecognized arguments: ")
+        if extra != message and "--data" in self._option_string_actions:
+            message += f"; did you mean --data {extra}?"
         self.print_usage(sys.stderr)
         self.exit(BAD_INPUT, f"error: {message}\n")
 
