@@ -32,7 +32,8 @@ def test_all_public_names_exist():
         _ = shuffle_attention.Attention
 
 
-def test_old_paths_warn_and_lead_to_the_new_ones():
+def test_old_paths_warn_and_lead_to_the_new_ones(monkeypatch):
+    monkeypatch.delitem(sys.modules, "shuffle_attention.layers", raising=False)  # another test may have imported it
     with pytest.warns(DeprecationWarning, match=r"is now shuffle_attention\.attention"):
         from shuffle_attention.layers import ShuffleAttention
     assert ShuffleAttention is shuffle_attention.ShuffleAttention

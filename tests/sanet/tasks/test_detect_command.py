@@ -146,13 +146,17 @@ def test_the_backbone_starts_from_a_classifier_which_continuing_does_not_need(ru
 
 
 def test_mixed_precision(data, tmp_path):
-    """In bfloat16; the loss scaling of float16 is the loop's, and tested with it."""
+    """In bfloat16; the loss scaling of float16 is the loop's, and tested with it.
+
+    At 128 pixels: PyTorch 2.14's bfloat16 convolution on a CPU may leave NaN in the weight's gradient where a
+    3 x 3 kernel of stride 2 meets a map of 1 x 1, as the coarsest level of the pyramid does at 64 pixels.
+    """
     fields = {
         "data": str(data),
         "arch": "retinanet",
         "backbone": "resnet10t",
-        "min_size": [64],
-        "max_size": 64,
+        "min_size": [128],
+        "max_size": 128,
         "anchor_sizes": [8, 16, 24, 32, 48],
         "workers": 0,
         "epochs": 1,
@@ -310,9 +314,9 @@ def test_what_cannot_be_predicted(trained, tmp_path, capsys):
     ):
         assert sanet_here("detect", "predict", image, *tell) == 2
         assert message in capsys.readouterr().err
-    Image.new("RGB", (3000, 4)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (3000, 16)).save(tmp_path / "narrow.png")
     assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path / "narrow") == 2
-    assert "narrow.png of 3000 x 4 pixels cannot be processed" in capsys.readouterr().err
+    assert "narrow.png of 3000 x 16 pixels cannot be processed" in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path / "narrow.png", *tell[:2], "--output", tmp_path) == 2
     assert "lies among the images" in capsys.readouterr().err
     assert sanet_here("detect", "predict", tmp_path, *tell, "--threshold", 7) == 2

@@ -153,11 +153,9 @@ class Page:
             event.then(self._gates, [visit, shown, opened], gates, **options)
 
         then_show(self.blocks.load(self._begin, visit, [visit, preview], **quiet))
-        then_show(
-            upload.upload(
-                self._receive, upload, [visit, upload, preview], preprocess=False, concurrency_limit=2, **quiet
-            )
-        )
+        received = [visit, upload, preview]
+        dropped: dict[str, Any] = {**quiet, "concurrency_limit": 2, "trigger_mode": "multiple"}  # answer every image
+        then_show(upload.upload(self._receive, upload, received, preprocess=False, **dropped))
         then_show(gallery.select(self._choose, None, [visit, preview], **quiet))
         then_show(shown.input(lambda: None, None, None, **quiet))
         for control in (target, method, layer):
