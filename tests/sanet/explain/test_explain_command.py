@@ -320,7 +320,7 @@ def test_names_are_text_and_no_mathematics(run, val, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["$x_$", "network"]
     assert len(list((out / "network").glob("*.npy"))) == 4
     assert explained(images, *two, "--scores", "--steps", 2, "--output", out) == 0
-    assert explained(images, *two, "--gates", "--limit", 1, "--output", out) == 0
+    assert explained(images, *two, "--gates", "--layer", "layer1.0.sa", "--limit", 1, "--output", out) == 0
     assert "Glyph" not in capsys.readouterr().err
     assert explained(images, "--compare", run / "best.pt", run / "best.pt", "--output", tmp_path / "same") == 0
     assert len(list((tmp_path / "same").glob("*/*.npy"))) == 8

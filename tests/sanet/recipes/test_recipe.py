@@ -88,7 +88,7 @@ MERGES = f"model:\n{repeated('{' + ', '.join(f'k{n}: 1' for n in range(10)) + '}
         (f"? {'k' * 20_000}\n: 1", "no field 'kkk"),
         (f"? {'k' * 10_000_000}\n: 1", "is larger than 100,000 bytes"),
         (f"model_args: {'{a: ' * 2000}1{'}' * 2000}", "is nested too deeply"),
-        (f"model_args: {'{a: ' * 30}1{'}' * 30}", "is nested too deeply"),
+        (f"model_args: {'{a: ' * 30}1{'}' * 30}", "model_args must be nested at most 20 deep"),
         ("model_args: &a {b: *a}", "model_args must be nested at most 20 deep"),
         (BOMB, "model must be at most 100,000 values, got more"),
         (MERGES, "is not YAML: line .*too many merged keys|model must be of type str"),

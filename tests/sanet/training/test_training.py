@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -346,9 +347,10 @@ def test_frozen_batchnorm_keeps_its_statistics(shared_tree, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(shared_tree, tmp_path, precision):
-    recipe = quick(shared_tree, precision=precision, channels_last=True, grad_checkpointing=True, clip_grad=1.0)
+    small: dict[str, Any] = {"img_size": 16, "clip_grad": 1.0}
+    recipe = quick(shared_tree, **small, precision=precision, channels_last=True, grad_checkpointing=True)
     best = train(recipe, tmp_path / "run", CPU, task=Classification).best
-    exact = train(quick(shared_tree, clip_grad=1.0), tmp_path / "exact", CPU, task=Classification).best
+    exact = train(quick(shared_tree, **small), tmp_path / "exact", CPU, task=Classification).best
     assert best["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
     scale = read_checkpoint(tmp_path / "run/last.pt")["scaler"]
     assert (scale.get("scale", 0) > 1) == (precision == "fp16")
