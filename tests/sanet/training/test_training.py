@@ -347,7 +347,7 @@ def test_frozen_batchnorm_keeps_its_statistics(shared_tree, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(shared_tree, tmp_path, precision):
-    small: dict[str, Any] = {"img_size": 16, "clip_grad": 1.0}
+    small: dict[str, Any] = {"img_size": 24, "clip_grad": 1.0}  # PyTorch 2.14 makes NaN of bfloat16 maps of 1 x 1
     recipe = quick(shared_tree, **small, precision=precision, channels_last=True, grad_checkpointing=True)
     best = train(recipe, tmp_path / "run", CPU, task=Classification).best
     exact = train(quick(shared_tree, **small), tmp_path / "exact", CPU, task=Classification).best
