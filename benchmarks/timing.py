@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def judged(value: float, target: float | None) -> str:
-    """Return ``<= target`` with whether ``value`` meets it, unrounded; nothing where there is no target."""
+    """Return ``<= target`` and whether the unrounded ``value`` meets it; empty if there is no target."""
     if target is None:
         return ""
     return f"<= {target:g} {'met' if value <= target else 'MISSED'}"

@@ -190,7 +190,7 @@ def _keep_attention(insertion: Insertion, path: str, caller: nn.Module, *_: Any)
 
 
 def remove(model: nn.Module, places: Iterable[Attached]) -> None:
-    """Undo insertions, and remove the guards of all attention that is no longer in the model."""
+    """Undo insertions, and remove the guards of attention that has left the model."""
     for place in places:
         for hooks in (place.owner._forward_hooks, place.owner._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_attend_after, _attend_before)]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import listing
 from ..coco import CocoData
 from ..records import Tally
 
 # Names of the folders and files of each split; those of validation data in the order in which they are looked for.
-SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test"), "test": ("test",)}
+SPLITS = {**listing.SPLITS, "test": ("test",)}
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".avif", ".jp2", ".mpo")
 
 

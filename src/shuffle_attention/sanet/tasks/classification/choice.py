@@ -3,10 +3,10 @@
 import logging
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 from huggingface_hub import constants
@@ -16,12 +16,14 @@ from ...data.datasets import Samples
 from ...data.images import open_image
 from ...recipes.recipe import Recipe, load_recipe
 
+D = TypeVar("D")
+
 _LOOKED_AT = 100  # images, for their size
 _SIZES = (64, 96, 128, 160, 192, 224)
 _SMALL = 48  # shorter side up to which a stem that downsamples would leave too little
 _ENLARGED = 1.15  # images are enlarged by at most so much
 _MANY = 50_000  # images that are worth the larger model
-_HELD_OUT = 0.2
+HELD_OUT = 0.2  # share of the images to validate on, if the data have no split
 _SECONDS = 5.0  # to wait for the hub
 
 
@@ -62,7 +64,7 @@ def choose_recipe(given: dict[str, Any], *, pretrained: bool = True) -> tuple[Re
     }
     recipe = recipe.replaced(**{**chosen, **given})
     start = f", from scratch ({why_not})" if why_not else ""
-    held = f", {100 * _HELD_OUT:.0f} % of the images held out for validation" if drawn else ""
+    held = f", {100 * HELD_OUT:.0f} % of the images held out for validation" if drawn else ""
     images = f"{counted(count, 'training image')} of about {counted(round(side), 'pixel')}"
     return recipe, (
         f"{images}: recipe {name}, {recipe.model} at "
@@ -85,24 +87,37 @@ def why_not_pretrained(model: str) -> str:
     return ""
 
 
-def _open(given: dict[str, Any]) -> tuple[Any, dict[str, float]]:
-    """Return the training data, and the share to hold out for validation where they have no split."""
-    from .task import Classification
+def open_or_divide(opened: Callable[..., D], given: dict[str, Any]) -> tuple[D, dict[str, float]]:
+    """Return the training data, and the field that holds out a share for validation if they have no split.
 
-    def opened(**drawn: float) -> tuple[Any, dict[str, float]]:
-        task = Classification.open(Recipe().replaced(**{**drawn, **given, "check_images": False}), check=False)
-        return task.training, drawn
+    Args:
+        opened: Opens the data; takes the field ``val_fraction``.
+        given: Fields that are given.
 
-    with silent():
+    Raises:
+        DataError: If the data cannot be used either way.
+    """
+    with _silent():
         try:
-            return opened()
+            return opened(), {}
         except DataError:
             if "val_fraction" in given:
                 raise
+            drawn = {"val_fraction": HELD_OUT}
             try:
-                return opened(val_fraction=_HELD_OUT)
+                return opened(**drawn), drawn
             except DataError:
-                return opened()  # raises what is wrong without a share, too
+                return opened(), {}  # raises what is wrong without a share, too
+
+
+def _open(given: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+    from .task import Classification
+
+    def opened(**drawn: float) -> Any:
+        recipe = Recipe().replaced(**{**drawn, **given, "check_images": False})
+        return Classification.open(recipe, check=False).training
+
+    return open_or_divide(opened, given)
 
 
 def _side(training: Any) -> float:
@@ -119,7 +134,7 @@ def _side(training: Any) -> float:
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Leave the warnings about the data to the run, which opens them again."""
     logger = logging.getLogger("shuffle_attention")
     level = logger.level

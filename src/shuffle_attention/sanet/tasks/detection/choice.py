@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ....errors import DataError, counted
+from ....errors import counted
 from ....models.detectors import ARCHITECTURES
 from ...data.coco import CocoData
 from ...recipes.recipe import load_recipe
-from ..classification.choice import silent, why_not_pretrained
+from ..classification.choice import HELD_OUT, open_or_divide, why_not_pretrained
 from .predictor import open_coco
 from .recipe import DetectionRecipe
 
@@ -19,7 +19,6 @@ _RATIO = 1.7  # of the longest side of the input to the shorter
 _SMALLEST = 4  # side of an anchor in pixels
 _LEVELS = 5
 _STEPS = 3000
-_HELD_OUT = 0.2
 
 
 def choose_recipe(given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
@@ -58,7 +57,7 @@ def choose_recipe(given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
         chosen["pretrained"] = not why_not
         start = f", from scratch ({why_not})" if why_not else ", from pretrained weights"
     recipe = recipe.replaced(**{**chosen, **given})
-    held = f", {_HELD_OUT:.0%} of the images held out for validation" if drawn else ""
+    held = f", {HELD_OUT:.0%} of the images held out for validation" if drawn else ""
     images = f"{counted(len(data), 'training image')} with {counted(len(objects), 'object')}"
     return recipe, (
         f"{images}{'' if data.has_masks else ' without masks'}: recipe objects, {recipe.title} at "
@@ -67,20 +66,9 @@ def choose_recipe(given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
 
 
 def _open(given: dict[str, Any]) -> tuple[CocoData, dict[str, float]]:
-    """Return the training data, and the share to hold out for validation where they have no split."""
-
-    def opened(**drawn: float) -> tuple[CocoData, dict[str, float]]:
+    def opened(**drawn: float) -> CocoData:
         # Whether objects must have masks is chosen later; for this architecture they need none.
         recipe = DetectionRecipe().replaced(**{**drawn, **given, "arch": "faster_rcnn"})
-        return open_coco(recipe, "train", "val", check=False)[0], drawn
+        return open_coco(recipe, "train", "val", check=False)[0]
 
-    with silent():
-        try:
-            return opened()
-        except DataError:
-            if "val_fraction" in given:
-                raise
-            try:
-                return opened(val_fraction=_HELD_OUT)
-            except DataError:
-                return opened()  # raises what is wrong without a share, too
+    return open_or_divide(opened, given)
