@@ -1,6 +1,6 @@
-"""The end of a residual block as one op instead of its modules one after the other, and when that is possible."""
+"""BatchNorm and what follows it in a residual block as one op instead of several modules, and when that is possible."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,35 +14,39 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def can_fuse(
-    u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module, act: nn.Module, drop_path: nn.Module | None
+    u: Tensor,
+    shortcut: Tensor | None,
+    norm: nn.Module | None,
+    attention: nn.Module | None,
+    act: nn.Module | None,
+    drop: nn.Module | None,
 ) -> bool:
-    """Return whether one op can compute ``act(drop_path(attention(norm(u))) + shortcut)``, to rounding.
+    """Return whether one op can compute ``act(drop(attention(norm(u))) + shortcut)``, to rounding.
 
     It cannot if anything observes or replaces the modules (hooks, a subclass, another norm or activation), if the
-    graph must show them (fx, tracing, export), if branches are dropped, if types differ, or if there is no kernel for
-    the device and type.
+    graph must show them (fx, tracing, export), if values or branches are dropped, if types differ, or if there is no
+    kernel for the device and type.
 
     Args:
         u: Input of ``norm``.
-        shortcut: Summand.
-        norm: The last norm of the branch.
-        attention: The attention after it.
-        act: The activation after the addition.
-        drop_path: Stochastic depth of the branch, or None.
+        shortcut: Summand, or None.
+        norm: The last norm of the branch; None or ``nn.Identity`` for nothing.
+        attention: The attention after it; None or ``nn.Identity`` for nothing.
+        act: The activation at the end; None or ``nn.Identity`` for nothing.
+        drop: What drops values or the branch in training (DropBlock or stochastic depth), or None.
     """
     if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
     return (
         fusable(norm, attention, act)
-        and (drop_path is None or not drop_path.training)
+        and (drop is None or not drop.training)
         and has_kernels(u)
-        and u.dtype == shortcut.dtype
-        and u.shape == shortcut.shape
-        and not any(is_hooked(module) for module in (norm, attention, act))
+        and (shortcut is None or (u.dtype == shortcut.dtype and u.shape == shortcut.shape))
+        and not any(is_hooked(module) for module in (norm, attention, act, drop) if module is not None)
     )
 
 
-def fusable(norm: nn.Module, attention: nn.Module, act: nn.Module) -> bool:
+def fusable(norm: nn.Module | None, attention: nn.Module | None, act: nn.Module | None) -> bool:
     """Return whether these modules are those that the op computes, on devices that have a kernel for it."""
     return type(norm) is nn.BatchNorm2d and type(attention) is ShuffleAttention and type(act) is nn.ReLU
 
@@ -52,19 +56,57 @@ def is_hooked(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _HOOKS) or bool(torch.nn.modules.module._has_any_global_hook())
 
 
+def norm_act(
+    u: Tensor, norm: nn.Module, act: nn.Module | None, drop: nn.Module | None = None, *, conv: nn.Module | None = None
+) -> Tensor:
+    """Return ``act(drop(norm(u)))``, as one op where :func:`can_fuse` allows it.
+
+    Args:
+        u: Input of ``norm``.
+        norm: The norm.
+        act: The activation; None or ``nn.Identity`` for nothing.
+        drop: DropBlock, or None.
+        conv: The module that has just computed ``u``, if nothing else uses ``u``. The result may then be written over
+            ``u`` where no gradient is recorded.
+    """
+    if can_fuse(u, None, norm, None, act, drop):
+        return block_tail(u, None, cast(_BatchNorm, norm), cast(Any, None))
+    y = norm(u)
+    if drop is not None:
+        y = drop(y)
+    return y if act is None else act(y)
+
+
 def block_end(
-    u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module, act: nn.Module, drop_path: nn.Module | None
+    u: Tensor,
+    shortcut: Tensor,
+    norm: nn.Module | None,
+    attention: nn.Module | None,
+    act: nn.Module | None,
+    drop_path: nn.Module | None,
+    *,
+    conv: nn.Module | None = None,
 ) -> Tensor:
     """Return ``act(drop_path(attention(norm(u))) + shortcut)``, as one op where :func:`can_fuse` allows it.
 
-    Arguments are those of :func:`can_fuse`.
+    Args:
+        u: Input of ``norm``.
+        shortcut: Summand.
+        norm: The last norm of the branch; None or ``nn.Identity`` for nothing.
+        attention: The attention after it; None or ``nn.Identity`` for nothing.
+        act: The activation after the addition; None or ``nn.Identity`` for nothing.
+        drop_path: Stochastic depth of the branch, or None.
+        conv: The module that has just computed ``u``, if nothing else uses ``u``. The result may then be written over
+            ``u`` where no gradient is recorded.
     """
     if can_fuse(u, shortcut, norm, attention, act, drop_path):
-        return block_tail(u, shortcut, cast(nn.BatchNorm2d, norm), cast(ShuffleAttention, attention))
-    y = attention(norm(u))
-    if drop_path is not None:
-        y = drop_path(y)
-    return act(y + shortcut)  # not in place: a backward hook on the attention forbids it
+        return block_tail(u, shortcut, cast(_BatchNorm, norm), cast(ShuffleAttention, attention))
+    y = u
+    for module in (norm, attention, drop_path):
+        if module is not None:
+            y = module(y)
+    y = y + shortcut  # not in place: a backward hook on the attention forbids it
+    return y if act is None else act(y)
 
 
 def block_tail(
