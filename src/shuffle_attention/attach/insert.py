@@ -266,32 +266,23 @@ def _register_yolo() -> None:
 
 
 def _forward_of(block: Block) -> Any:
-    """Return the forward pass of a block with attention, which ends in the fused op where that is possible."""
-    from ..models.fused_block import block_tail, can_fuse, is_hooked  # loads timm, which hooks do not need
+    """Return the forward pass of a block with attention, as few ops where that is possible."""
+    from ..models.branch import run_branch  # loads timm, which hooks do not need
+    from ..models.fused_block import block_end, is_hooked
 
     before, norm_name = [tuple(name.split(".")) for name in block.branch[:-1]], block.norm
     around = [tuple(name.split(".")) for name in block.around]
-    act_name, shortcut_name, drop_name = block.act, block.shortcut, block.drop_path
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        sa, norm, act = cast(Any, self.sa), _get(self, norm_name), cast(nn.Module, getattr(self, act_name))
-        downsample = getattr(self, shortcut_name)
-        drop_path = None if drop_name is None else getattr(self, drop_name)
+    def forward(self: Any, x: Tensor) -> Tensor:
+        norm, act, downsample = _get(self, norm_name), getattr(self, block.act), getattr(self, block.shortcut)
+        drop_path = None if block.drop_path is None else getattr(self, block.drop_path)
         if any(is_hooked(_get(self, name)) for name in around):
-            y = _get(self, around[0])(x)
-            shortcut = x if downsample is None else downsample(x)
+            u, norm, conv = _get(self, around[0])(x), None, None
         else:
-            u = x
-            for name in before:
-                u = _get(self, name)(u)
-            shortcut = x if downsample is None else downsample(x)
-            if can_fuse(u, shortcut, norm, sa, act, drop_path):
-                return block_tail(u, shortcut, norm, sa)
-            y = norm(u)
-        y = sa(y)
-        if drop_path is not None:
-            y = drop_path(y)
-        return act(y + shortcut)  # not in place: a backward hook on the attention forbids it
+            branch = [_get(self, name) for name in before]
+            u, conv = run_branch(x, branch), branch[-1]
+        shortcut = x if downsample is None else run_branch(x, (downsample,))
+        return block_end(u, shortcut, norm, self.sa, act, drop_path, conv=conv)
 
     return forward
 

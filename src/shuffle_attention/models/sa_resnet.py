@@ -11,8 +11,8 @@ import functools
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -34,6 +34,7 @@ from ..attach.weights import fit_attention
 from ..attention import create_attention, gate_names, largest_groups
 from ..checkpoints import CheckpointError, find_state_dict, read_checkpoint, renamed, require_finite
 from ..errors import InputError, listed
+from .branch import run_branch
 from .fused_block import block_end
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
@@ -90,30 +91,47 @@ class _SABlock(nn.Module):
         options = {"groups": largest_groups(channels, groups), **(attention_options or {})}
         self.sa = create_attention("shuffle", channels, device=device, dtype=dtype, **options)
 
-    def _end(self, u: Tensor, x: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return block_end(u, shortcut, norm, self.sa, act, self.drop_path)
+    def _run(self, x: Tensor, branch: Sequence[nn.Module], norm: nn.Module, act: nn.Module) -> Tensor:
+        u = run_branch(x, branch)
+        shortcut = x if self.downsample is None else run_branch(x, (self.downsample,))
+        return block_end(u, shortcut, norm, self.sa, act, self.drop_path, conv=branch[-1])
 
 
 class SABasicBlock(_SABlock, BasicBlock):
     """timm's basic block with shuffle attention before the addition."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-        return self._end(self.conv2(y), x, self.bn2, self.act2)
+        branch = self.conv1, self.bn1, self.drop_block, self.act1, self.aa, self.conv2
+        return self._run(x, branch, self.bn2, self.act2)
 
 
 class SABottleneck(_SABlock, Bottleneck):
     """timm's bottleneck with shuffle attention before the addition."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(y)))))
-        return self._end(self.conv3(y), x, self.bn3, self.act3)
+        branch = self.conv1, self.bn1, self.act1, self.conv2, self.bn2, self.drop_block, self.act2, self.aa, self.conv3
+        return self._run(x, branch, self.bn3, self.act3)
+
+
+class _AfterStem:
+    """A ResNet whose stem has run: its modules return what they are given."""
+
+    def __init__(self, model: ResNet):
+        self._model = model
+        self.conv1 = self.bn1 = self.act1 = self.maxpool = lambda x: x
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class SAResNet(ResNet):
     """timm's ResNet, which also tells optimisers to leave the gates out of weight decay."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward_features(x)
+        x = run_branch(x, (self.conv1, self.bn1, self.act1, self.maxpool))
+        return ResNet.forward_features(cast(Any, _AfterStem(self)), x)
 
     def no_weight_decay(self) -> set[str]:
         return gate_names(self)
