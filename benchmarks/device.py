@@ -1,179 +1,174 @@
-"""Check and time the kernels on a GPU: ``python benchmarks/device.py``, in one call of a few minutes.
+"""Check, time and train on a GPU, in calls of limited time.
 
-1. The tables of cases of the tests, layer and end of a block, on the GPU against float64 on the CPU.
-2. Layer and end of a block beside a copy of the map on the device, PyTorch's own end of a block, and
-   the attention in PyTorch's own operations, as the paper's authors wrote it. What a kernel must move at
-   the least (in maps: see ``FLOORS``) over its time, over the bandwidth of the copy, is its share of that.
-3. SA-ResNet-50 beside timm's ResNet-50 and beside itself with the attention in PyTorch's operations, in
-   bfloat16 and channels_last.
+    python benchmarks/device.py check --out FOLDER     the kernels against float64 on the CPU, case by case
+    python benchmarks/device.py measure --out FOLDER   the kernels beside a copy, models beside the plain ResNet-50
+    python benchmarks/device.py train --out FOLDER --data cifar10.tar.gz    ResNet-18 with and without attention
 
-``--dry`` runs all of it in small on the CPU, to see that it runs.
+Each part writes a row of JSON to FOLDER/PART.jsonl as soon as it has one. A call ends when its time is over; the next
+one with the same folder does what is missing or was wrong, and continues the training that was interrupted. Rows of
+another commit do not count as done, nor do dry runs, nor measurements on another device.
+
+The exit code is 0 if every row is there and right, and otherwise the sum of 1 if a row is wrong and 4 if one is
+missing. It needs PyTorch, torchvision and timm, ``check`` also pytest, pytest-xdist and
+pytest-timeout; the package need not be
+installed if PYTHONPATH names ``src``.
 """
 
 import argparse
-import importlib.util
-import statistics
+import importlib
+import json
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from device_cases import check
-from published import Published
-from timing import write
-from torch import Tensor, nn
 
-from shuffle_attention import ShuffleAttention
+from shuffle_attention.files import write_text
 from shuffle_attention.kernels import has_kernels
-from shuffle_attention.models.fused_block import block_tail
+from shuffle_attention.sanet.environment import environment
 
-STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # of ResNet-50: channels, height and width
-FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
-# Maps that have to be read or written, where no pass can keep one.
-FLOORS = {"layer forward": 2, "layer both ways": 5, "tail forward": 4, "tail both ways": 11}
-BANDWIDTH_TARGET = 0.85  # for maps of 64 MiB and up
-LARGE = 64 << 20
+TESTS = Path(__file__).parents[1] / "tests"
+WRONG, MISSING = 1, 4  # bits of the exit code
+Row = dict[str, Any]
+SAME = {"check": (), "measure": ("accelerator", "torch"), "train": ("torch",)}  # what rows must agree in, to count
 
 
-class Clock:
-    """Seconds of calls on the device, and of nothing else."""
+class Rows:
+    """The rows of one part in its file, and the time that is left for others.
 
-    def __init__(self, device: str):
-        self.device = device
-        # Larger than the cache, which it empties of what the last call left there.
-        self.flush = torch.empty(64 << 20, dtype=torch.int32, device=device) if device == "cuda" else None
+    Args:
+        path: File with a JSON object per line.
+        about: Machine, software and commit, for every new row.
+        same: Keys of ``about`` in which a row must agree to count.
+        until: Time of the monotonic clock at which to end.
+    """
 
-    def seconds(self, call: Callable[[], object]) -> float:
-        if self.flush is None:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        self.flush.zero_()
-        torch.cuda._sleep(2_000_000)  # about a millisecond, in which the host gets ahead
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
+    def __init__(self, path: Path, about: Row, same: tuple[str, ...], until: float):
+        self.path, self.about, self.same, self.until = path, about, same, until
+        self.rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def interleaved(self, calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-        for call in calls.values():
-            for _ in range(3):
-                call()
-        seconds = {name: [] for name in calls}
-        for _ in range(repetitions):
-            for name, call in calls.items():
-                seconds[name].append(self.seconds(call))
-        return seconds
+    def current(self) -> dict[str, Row]:
+        """Return the rows that count, by job."""
+        return {row["job"]: row for row in self.rows if all(row.get(key) == self.about[key] for key in self.same)}
 
+    def right(self) -> list[str]:
+        return [job for job, row in self.current().items() if not row["wrong"]]
 
-def plain(u: Tensor, shortcut: Tensor, norm: nn.Module, _: nn.Module) -> Tensor:
-    """Compute the end of a block without attention as timm does."""
-    y = norm(u)
-    y += shortcut
-    return y.relu_()
+    def add(self, job: str, row: Row) -> None:
+        before = self.current().get(job)
+        row = {"job": job, "wrong": "", **row, **self.about}
+        self.rows = [other for other in self.rows if other is not before] + [row]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        print(job, f"WRONG {row['wrong']}" if row["wrong"] else row.get("text", "right"), sep=": ", flush=True)
 
+    def run(self, jobs: dict[str, tuple[float, Callable[[], Row | None]]]) -> list[str]:
+        """Run jobs that are not done; an error does not end the others.
 
-def one_by_one(u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
-    y = attention(norm(u))
-    y += shortcut
-    return y.relu_()
+        Args:
+            jobs: By name, the seconds that a job needs at least, and the job; it returns None if time was over.
 
-
-def measure_map(
-    clock: Clock, batch: int, channels: int, size: int, layout: str, dtype: torch.dtype, repetitions: int
-) -> dict[str, object]:
-    torch.manual_seed(0)
-    shape = (batch, channels, size, size)
-    u, shortcut, grad = (
-        torch.randn(shape, device=clock.device, dtype=dtype).to(memory_format=FORMATS[layout]) for _ in range(3)
-    )
-    copied = torch.empty_like(u)
-    modules = {"kernel": ShuffleAttention(channels), "published": Published(channels)}
-    norm = nn.BatchNorm2d(channels).to(clock.device)
-    for module in modules.values():
-        module.to(clock.device)
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, generator=torch.Generator(clock.device).manual_seed(1))
-
-    def forward(function, *arguments) -> Callable[[], object]:
-        return torch.no_grad()(lambda: function(*arguments))
-
-    def both_ways(function, maps: int, *arguments) -> Callable[[], object]:
-        leaves = [a.detach().clone().requires_grad_() for a in arguments[:maps]]
-        owners = [m for m in (function, *arguments) if isinstance(m, nn.Module)]
-        wanted = [*leaves, *(p for m in owners for p in m.parameters())]
-        return lambda: torch.autograd.grad(function(*leaves, *arguments[maps:]), wanted, grad, allow_unused=True)
-
-    calls: dict[str, Callable[[], object]] = {"copy": lambda: copied.copy_(u)}
-    for name, module in modules.items():
-        calls[f"layer forward {name}"] = forward(module, u)
-        calls[f"layer both ways {name}"] = both_ways(module, 1, u)
-    for name, function in (("kernel", block_tail), ("plain", plain), ("published", one_by_one)):
-        arguments = (u, shortcut, norm, modules["published" if name == "published" else "kernel"])
-        calls[f"tail forward {name}"] = forward(function, *arguments)
-        calls[f"tail both ways {name}"] = both_ways(function, 2, *arguments)
-    seconds = clock.interleaved(calls, repetitions)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    count = u.numel() * u.element_size()
-    row: dict[str, object] = {"part": "map", "shape": shape, "layout": layout, "dtype": str(dtype)[6:], "bytes": count}
-    row |= {"us": {name: round(value * 1e6, 1) for name, value in median.items()}}
-    row |= {"copy_GB_s": round(2 * count / median["copy"] / 1e9)}
-    target = f" >= {BANDWIDTH_TARGET}" if count >= LARGE else ""
-    columns = [f"copy {median['copy'] * 1e6:7.1f} us {row['copy_GB_s']:5} GB/s"]
-    for job, floor in FLOORS.items():
-        share = floor / 2 * median["copy"] / median[f"{job} kernel"]
-        row[f"{job} share"] = round(share, 3)
-        others = [other for other in ("plain", "published") if f"{job} {other}" in median]
-        against = [f"{other} x{median[f'{job} {other}'] / median[f'{job} kernel']:.2f}" for other in others]
-        columns.append(f"{job} {share:.2f}{target} ({', '.join(against)})")
-    print(
-        f"{layout:13} {str(dtype)[6:]:8} {'x'.join(map(str, shape)):15} {count >> 20:4} MiB",
-        *columns,
-        sep="  ",
-        flush=True,
-    )
-    return row | {"target": BANDWIDTH_TARGET if count >= LARGE else None}
+        Returns:
+            The names of all jobs.
+        """
+        right = self.right()
+        for name, (needs, job) in jobs.items():
+            if name in right or time.monotonic() + needs > self.until:
+                continue
+            try:
+                row = job()
+            except Exception as error:
+                traceback.print_exc()
+                row = {"wrong": f"{type(error).__name__}: {str(error)[:1000]}"}
+            if row is not None:
+                self.add(name, row)
+        return list(jobs)
 
 
-def main() -> None:
+class Recorder:
+    """Plugin of pytest that adds a row for each test, and ends the session when the time is over."""
+
+    def __init__(self, rows: Rows):
+        self.rows, self.names = rows, []
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            print(report.longreprtext, flush=True)
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.names = self.names or [item.nodeid for item in session.items]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed or report.skipped or report.when == "call":
+            wrong = report.longreprtext[-1500:] if report.failed else ""
+            self.rows.add(report.nodeid, {"wrong": wrong, "text": report.outcome, "seconds": round(report.duration, 2)})
+        if time.monotonic() > self.rows.until:
+            importlib.import_module("pytest").exit("the time is over")
+
+
+def check(rows: Rows, options: argparse.Namespace) -> list[str]:
+    """Run the tests of the kernels on the device, side by side, and return their names."""
+    import pytest
+
+    os.environ["KERNEL_TEST_DEVICE"] = options.device
+    sys.path.insert(0, str(TESTS))  # and so of the workers
+    keyword = options.only
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+        keyword = keyword or "one-pixel-contiguous or (3x12x5x3-2-channels_last and bfloat16)"
+    common = [str(TESTS / "kernels/test_on_device.py"), f"--rootdir={TESTS}", "-c", os.devnull, "--noconftest"]
+    common += ["-p", "no:cacheprovider", "-p", "no:terminal", "-k", keyword]
+    common += ["--timeout=150", "--timeout-method=thread"]  # a kernel that hangs ends its worker, not the session
+    recorder = Recorder(rows)
+    pytest.main([*common, "--collect-only"], plugins=[recorder])
+    pytest.main([*common, "-n", str(options.workers), *(f"--deselect={name}" for name in rows.right())], [recorder])
+    return recorder.names
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry", action="store_true", help="in small, on the CPU")
-    parser.add_argument("--parts", nargs="+", default=["cases", "maps", "networks"])
-    parser.add_argument("--repetitions", type=int, default=21)
-    parser.add_argument("--processes", type=int, default=12, help="that check cases side by side")
-    parser.add_argument("--minutes", type=float, default=6, help="after which no further network is compiled")
-    options = parser.parse_args()
-    until = time.monotonic() + 60 * options.minutes
-    if not options.dry and not torch.cuda.is_available():
-        sys.exit("no CUDA device is here; --dry runs in small on the CPU")
-    device = "cpu" if options.dry else "cuda"
-    clock = Clock(device)
-    repetitions = 3 if options.dry else options.repetitions
-    name = "CPU" if options.dry else torch.cuda.get_device_name()
-    print(f"{name}, PyTorch {torch.__version__}, kernels: {has_kernels(torch.empty(0, device=device))}", flush=True)
-    rows: list[dict[str, object]] = [{"part": "device", "name": name, "cuda": torch.version.cuda}]
-    if "cases" in options.parts:
-        rows += check(device, 2 if options.dry else options.processes)
-    if "maps" in options.parts:
-        maps = [(128, *stage, layout, torch.bfloat16) for layout in FORMATS for stage in STAGES]
-        maps += [(64, 256, 56, layout, torch.float32) for layout in FORMATS]
-        maps += [(256, 512, 28, layout, torch.float16) for layout in FORMATS]
-        if options.dry:
-            maps = [(2, 128, 7, layout, torch.float32) for layout in FORMATS]
-        print("shares of the copy's bandwidth; in parentheses how many times longer the others take")
-        rows += [measure_map(clock, *shape, repetitions) for shape in maps]
-    if "networks" in options.parts:
-        if importlib.util.find_spec("timm") is None:
-            print("networks: left out, timm is not installed", flush=True)
-        else:
-            from device_networks import measure_networks
+    parser.add_argument("part", choices=SAME)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rows and of an unfinished training")
+    parser.add_argument("--budget", type=float, default=540, help="seconds after which this call ends (default: 540)")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--dry-run", action="store_true", help="everything in small, to see that it runs")
+    parser.add_argument("--only", default="", help="only rows whose names contain this")
+    parser.add_argument("--commit", help="commit of the rows, where the repository is not at hand")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="check: processes (default: one per core)")
+    parser.add_argument("--repetitions", type=int, default=21, help="measure: repetitions of a comparison")
+    parser.add_argument("--data", type=Path, help="train: archive or folder of train/CLASS/IMAGE and test/CLASS/IMAGE")
+    parser.add_argument("--seeds", type=int, default=3, help="train: seeds of each variant")
+    parser.add_argument("--epochs", type=int, default=30, help="train: epochs of each run")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device was found; --device cpu --dry-run runs everything in small")
+    if options.part == "train" and not options.dry_run and not (options.data and options.data.exists()):
+        parser.error(f"train needs --data, an archive or a folder of images, got {options.data}")
+    return options
 
-            rows += measure_networks(clock, options.dry, repetitions, until)
-    if not options.dry:
-        print(write("device", rows))
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one part and return the exit code."""
+    began = time.monotonic()
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    about = {"cuda": torch.version.cuda, "dry_run": options.dry_run, **environment("torchvision")}
+    about["commit"] = options.commit or about["commit"]
+    about["kernels"] = has_kernels(torch.empty(0, device=options.device))
+    same = ("commit", "dry_run", *SAME[options.part])
+    rows = Rows(options.out / f"{options.part}.jsonl", about, same, began + options.budget)
+    print(f"{about['accelerator'] or about['cpu']}, PyTorch {about['torch']}, kernels: {about['kernels']}", flush=True)
+    part = check if options.part == "check" else importlib.import_module(f"device_{options.part}").run
+    names = part(rows, options)
+    current = {name: row for name, row in rows.current().items() if name in names}
+    wrong = [name for name in names if name in current and current[name]["wrong"]]
+    missing = [name for name in names if name not in current]
+    print(f"{len(current) - len(wrong)} of {len(names)} rows are right, {len(wrong)} wrong, {len(missing)} missing")
+    return WRONG * bool(wrong) + MISSING * (bool(missing) or not names)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

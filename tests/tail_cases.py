@@ -110,7 +110,7 @@ def compare(
         assert_near(g, w, TOLERANCES[dtype] * 8)
 
 
-def check_large_mean(size: int, layout) -> None:
+def check_large_mean(size: int, layout, device: str = "cpu") -> None:
     """Check that a mean of 10^4 deviations costs the variances nothing, nor do planes whose parts differ."""
     case = Case((2, 4, size, size), 1, layout)
     norm, attention = (m.requires_grad_(False) for m in case.modules())
@@ -118,15 +118,16 @@ def check_large_mean(size: int, layout) -> None:
     for far in (u + 1e4, u + 1e3 * (torch.arange(size) < size // 2)[:, None]):
         far = layout(far)
         expected = by_modules(far.double(), shortcut.double(), norm.double(), attention.double())
-        got = block_tail(far, shortcut, norm.float(), attention.float())
-        torch.testing.assert_close(got.double(), expected, rtol=2e-5, atol=2e-5)
+        got = block_tail(far.to(device), shortcut.to(device), norm.float().to(device), attention.float().to(device))
+        torch.testing.assert_close(got.cpu().double(), expected, rtol=2e-5, atol=2e-5)
+        norm.cpu(), attention.cpu()
 
 
-def check_zero_weight_and_values_that_are_not_finite(layout) -> None:
+def check_zero_weight_and_values_that_are_not_finite(layout, device: str = "cpu") -> None:
     case = Case((2, 8, 5, 5), 2, layout)
-    norm, attention = case.modules(torch.float32)
+    norm, attention = (m.to(device) for m in case.modules(torch.float32))
     nn.init.zeros_(norm.weight)
-    u, shortcut, grad = case.maps(torch.float32)
+    u, shortcut, grad = (t.to(device) for t in case.maps(torch.float32))
     y, got = gradients(block_tail, u, shortcut, grad, norm, attention, True)
     expected, want = gradients(by_modules, u, shortcut, grad, norm, attention, True)
     for g, w in zip([y, *got], [expected, *want], strict=True):
@@ -137,14 +138,14 @@ def check_zero_weight_and_values_that_are_not_finite(layout) -> None:
     torch.testing.assert_close(y, expected, equal_nan=True)
 
 
-def check_infinite_and_huge_values(value: float, layout) -> None:
+def check_infinite_and_huge_values(value: float, layout, device: str = "cpu") -> None:
     """Check that both ops equal the reference wherever that is finite: saturated gates, an overflowing variance."""
     ops = torch.ops.shuffle_attention
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
         for size in (2, 7, 20):
             case = Case((2, 16, size, size), 2, layout)
-            norm, attention = (m.requires_grad_(False) for m in case.modules(torch.float32))
-            u, shortcut, grad = case.maps(dtype)
+            norm, attention = (m.requires_grad_(False).to(device) for m in case.modules(torch.float32))
+            u, shortcut, grad = (t.to(device) for t in case.maps(dtype))
             u[0, :, 1, 0] = value
             six, settings = list(attention.parameters()), (1e-5, True)
             pairs = [
@@ -184,11 +185,11 @@ def check_kept_tensors(with_shortcut: bool) -> None:
     assert sum(t.numel() for t in kept if t.numel() < u.numel()) < 10 * 2 * 16
 
 
-def check_maps_without_values(shape: tuple[int, ...], training: bool) -> None:
+def check_maps_without_values(shape: tuple[int, ...], training: bool, device: str = "cpu") -> None:
     case = Case(shape, 2)
-    norm, attention = (m.train(training) for m in case.modules())
+    norm, attention = (m.train(training).to(device) for m in case.modules())
     before = copy.deepcopy(norm.state_dict())
-    u, shortcut, grad = case.maps()
+    u, shortcut, grad = (t.to(device) for t in case.maps())
     y, got = gradients(block_tail, u, shortcut, grad, norm, attention, True)
     assert y.shape == got[0].shape == got[1].shape == shape
     assert not any(g.any() for g in got)

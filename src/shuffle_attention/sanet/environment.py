@@ -5,7 +5,7 @@ import platform
 import shutil
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 def environment(*packages: str) -> dict[str, Any]:
     """Return the machine, its load, the versions of the software and the commit, for the files of results.
 
-    ``commit`` is empty unless the package runs from its own repository.
+    ``commit`` is empty unless the package runs from its own repository, and the version of a package that is not
+    installed, such as this one in a source tree, is None.
 
     Args:
         packages: Further packages whose versions to add.
@@ -30,13 +31,20 @@ def environment(*packages: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         # They decide whether large tensors get new pages for each allocation, and so what a copy of one costs.
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
-        "shuffle_attention": version("shuffle-attention"),
+        "shuffle_attention": _version("shuffle-attention"),
         "torch": torch.__version__,
-        **{package: version(package) for package in ("timm", *packages)},
+        **{package: _version(package) for package in ("timm", *packages)},
         "python": platform.python_version(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:
