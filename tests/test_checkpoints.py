@@ -214,6 +214,15 @@ def test_more_classes_than_values_are_refused_before_a_model_is_made(tmp_path):
         restore_network(tmp_path / "many.pt")
 
 
+def test_many_views_of_the_same_values_are_refused(tmp_path):
+    values = torch.ones(10**5)
+    torch.save({f"a{number}": values[:] for number in range(40)}, tmp_path / "views.pt")
+    with pytest.raises(CheckpointError, match=r"tensors that share their content and expand to 2e\+07 bytes"):
+        read_checkpoint(tmp_path / "views.pt")
+    torch.save({f"a{number}": values[:] for number in range(4)}, tmp_path / "tied.pt")
+    assert len(read_checkpoint(tmp_path / "tied.pt")) == 4
+
+
 def test_a_tensor_that_repeats_a_value_without_end_is_refused(tmp_path):
     torch.save({"a": torch.ones(1).expand(10**12)}, tmp_path / "large.pt")
     with pytest.raises(CheckpointError, match="repeats 1 values"):

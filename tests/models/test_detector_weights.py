@@ -67,6 +67,15 @@ def test_a_file_of_torchvisions_detector_is_recognised(tmp_path):
         create_detector("fcos", "sa_resnet50", weights=tmp_path / "retinanet.pth", **OPTIONS)
 
 
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_the_epsilon_of_frozen_norms_is_guessed_with_a_warning_or_given(eps, tmp_path, caplog):
+    source, state = published("retinanet", eps or 0.0)
+    torch.save(state, tmp_path / "own.pth")
+    model = create_detector("retinanet", "resnet50", weights=tmp_path / "own.pth", norm_eps=eps, **OPTIONS)
+    assert difference(pyramid(model), pyramid(source)) < 1e-5
+    assert ("give --norm-eps 1e-5" in caplog.text) is (eps is None)
+
+
 def test_plain_backbones_of_other_depths_have_torchvisions_tag(monkeypatch):
     requests = []
 

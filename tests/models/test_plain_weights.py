@@ -122,6 +122,7 @@ def test_tags_and_settings_are_those_of_timms_plain_network(depth):
     for name in (f"sa_resnet{depth}", f"gc_resnet{depth}", f"attention_resnet{depth}"):
         tags = [each.split(".")[1] for each in timm.list_pretrained(f"{name}.*")]
         assert tags == [each.split(".")[1] for each in timm.list_pretrained(f"resnet{depth}.*")]
+        assert timm.is_model_pretrained(name)
         for tag in tags:
             ours, theirs = (timm.get_pretrained_cfg(f"{each}.{tag}") for each in (name, f"resnet{depth}"))
             assert {**ours.to_dict(), "architecture": ""} == {**theirs.to_dict(), "architecture": ""}

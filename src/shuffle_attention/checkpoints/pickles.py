@@ -276,8 +276,9 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def _require_bounded(value: Any) -> None:
-    """Raise PickleError if containers that refer to the same one again and again expand to far more than there is."""
-    sizes: dict[int, tuple[int, int] | None] = {}  # characters when written out, and depth; None while being counted
+    """Raise PickleError if parts that refer to the same ones again and again expand to far more than there is."""
+    sizes: dict[int, tuple[int, int] | None] = {}  # bytes when written out, and depth; None while being counted
+    storages: set[int] = set()
     distinct = 0
 
     def measure(part: Any, depth: int) -> tuple[int, int]:
@@ -292,6 +293,11 @@ def _require_bounded(value: Any) -> None:
         if isinstance(part, str | bytes):
             own = size = len(part)
             height = 0
+        elif isinstance(part, Tensor):  # of which many may be views of the same values
+            storage = part.untyped_storage()
+            size, height = part.numel() * part.itemsize, 0
+            own = 0 if storage._cdata in storages else storage.nbytes()
+            storages.add(storage._cdata)
         elif isinstance(part, dict | list | tuple):
             sizes[id(part)] = None
             parts = [*part.keys(), *part.values()] if isinstance(part, dict) else part
@@ -309,4 +315,4 @@ def _require_bounded(value: Any) -> None:
 
     size, _ = measure(value, 0)
     if size > _MOST_REPEATED + 10 * distinct:
-        raise PickleError(f"has containers that refer to one another and expand to {size:.0e} characters")
+        raise PickleError(f"has containers or tensors that share their content and expand to {size:.0e} bytes")

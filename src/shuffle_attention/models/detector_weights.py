@@ -22,7 +22,7 @@ _PLAIN_BACKBONE = re.compile(r"(?:\w+_)?resnet(18|34|50|101|152)(?:\.\w+)?")
 # Entries whose shapes depend on the number of classes.
 _PREDICTORS = ("roi_heads.box_predictor.*", "roi_heads.mask_predictor.mask_fcn_logits.*", "head.*.cls_logits.*")
 # torchvision sets the epsilon of the frozen norms to 0 with its weights of these.
-_WITHOUT_EPS = ("faster_rcnn", "mask_rcnn", "retinanet")
+WITHOUT_EPS = ("faster_rcnn", "mask_rcnn", "retinanet")
 
 
 def plain_depth(backbone: str) -> int:
@@ -59,11 +59,13 @@ def load_detector(
     path: str | os.PathLike,
     *,
     may_differ: Iterable[str] | None = None,
+    norm_eps: float | None = None,
 ) -> LoadReport:
     """Load the weights of a whole detector; predictors for another number of classes are new.
 
     torchvision's weights have frozen norms, most of them trained without an epsilon: they divide by the square root of
     the variance alone. Their scale is changed such that the detector's norms, which have one, compute the same.
+    torchvision's detectors that are trained from a backbone alone have an epsilon, and no entry tells the two apart.
 
     Args:
         detector: Detector of :func:`create_detector`.
@@ -71,6 +73,8 @@ def load_detector(
         weights: State dict.
         path: File that it is from, for messages.
         may_differ: Patterns of entries that may be missing, unexpected or of another shape; by default the predictors.
+        norm_eps: Epsilon that the file's frozen norms were trained with. By default none, with a warning, for the
+            architectures whose weights torchvision publishes without.
 
     Raises:
         CheckpointError: If an entry does not fit.
@@ -78,12 +82,17 @@ def load_detector(
     weights = dict(weights)
     norms = [key.removesuffix("running_var") for key in weights if re.search(r"body\..*\.running_var$", key)]
     norms = [norm for norm in norms if f"{norm}{COUNTER}" not in weights]  # frozen norms do not count batches
-    if norms and arch in _WITHOUT_EPS:
+    if norms and (norm_eps is not None or arch in WITHOUT_EPS):
         eps = next(module.eps for module in detector.modules() if isinstance(module, _BatchNorm))
         for norm in norms:
             scale, variance = weights[f"{norm}weight"], weights[f"{norm}running_var"].double()
-            weights[f"{norm}weight"] = (scale * ((variance + eps) / variance).sqrt()).to(scale)
-        logger.info("%s: its frozen norms are taken without an epsilon, as torchvision has them on COCO", path)
+            weights[f"{norm}weight"] = (scale * ((variance + eps) / (variance + (norm_eps or 0))).sqrt()).to(scale)
+        if norm_eps is None:
+            logger.warning(
+                "%s: its frozen norms are taken without an epsilon, as in torchvision's weights of COCO and what is "
+                "trained from them. If it was trained from a backbone alone, give --norm-eps 1e-5 (norm_eps=1e-5)",
+                path,
+            )
     report = load_weights(detector, weights, path, may_differ=_PREDICTORS if may_differ is None else may_differ)
     if report.kept:
         logger.warning("%s has other classes; new and untrained are %s", path, listed(report.kept, 6))

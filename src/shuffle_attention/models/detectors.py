@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from ..attach import attach
 from ..errors import InputError, asked_for, unknown
-from .detector_weights import PLAIN, detector_weights, load_detector, plain_depth, published_weights
+from .detector_weights import PLAIN, WITHOUT_EPS, detector_weights, load_detector, plain_depth, published_weights
 from .pyramid import PyramidBackbone, create_body, freeze_first_stages, load_backbone, normalisation
 
 __all__ = ["ARCHITECTURES", "create_detector"]
@@ -83,6 +83,7 @@ def create_detector(
     *,
     weights: str | os.PathLike | None = None,
     may_differ: Iterable[str] | None = None,
+    norm_eps: float | None = None,
     pretrained: bool = False,
     trainable_layers: int | None = None,
     frozen_norm: bool | None = None,
@@ -112,6 +113,7 @@ def create_detector(
             ResNet-50 of any attention, otherwise the ImageNet weights of the backbone's depth. To weights of a plain
             model, attention is added that starts as the identity.
         may_differ: Patterns of entries of a file that need not fit, instead of the classifier's or predictors'.
+        norm_eps: Epsilon of the frozen norms in a file of torchvision's; by default 0, as torchvision has it on COCO.
         pretrained: Whether to load timm's weights of the backbone, downloaded if needed.
         trainable_layers: Number of stages of the backbone that are trained, counted from the last; 5 is a whole
             ResNet with its stem. By default 3 of a backbone with weights, and all of one without.
@@ -177,8 +179,11 @@ def create_detector(
         detector.roi_heads.mask_head = MaskRCNNHeads(pyramid_channels, (pyramid_channels,) * 4, 1)
         detector.roi_heads.mask_predictor = MaskRCNNPredictor(pyramid_channels, pyramid_channels, num_classes)
     if whole is not None:
-        source = f"torchvision's {arch}" if weights == PLAIN else str(weights)
-        load_detector(detector, arch, whole, source, may_differ=may_differ)
+        published = weights == PLAIN
+        if published and arch in WITHOUT_EPS:
+            norm_eps = 0.0
+        source = f"torchvision's {arch}" if published else str(weights)
+        load_detector(detector, arch, whole, source, may_differ=may_differ, norm_eps=norm_eps)
     return detector
 
 

@@ -27,6 +27,7 @@ from timm.models import (
     register_model,
     resolve_pretrained_cfg,
 )
+from timm.models._registry import _model_has_pretrained
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -276,6 +277,8 @@ def register(
     module: Any = sys.modules[entrypoint.__module__]
     vars(module).setdefault("default_cfgs", {})[name] = cfg  # where timm looks for it
     setattr(module, name, register_model(entrypoint))
+    if isinstance(cfg, DefaultCfg) and cfg.is_pretrained:
+        _model_has_pretrained.add(name)  # timm looks at the first cfg only, which is that of an untrained model
 
 
 def _create(

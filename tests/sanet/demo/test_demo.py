@@ -22,6 +22,7 @@ from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.explain.gates import attention_layers
 from shuffle_attention.files import LOCK, locked
 from shuffle_attention.sanet.commands.demo import is_finished, train_digits
+from shuffle_attention.sanet.demo import guard as guards
 from shuffle_attention.sanet.demo import uploads
 from shuffle_attention.sanet.demo.guard import Guard, Hosts
 from shuffle_attention.sanet.demo.predictors import (
@@ -331,12 +332,15 @@ def test_uploads_are_bounded_in_total_and_removed_when_they_are_old(tmp_path, mo
     (tmp_path / "hash").mkdir()
     with (tmp_path / "hash/upload.png").open("wb") as file:
         file.truncate(uploads.MAX_TOTAL - 10)
-    with folder.room_for(6) as first, folder.room_for(6) as second, folder.room_for(4) as third:
-        assert (first, second, third) == (True, False, True)
+    with folder.arriving() as first, folder.arriving() as second:
+        assert [first(3), second(4), first(3), second(0)] == [True, True, True, True]
+        assert [second(1), first(0)] == [False, False]
+    with folder.arriving() as third:
+        assert third(10)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + uploads.KEPT)
-    with folder.room_for(11) as room:
-        assert room
+    with folder.arriving() as fourth:
+        assert fourth(11)
     folder.remove_old()
     assert [path.name for path in tmp_path.iterdir()] == ["example.png"]
 
@@ -509,6 +513,36 @@ def test_an_upload_is_one_file_of_bounded_size(tmp_path):
         answer(guard, "/gradio_api/upload", one, method="POST", content_type="multipart/form-data; boundary=bb")[0]
         == 503
     )
+
+
+def test_slow_uploads_end_and_take_no_room_from_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "KEPT", 0.01)
+    monkeypatch.setattr(uploads, "MAX_TOTAL", 2 * uploads.MAX_BYTES)
+    guard, sent = guarded(tmp_path), []
+    headers = {"host": "localhost", "content-type": "multipart/form-data; boundary=bb", "content-length": str(2**24)}
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": pairs}
+
+    async def nothing() -> dict[str, Any]:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("status"))
+
+    async def visit() -> None:
+        await asyncio.gather(*(guard(dict(scope), nothing, send) for _ in range(3)))
+
+    asyncio.run(visit())
+    assert sent == [408, None] * 3
+
+
+def test_a_stream_for_an_unknown_visitor_is_refused_before_it_begins(tmp_path):
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError("session_hash")
+
+    assert answer(guarded(tmp_path, failing), "/gradio_api/queue/data") == (400, "this request cannot be processed")
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])

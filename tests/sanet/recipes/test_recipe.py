@@ -104,6 +104,12 @@ def test_an_unusable_file_is_refused_in_a_short_message(tmp_path, text, message)
     assert "\n" not in str(raised.value)
 
 
+def test_brackets_in_comments_and_quotes_are_not_nested(tmp_path):
+    text = f'# {"[" * 2000}\ndata: "{"{" * 2000}"  # {"[" * 2000}\nlr: 0.5'
+    (tmp_path / "own.yaml").write_text(text)
+    assert (load_recipe(tmp_path / "own.yaml").lr, load_recipe(tmp_path / "own.yaml").data) == (0.5, "{" * 2000)
+
+
 def nested(times: int) -> list:
     values: list = [1.0]
     for _ in range(times):

@@ -76,11 +76,34 @@ def test_a_checkpoint_in_mid_epoch_leaves_the_one_of_the_epoch_beside_it_until_t
     monkeypatch.setattr(state.RunState, "save", watched)
     train(recipe(checkpoint_steps=6), tmp_path, CPU, task=Brightness)
     assert kept == [
-        (0, 6, ["last.pt"]),
+        (0, 6, ["good.pt", "last.pt"]),
         (1, 0, ["best.pt", "last.pt"]),
         (1, 6, ["best.pt", "good.pt", "last.pt"]),
         (2, 0, ["best.pt", "last.pt"]),
     ]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_continued_run_that_diverges_in_the_first_epoch_says_what_it_goes_back_to(tmp_path, monkeypatch, kept):
+    save, start = state.RunState.save, None
+
+    def stops(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.RunState, "save", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(checkpoint_steps=3), tmp_path, CPU, task=Brightness)
+    monkeypatch.setattr(state.RunState, "save", save)
+    start = read_checkpoint(tmp_path / "good.pt")["state_dict"]
+    if not kept:
+        (tmp_path / "good.pt").unlink()
+    told = "good state is .*, of the start of the run" if kept else "saved state is .*, of step 3 .* may be bad already"
+    with pytest.raises(InputError, match=f"in epoch 1, .*The last {told}"):
+        train(recipe(lr=1e30), tmp_path, CPU, task=Brightness, resume=True)
+    last = read_checkpoint(tmp_path / "last.pt")
+    assert last["step"] == (0 if kept else 3)
+    assert all(torch.equal(start[key], value) for key, value in last["state_dict"].items()) is kept
 
 
 def test_nan_in_the_validation_alone_stops_the_run(tmp_path, monkeypatch):

@@ -375,6 +375,29 @@ def test_starting_from_a_checkpoint_with_a_new_head(run, shared_tree, tmp_path):
     assert found["state_dict"]["fc.weight"].shape == (9, 512)
 
 
+def test_classes_in_another_order_keep_the_meaning_that_the_checkpoint_gives_them(run, shared_tree, tmp_path, caplog):
+    content = read_checkpoint(run / "best.pt")
+    weights, order = content["state_dict"], content["classes"][::-1]
+    weights |= {key: weights[key].flip(0) for key in ("fc.weight", "fc.bias")}
+
+    def start(path: Path) -> tuple[list[str], dict[str, float]]:
+        opened = Classification.open(quick(shared_tree, model="sa_resnet18", initial=str(path)), check=False)
+        model = opened.create_model(restored=False)
+        opened.load_initial(model)
+        assert opened.classes is not None
+        return opened.classes, opened.evaluate(model.eval(), opened.held_out(CPU, 16), CPU).metrics
+
+    _, expected = start(run / "best.pt")
+    torch.save({"state_dict": weights, "classes": order}, tmp_path / "turned.pt")
+    with caplog.at_level("INFO"):
+        classes, scores = start(tmp_path / "turned.pt")
+    assert "labels have the order of the checkpoint" in caplog.text
+    assert (classes, scores) == (order, pytest.approx(expected, rel=1e-5))
+    torch.save({"state_dict": weights, "classes": ["x", "y"]}, tmp_path / "others.pt")
+    start(tmp_path / "others.pt")
+    assert "others.pt is for the classes x, y, and the data have" in caplog.text
+
+
 def test_the_step_schedule_divides_by_ten(shared_tree, tmp_path):
     recipe = quick(shared_tree, sched="step", decay_epochs=1, decay_rate=0.1, epochs=3, lr=0.1, batch_size=64)
     train(recipe, tmp_path / "run", CPU, task=Classification)

@@ -144,15 +144,22 @@ def _attention(known: Architecture) -> str:
 
 def _code(known: Architecture, path: str) -> list[str]:
     """Return commands, or lines of Python, that load weights."""
+    from ...models.detectors import ARCHITECTURES
+
     arguments = "" if known.num_classes in (None, 1000) else f", num_classes={known.num_classes}"
     arguments += "" if known.in_chans == 3 else f", in_chans={known.in_chans}"
     base = f"resnet{known.model.rpartition('resnet')[2]}" if known.attached else known.model
+    headless = [] if known.detector or known.num_classes is not None else ["fc.*"]
+    differing = [*headless, *known.missing, *known.unexpected, *known.reshaped]
+    may_differ = "" if not differing else f", may_differ={differing if len(differing) < 6 else ['...']}"
+    note = ["# the entries in may_differ are not loaded; the model keeps its own, at their start"]
+    note = note if len(differing) > len(headless) else []
+    if known.detector and known.detector not in ARCHITECTURES:
+        return [f"with torchvision, since this package has no {known.detector}"]
     if known.detector:
-        code = [
-            "from shuffle_attention import load_checkpoint",
-            "from shuffle_attention.models.detectors import create_detector",
-            f"model = create_detector({known.detector!r}, {known.model!r}, {known.num_classes})",
-        ]
+        arguments = f"{known.detector!r}, {known.model!r}, {known.num_classes}, weights={path!r}{may_differ}"
+        code = ["from shuffle_attention.models.detectors import create_detector", *note]
+        code.append(f"model = create_detector({arguments})")
     else:
         code = [
             "import timm, shuffle_attention.models",
@@ -163,12 +170,7 @@ def _code(known: Architecture, path: str) -> list[str]:
             code.append("shuffle_attention.models.small_input_stem(model)")
         if known.attached:
             code.append(f"attach(model, {known.attention!r})")
-    headless = [] if known.detector or known.num_classes is not None else ["fc.*"]
-    differing = [*headless, *known.missing, *known.unexpected, *known.reshaped]
-    if len(differing) > len(headless):
-        code.append("# the entries in may_differ are not loaded; the model keeps its own, at their start")
-    may_differ = "" if not differing else f", may_differ={differing if len(differing) < 6 else ['...']}"
-    code.append(f"load_checkpoint(model, {path!r}{may_differ})")
+        code += [*note, f"load_checkpoint(model, {path!r}{may_differ})"]
     commands = [f"sanet eval {path} --data DIR"] if not (known.detector or known.attached or differing) else []
     if known.attention == "none" and not known.detector and len(differing) == len(headless):
         sa = f"sa_{known.model}"

@@ -286,11 +286,12 @@ def _check_depth(paths: Sequence[str | os.PathLike], *, refuse: bool) -> None:
     chosen = (
         [paths[index * len(paths) // _LOOKED_AT] for index in range(_LOOKED_AT)] if len(paths) > _LOOKED_AT else paths
     )
-    largest = 0
+    largest, colours = 0, False
     for path in chosen:
         with open_image(path) as image:
-            upper = 8 if _is_deep_colour(image) and not image.mode.startswith("I") else 0
-            largest = max(largest, int(np.asarray(image).max()) << upper)
+            coloured = _is_deep_colour(image) and not image.mode.startswith("I")
+            largest = max(largest, int(np.asarray(image).max()) << (8 if coloured else 0))
+            colours |= coloured
         if largest >= 1 << max(_DEPTHS):
             return
     if largest:
@@ -298,9 +299,10 @@ def _check_depth(paths: Sequence[str | os.PathLike], *, refuse: bool) -> None:
         message = f"no pixel of the {len(chosen)} images of 16 bits that were looked at, such as {chosen[0]}, is above "
         message += f"{largest:,}: they would be almost black"
         if refuse:
+            fill = f"save them with 8 bits, since colours have no --bit-depth {depth}" if colours else ""
             raise DataError(
-                f"{message}. If the values fill {depth} bits, give --bit-depth {depth}; if they are meant to be this "
-                f"dark, give --bit-depth 16"
+                f"{message}. If the values fill {depth} bits, {fill or f'give --bit-depth {depth}'}; if they are meant "
+                f"to be this dark, give --bit-depth 16"
             )
         logger.warning("%s", message)
 

@@ -1,10 +1,12 @@
 """Middleware between the network and Gradio: only the page's requests, from the page itself, get through."""
 
+import asyncio
 import ipaddress
 import json
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from email.message import Message as Header
@@ -13,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import InputError
-from .uploads import MAX_BYTES, Uploads
+from .uploads import KEPT, MAX_BYTES, Uploads
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,7 +26,7 @@ _POLICY = (
     b"frame-ancestors 'self'"
 )
 _FILE = "/gradio_api/file="
-_UPLOAD, _JOIN, _CANCEL = (f"/gradio_api/{name}" for name in ("upload", "queue/join", "cancel"))
+_UPLOAD, _JOIN, _DATA, _CANCEL = (f"/gradio_api/{name}" for name in ("upload", "queue/join", "queue/data", "cancel"))
 # The routes that the page uses. Gradio has many more, some of which load addresses or never end.
 _READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/(assets|static)/.+"
@@ -124,9 +126,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = failed = False
+        begin: Message | None = None
 
         async def with_policy(message: Message) -> None:
-            nonlocal started, failed
+            nonlocal started, failed, begin
             if message["type"] == "http.response.start":
                 failed = message["status"] == 500
                 message["headers"] = [
@@ -135,8 +138,14 @@ class Guard:
                     (b"referrer-policy", b"no-referrer"),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+                if scope["path"] == _DATA:  # only its first event shows whether the visitor is known
+                    begin = message
+                    return
             if not failed:
                 started = True
+                if begin is not None:
+                    await send(begin)
+                    begin = None
                 await send(message)
 
         try:
@@ -152,7 +161,7 @@ class Guard:
         except Exception:  # Gradio's, about a request that the page would not send
             refusal = Refusal(400, "this request cannot be processed")
         if not started:
-            failed = False
+            failed, begin = False, None
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
             await with_policy({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await with_policy({"type": "http.response.body", "body": str(refusal).encode(errors="replace")})
@@ -209,12 +218,18 @@ class Guard:
             raise Refusal(413, f"a file may have {MAX_BYTES:,} bytes")
         if not boundary or kind.get_content_type() != "multipart/form-data":
             raise Refusal(400, "an upload must be a form with one file")
-        tail, parts = b"", 0
+        tail, parts, deadline = b"", 0, time.monotonic() + KEPT
 
         async def counting() -> Message:
             nonlocal tail, parts
-            message = await receive()
-            window = tail + message.get("body", b"")
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except asyncio.TimeoutError as error:
+                raise Refusal(408, f"an upload may take {KEPT} seconds") from error
+            body = message.get("body", b"")
+            if not has_room(len(body)):
+                raise Refusal(503, "too many images are on the way; try again in a minute")
+            window = tail + body
             parts += window.count(b"--" + boundary)
             # One boundary stands before the file, and one after it.
             if parts > 2:
@@ -224,9 +239,7 @@ class Guard:
             tail = window[-len(boundary) - 1 :]
             return message
 
-        with self.uploads.room_for(int(length)) as room:
-            if not room:
-                raise Refusal(503, "too many images are on the way; try again in a minute")
+        with self.uploads.arriving() as has_room:
             yield counting
 
     def _has_only_uploads(self, value: Any) -> bool:

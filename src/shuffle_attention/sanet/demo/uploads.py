@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 20
 KEPT_SIDE = 2048  # pixels of the longer side that are kept
 MAX_TOTAL = 25 * MAX_BYTES  # of all uploads, those on their way included
-KEPT = 60  # seconds; an upload is read at once
+KEPT = 60  # seconds for an upload to arrive, and then to be read, which happens at once
 _PREFIX = "sanet-demo-"
 
 
@@ -54,7 +54,7 @@ class Uploads:
     def __init__(self, folder: Path):
         self.folder = folder
         self._kept = set(folder.rglob("*"))
-        self._expected = 0
+        self._arrived = 0
 
     def remove_old(self) -> int:
         """Remove uploads older than ``KEPT``, and return the number of bytes of the others."""
@@ -71,14 +71,23 @@ class Uploads:
         return total
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[bool]:
-        """Yield whether there is room for an upload, and reserve it until the end of the block."""
-        room = self.remove_old() + self._expected + size <= MAX_TOTAL
-        self._expected += size * room
+    def arriving(self) -> Iterator[Callable[[int], bool]]:
+        """Yield a function that counts bytes of an upload as they arrive, and returns whether there is room for them.
+
+        They count until the end of the block. A visitor who sends slowly takes no room from others.
+        """
+        there, own = self.remove_old(), 0
+
+        def has_room(size: int) -> bool:
+            nonlocal own
+            own += size
+            self._arrived += size
+            return there + self._arrived <= MAX_TOTAL
+
         try:
-            yield room
+            yield has_room
         finally:
-            self._expected -= size * room
+            self._arrived -= own
 
 
 def read_upload(path: str | os.PathLike, bit_depth: int | None = None) -> Image.Image:

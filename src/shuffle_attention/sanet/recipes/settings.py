@@ -6,8 +6,9 @@ import math
 import operator
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import UnionType
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,8 @@ from ...errors import InputError, brief, unknown
 S = TypeVar("S", bound="Settings")
 
 _BRACKETS = 500  # in each other
+_OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+_FLOW = (*_OPENING, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 # Groups of a recipe's fields, in the order in which the help of a command shows them.
 GROUPS = ("data", "images", "model", "optimisation", "machine")
 # Limits of what a field may hold; more is not a setting but a mistake or an attack.
@@ -221,18 +224,22 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
 
 
+def _are_deep(openings: Iterable[bool]) -> bool:
+    """Return whether brackets, of which each opens or closes, lie in too many others; stop at the first that does."""
+    return any(depth > _BRACKETS for depth in accumulate(1 if opens else -1 for opens in openings))
+
+
 def read_yaml(text: str) -> Any:
     """Return the plain values in a YAML text.
 
     Raises:
         InputError: If it is not YAML, has a key twice, or is nested too deeply.
     """
-    depth = 0
-    for bracket in re.findall(r"[\[\]{}]", text):  # PyYAML takes quadratic time for them
-        depth += 1 if bracket in "[{" else -1
-        if depth > _BRACKETS:
-            raise InputError("is nested too deeply")
     try:
+        # PyYAML takes quadratic time for brackets. Those in comments and quotes do not count.
+        brackets = (bracket in "[{" for bracket in re.findall(r"[\[\]{}]", text))
+        if _are_deep(brackets) and _are_deep(isinstance(t, _OPENING) for t in yaml.scan(text) if isinstance(t, _FLOW)):
+            raise RecursionError
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise InputError("is nested too deeply") from error

@@ -1,5 +1,6 @@
 """The contract of a task: data, model, loss, metrics, evaluation and report."""
 
+import logging
 import math
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 
 from ...checkpoints import load_checkpoint
-from ...errors import InputError
+from ...errors import InputError, brief, listed
 from ..data.loading import TrainingBatches
 from ..device import Process
 from ..recipes.recipe import RunRecipe, recipe_names
@@ -22,6 +23,7 @@ from .evaluation import Scores, held_out_batches
 from .predictor import Predictor
 
 R = TypeVar("R", bound=RunRecipe)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,20 @@ class Task(ABC, Generic[R]):
 
     def keep_classes(self, classes: list[str] | None) -> None:
         """Give the classes the labels that a run has recorded, if they have the same names in another order."""
+
+    def compare_classes(self, classes: Any, path: str, kept: Sequence[str]) -> None:
+        """Warn if the classifier of a checkpoint was loaded and is for other classes.
+
+        Args:
+            classes: Class names in the checkpoint, if it has them.
+            path: The checkpoint.
+            kept: Entries of the model that were not loaded.
+        """
+        if isinstance(classes, list) and self.classes and classes != self.classes and not kept:
+            logger.warning(
+                "%s is for the classes %s, and the data have %s: its classifier starts with others",
+                *(path, listed([brief(name, quoted=False) for name in classes]), listed(self.classes)),
+            )
 
     @abstractmethod
     def create_model(self, *, restored: bool) -> nn.Module:

@@ -27,7 +27,7 @@ class RunFolder:
 
     Attributes:
         last: Checkpoint that the run continues from.
-        good: That of the end of the last epoch, while ``last`` is of the middle of the next one.
+        good: That of the end of the last epoch, or of the start of the run, while ``last`` is of mid-epoch.
         best: Weights of the best epoch.
         config: Settings.
         metrics: One row per epoch.
@@ -62,9 +62,7 @@ class RunFolder:
         return bool(content.get("epoch") or content.get("step"))
 
     def keep_good(self) -> None:
-        """Keep the last checkpoint under another name, unless one is kept already."""
-        if self.good.exists():
-            return
+        """Keep the last checkpoint under another name."""
         try:
             os.link(self.last, self.good)
         except OSError:  # a file system without hard links

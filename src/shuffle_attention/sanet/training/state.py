@@ -45,6 +45,7 @@ class RunState:
         lr: Learning rate of the last step.
         stop: Signal that arrived after the last step of the run, or None.
         first_loss: Mean loss up to the first time that it was read in this process, or None.
+        saved_step: Step of its epoch at which the last checkpoint was saved.
         start: Content of a checkpoint from before the first step, until the first epoch is over; None if resumed.
     """
 
@@ -73,6 +74,7 @@ class RunState:
             self.trainer.compile()
         self.first_loss: float | None = None
         self.start: dict[str, Any] | None = None
+        self.saved_step = 0
         self._not_finite = set(self._broken())
         if process.world_size > 1:
             self.trainer.prepare_distributed(device_ids=[process.device] if process.device.type == "cuda" else None)
@@ -133,7 +135,7 @@ class RunState:
         """Write the checkpoint to continue from; all processes call it together.
 
         While it is of the middle of an epoch, ``files.good`` keeps the one of the end of the last epoch, whose
-        weights a validation has shown to work.
+        weights a validation has shown to work, or of the start of the run.
 
         Raises:
             InputError: If weights in the middle of an epoch are not finite; nothing is written then.
@@ -142,12 +144,16 @@ class RunState:
             self.require_finite(weights=True)
         content = self.snapshot()
         if self.process.rank == 0:
-            if self.step and self.history:
-                self.files.keep_good()
+            if self.step and not self.files.good.exists():
+                if self.start is not None:
+                    write_checkpoint(self.start, self.files.good)
+                elif not self.saved_step:
+                    self.files.keep_good()
             write_checkpoint(content, self.files.last)
             if not self.step:
                 self.files.good.unlink(missing_ok=True)
                 self.start = None
+        self.saved_step = self.step
 
     def keep_start(self) -> None:
         """Keep the present state, to go back to if the first epoch fails; all processes call it together."""
@@ -184,16 +190,17 @@ class RunState:
         """
         if self.process.rank != 0:
             raise SystemExit(BAD_INPUT)
-        last, recipe = self.files.last, self.recipe
+        last, recipe, kind = self.files.last, self.recipe, "good"
+        of = f"the end of epoch {len(self.history)}" if self.history else "the start of the run"
         if self.files.good.exists():
             os.replace(self.files.good, last)
         elif self.start is not None:
             write_checkpoint(self.start, last)
-        of = "the start of the run" if self.start else f"an earlier step of epoch {self.epoch + 1}"
-        of = f"the end of epoch {len(self.history)}" if self.history else of
+        elif self.saved_step:
+            kind, of = "saved", f"step {self.saved_step} of that epoch, and may be bad already"
         raise InputError(
-            f"{what} in epoch {self.epoch + 1}, step {self.step} of {self.steps_per_epoch}. The last good state is "
-            f"{last}, of {of}. A smaller lr (now {recipe.lr:g}), a longer warm-up (warmup_epochs) or clip_grad may "
+            f"{what} in epoch {self.epoch + 1}, step {self.step} of {self.steps_per_epoch}. The last {kind} state "
+            f"is {last}, of {of}. A smaller lr (now {recipe.lr:g}), a longer warm-up (warmup_epochs) or clip_grad may "
             f"help: {recipe.command} --resume {self.files.folder} --lr {recipe.lr / 10:g}"
         )
 
@@ -259,6 +266,7 @@ class RunState:
         self.scaler.load_state_dict(content["scaler"])
         self.lr = float(content["lr"])
         self.epoch, self.step = int(content["epoch"]), step
+        self.saved_step = step
         self.history, self.curve = list(content["history"]), list(content.get("curve", []))
         if len(content["processes"]) == self.process.world_size:
             own = content["processes"][self.process.rank]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import CenterCrop, Resize, v2
 
-from ....checkpoints import CheckpointError, find_state_dict, load_checkpoint, read_checkpoint
+from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
 from ....checkpoints.architecture import Architecture, fitted, recognise
 from ....errors import DataError
 from ...data.image_files import ImageFile
@@ -132,7 +132,7 @@ def restore_network(
         CheckpointError: If the file cannot be read, or its model is neither known nor named.
     """
     content = read_checkpoint(path)
-    weights, _ = find_state_dict(content, ema=ema, path=path)
+    weights, name = find_state_dict(content, ema=ema, path=path)
     settings = settings or {}
     if isinstance(content.get("recipe"), dict):
         recipe, num_classes = recipe_of(content, path)
@@ -150,7 +150,7 @@ def restore_network(
         num_classes = _head_size(recipe.model, known.weights, path)
         classes = ImageNetInfo().label_names() if num_classes == 1000 else None
     model = create_network(recipe, num_classes, restored=True)
-    report = load_checkpoint(model, path, ema=ema)
+    report = load_weights(model, weights, path, name=name, ema=ema)
     return Classifier(
         model=model,
         recipe=with_normalisation(recipe, model),

@@ -17,7 +17,7 @@ from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor, nn
 
 from ....attach.insert import CHILD
-from ....checkpoints import load_checkpoint
+from ....checkpoints import find_state_dict, load_weights, read_checkpoint
 from ....errors import DataError, asked_for, listed
 from ...data.datasets import Samples, list_images, open_split
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
@@ -99,7 +99,10 @@ class Classification(Task[Recipe]):
 
     def keep_classes(self, classes: list[str] | None) -> None:
         # Version 0.1 sorted the names of classes that are numbers as text.
-        if self.classes and classes and self.classes != classes and sorted(self.classes) == sorted(classes):
+        if not isinstance(classes, list) or not self.classes or not all(isinstance(name, str) for name in classes):
+            return
+        if self.classes != classes and sorted(self.classes) == sorted(classes):
+            logger.info("the labels have the order of the checkpoint: %s", listed(classes))
             for samples in (self.training, self.validation):
                 samples.relabel(classes)
             self.classes = list(classes)
@@ -146,10 +149,15 @@ class Classification(Task[Recipe]):
     def load_initial(self, model: nn.Module) -> None:
         recipe = self.recipe
         if recipe.initial is not None:
+            content = read_checkpoint(recipe.initial)
+            self.keep_classes(content.get("classes"))
+            weights, name = find_state_dict(content, path=recipe.initial)
             # The weights of a plain model have no values for attention that does not start as the identity.
             published = recipe.attach.get("start") == "published" or not recipe.attach.get("preserve", True)
             new = [f"*.{child}.*" for child in set(CHILD.values())] if published else []
-            load_checkpoint(model, recipe.initial, may_differ=[*recipe.may_differ, *new])
+            may_differ = [*recipe.may_differ, *new]
+            report = load_weights(model, weights, recipe.initial, name=name, may_differ=may_differ)
+            self.compare_classes(content.get("classes"), recipe.initial, report.kept)
 
     def batches(self, process: Process) -> TrainingBatches:
         return training_batches(self.training, self.recipe, process)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from ....checkpoints import CheckpointError, load_checkpoint, read_checkpoint
+from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
 from ....errors import DataError, InputError, listed
 from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
 from ...data.coco import CocoData
@@ -49,6 +49,7 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
         recipe.backbone,
         num_classes,
         weights=None if restored else recipe.weights,
+        norm_eps=recipe.norm_eps,
         pretrained=recipe.pretrained and not restored,
         trainable_layers=trainable_layers,
         frozen_norm=recipe.has_weights if frozen_norm is None else frozen_norm,
@@ -190,7 +191,8 @@ def restore_detector(
         raise CheckpointError(f"{path} does not say what the {num_classes - 1} labels of its detector mean")
     recipe = recipe.replaced(**(settings or {}))
     model = detector_of(recipe, num_classes, restored=True)
-    report = load_checkpoint(model, path, ema=ema)
+    weights, name = find_state_dict(content, ema=ema, path=path)
+    report = load_weights(model, weights, path, name=name, ema=ema)
     return Detector(
         model=model,
         recipe=recipe,

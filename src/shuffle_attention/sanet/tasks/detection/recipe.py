@@ -42,6 +42,9 @@ class DetectionRecipe(RunRecipe):
     weights: str | None = option(
         None, "checkpoint of the backbone or of a detector; plain for torchvision's", "model", metavar="FILE"
     )
+    norm_eps: float | None = option(
+        None, "epsilon of the frozen norms in a detector of torchvision's; 0 by default", "model", minimum=0
+    )
     pretrained: bool = option(False, "take timm's weights of the backbone", "model")
     trainable_layers: int | None = option(
         None, "stages of the backbone that are trained; 3 with weights, all without", "model"

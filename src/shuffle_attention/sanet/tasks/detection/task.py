@@ -109,8 +109,11 @@ class Detection(Task[DetectionRecipe]):
     def load_initial(self, model: nn.Module) -> None:
         recipe = self.recipe
         if recipe.initial is not None:
-            weights, _ = find_state_dict(read_checkpoint(recipe.initial), path=recipe.initial)
-            load_detector(model, recipe.arch, weights, recipe.initial, may_differ=recipe.may_differ)
+            content = read_checkpoint(recipe.initial)
+            weights, _ = find_state_dict(content, path=recipe.initial)
+            options = {"may_differ": recipe.may_differ, "norm_eps": recipe.norm_eps}
+            report = load_detector(model, recipe.arch, weights, recipe.initial, **options)
+            self.compare_classes(content.get("classes"), recipe.initial, report.kept)
 
     def batches(self, process: Process) -> TrainingBatches:
         return TrainingBatches(self.training, self.recipe, process, collate=collate)
