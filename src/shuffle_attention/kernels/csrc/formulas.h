@@ -83,11 +83,10 @@ struct Plane {
     return t;
   }
 
-  SIMD_INLINE V attended(V u) const { return z(u) * gate_of(exponent_of(u), inverse_gain); }
+  SIMD_INLINE V gate(V u) const { return gate_of(exponent_of(u), inverse_gain); }
 
   // a q + S h, the part of du that does not pass through statistics, with q and h.
-  SIMD_INLINE V own_gradient(V g, V u, V& q, V& h) const {
-    const V gate = gate_of(exponent_of(u), inverse_gain);
+  SIMD_INLINE V own_gradient(V g, V u, V gate, V& q, V& h) const {
     q = gate * g;
     h = (1 - gate * inverse_gain) * q * z(u);
     if constexpr (kTail) return scale * q + slope * h;
@@ -152,7 +151,7 @@ SIMD_INLINE void for_planes_of(const Operands& o, const Span& span, const Run& r
   }
 }
 
-template <class A, bool kTail, bool kNCHW>
+template <class A, bool kTail>
 void find_gates(const Operands& o, const Span& span) {
   for_planes_of<A, kTail>(o, span, [&](const auto& p) {
     using V = Vec<A>;
@@ -166,7 +165,7 @@ void find_gates(const Operands& o, const Span& span) {
     p.set(o.coefficients, kRho, rho);
     p.set(o.coefficients, kSlope, slope);
     p.set(o.coefficients, kExponent, exponent);
-    if constexpr (kNCHW) p.set(o.coefficients, kGate, gate_of(exponent, p.gates.inverse_gain));
+    p.set(o.coefficients, kGate, gate_of(exponent, p.gates.inverse_gain));
   });
 }
 

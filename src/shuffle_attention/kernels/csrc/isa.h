@@ -30,7 +30,7 @@ namespace SIMD_NAMESPACE {
 template <class T, bool kTail>
 constexpr Kernels nchw() {
   using A = Accumulator<T>;
-  return {statistics_nchw<T, kTail>, find_gates<A, kTail, true>, output_nchw<T, kTail>, gradient_sums_nchw<T, kTail>,
+  return {statistics_nchw<T, kTail>, find_gates<A, kTail>, output_nchw<T, kTail>, gradient_sums_nchw<T, kTail>,
           finish_sums<A, kTail, true>, find_gradient<A, kTail>, gradient_nchw<T, kTail>,
           Lanes<A>::count};
 }
@@ -38,7 +38,7 @@ constexpr Kernels nchw() {
 template <class T, bool kTail>
 constexpr Kernels nhwc() {
   using A = Accumulator<T>;
-  return {statistics_nhwc<T, kTail>, find_gates<A, kTail, false>, output_nhwc<T, kTail>, gradient_sums_nhwc<T, kTail>,
+  return {statistics_nhwc<T, kTail>, find_gates<A, kTail>, output_nhwc<T, kTail>, gradient_sums_nhwc<T, kTail>,
           finish_sums<A, kTail, false>, find_gradient<A, kTail>, gradient_nhwc<T, kTail>,
           kTileVectors<kTail> * Lanes<A>::count};
 }

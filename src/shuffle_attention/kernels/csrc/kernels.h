@@ -39,6 +39,7 @@ struct Gates {
   A eps;
   // The gain costs nothing: gain / (1 + 2^t) = 1 / (1 / gain + 2^(t - log2 gain)).
   A log_gain, inverse_gain;
+  int64_t n;  // channels of a branch in a group
 };
 
 // Values per channel. BatchNorm is z = scale * (u - centre) + shift; its pointers are null for the layer.
@@ -55,7 +56,7 @@ enum Coefficient {
   kRho,         // 0 where nothing passes through the variance: channel branch, one pixel, overflow
   kSlope,       // S
   kExponent,    // the gate is gate_of(kToExponent * S * d + exponent) with d = u - pivot
-  kGate,        // of the channel branch, one per plane; NCHW only
+  kGate,        // of the channel branch, one per plane
   kByMean,      // du = a q + S h + by_mean + by_distance * d
   kByDistance,
   kCoefficients

@@ -111,14 +111,21 @@ SIMD_INLINE Accumulator<T> mean_of(const T* x, int64_t size) {
   return sum[0] / size;
 }
 
-// Of a few vectors nearly any value will do for a pivot, and to wait for the mean takes longer than
-// all else: if these elements alone differ from the rest, the variance loses 4 bits of 24.
+// Nearly any value will do for a pivot, and the mean is waited for: the mean of four elements of a few vectors, or of
+// one value in 16 and more, evenly spread. Where they alone differ from the rest, the variance loses 4 bits of 24.
 template <int N, class T, class A = Accumulator<T>>
 SIMD_INLINE A guess_mean(const T* x, int64_t size) {
-  constexpr int W = Lanes<A>::count;
+  constexpr int64_t W = Lanes<A>::count;
   if (N == 1) return load(x)[0];
-  const Vec<A> v = load(x) + load(x + size - W);
-  return (v[0] + v[W / 2]) * A(0.25);
+  if constexpr (N > 0) {
+    const Vec<A> v = load(x) + load(x + size - W);
+    return (v[0] + v[W / 2]) * A(0.25);
+  }
+  constexpr int64_t kSampled = 4;
+  if (size > 16 * kSampled * W) return mean_of<N>(x, size < kPivotElements ? size : kPivotElements);
+  Vec<A> v{};
+  for (int64_t k = 0; k < kSampled; ++k) v += load(x + k * (size - W) / (kSampled - 1));
+  return sum_of_lanes<A>(v) * (A(1) / (kSampled * W));
 }
 
 // ---- A map ----
@@ -205,8 +212,7 @@ void statistics_nchw(const Operands& o, const Span& span) {
       }
     } else {
       A sums[2];
-      pivot = N > 0 ? guess_mean<N>(u.at, size) : mean_of<N>(u.at, size < kPivotElements ? size : kPivotElements);
-      pivot = finite_pivot(pivot);
+      pivot = finite_pivot(guess_mean<N>(u.at, size));
       sum_over_plane<N>(size, sums, [&](int64_t i, V* t) {
         t[0] = load(u.at + i) - pivot;
         t[1] = t[0] * t[0];
@@ -235,7 +241,7 @@ void output_nchw(const Operands& o, const Span& span) {
       return o.relu ? (y < 0 ? V{} : y) : y;
     };
     if (channels_of<A>(o).gates.spatial[c] != 0) {
-      store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.attended(load(u.at + i)), i); });
+      store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.z(load(u.at + i)) * p.gate(load(u.at + i)), i); });
     } else {
       const A gate = row_of<A>(o.coefficients, o, kGate)[c];
       store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.z(load(u.at + i)) * gate, i); });
@@ -285,7 +291,7 @@ void gradient_sums_nchw(const Operands& o, const Span& span) {
       sum_over_plane<N>(size, sums, [&](int64_t i, V* s) {
         const V x = load(u.at + i), d = x - p.pivot;
         V q;
-        const V own = p.own_gradient(take(i), x, q, s[kH]);
+        const V own = p.own_gradient(take(i), x, p.gate(x), q, s[kH]);
         if (part) store(part + i, own);
         s[kHd] = s[kH] * d;
         if constexpr (kTail) {
@@ -337,7 +343,7 @@ void gradient_nchw(const Operands& o, const Span& span) {
       store_plane<N>(du.at, size, [&](int64_t i) {
         const V x = load(u.at + i);
         V q, h;
-        return p.own_gradient(passed(grad.at, activated.at, i), x, q, h) + p.through_statistics(x);
+        return p.own_gradient(passed(grad.at, activated.at, i), x, p.gate(x), q, h) + p.through_statistics(x);
       });
     } else if constexpr (kTail) {
       const A scale = p.scale * row_of<A>(o.coefficients, o, kGate)[c];

@@ -28,6 +28,7 @@ struct Tile {
   using V = Vec<A>;
   static constexpr int64_t W = Lanes<A>::count;
   static constexpr int K = 2 * U;  // vectors
+  static constexpr bool kFull = Full;
 
   bool shuffle;
   int64_t row, channel[2][K], lanes[2][K];  // [Side]
@@ -91,17 +92,19 @@ struct Tile {
   }
 };
 
-// Calls run(tile, from, to) on all pixels of the span.
+// Calls run(tile, from, to) on all pixels of the span, `rows` at a time. A narrow tile has one vector of each half.
 template <class T, bool kTail, class Run>
-SIMD_INLINE void for_tiles(const Operands& o, const Span& span, int64_t pixels, const Run& run) {
+SIMD_INLINE void for_tiles(
+    const Operands& o, const Span& span, int64_t pixels, const Run& run, int64_t rows = kRowPixels<kTail>,
+    bool narrow = false) {
   constexpr int U = kTileVectors<kTail>;
   constexpr int64_t W = Lanes<Accumulator<T>>::count;
   const int64_t end = span.first + span.count;
   for (int64_t from = 0, to; from < pixels; from = to) {
-    to = pixels - from < 2 * kRowPixels<kTail> ? pixels : from + kRowPixels<kTail>;
+    to = pixels - from < 2 * rows ? pixels : from + rows;
     int64_t first = span.first;
     if constexpr (U > 1) {
-      for (; end - first >= U * W; first += U * W) run(Tile<T, kTail, U, true>(o.map, first, W), from, to);
+      for (; !narrow && end - first >= U * W; first += U * W) run(Tile<T, kTail, U, true>(o.map, first, W), from, to);
     }
     for (; end - first >= W; first += W) run(Tile<T, kTail, 1, true>(o.map, first, W), from, to);
     if (first < end) run(Tile<T, kTail, 1, false>(o.map, first, end - first), from, to);
@@ -122,11 +125,58 @@ SIMD_INLINE bool writes_are_cold(const Map& map) {
   return map.channels * map.plane * static_cast<int64_t>(sizeof(T)) > (1 << 20);
 }
 
-template <bool kTail, class Tile, class A = typename Tile::A>
-SIMD_INLINE void read_planes(Plane<A, Vec<A>, kTail> (&planes)[Tile::K], const Operands& o, const Tile& tile) {
-  for (int k = 0; k < Tile::K; ++k) {
-    planes[k].read(o, [&](const A* row) { return tile.load(row, 0, kBefore, k); });
+// The lanes of a tile whose gates need an exponential per pixel: half of the channels have one gate per plane. If it is
+// half of the lanes of each vector, two vectors share the exponential: the second borrows lanes of the first.
+enum GateLanes { kNone, kHalf, kAll };
+
+template <class Tile, bool kTail, GateLanes kLanes>
+struct TilePlanes {
+  using A = typename Tile::A;
+  using V = Vec<A>;
+  static constexpr int K = Tile::K;
+  Plane<A, V, kTail> at[K];
+  V of_plane[K], spatial[K];
+  Bits<A> from;
+
+  SIMD_INLINE TilePlanes(const Operands& o, const Tile& tile) {
+    const Gates<A>& gates = channels_of<A>(o).gates;
+    for (int k = 0; k < K; ++k) {
+      const auto row = [&](const A* values) { return tile.load(values, 0, kBefore, k); };
+      at[k].read(o, row);
+      if (kLanes != kAll) of_plane[k] = row(row_of<A>(o.coefficients, o, kGate));
+      if (kLanes == kHalf) spatial[k] = row(gates.spatial);
+    }
+    if (kLanes == kHalf) from = lane_numbers<A>(LaneIndices<A>{}) ^ static_cast<int>(gates.n);
   }
+
+  // The gates of vector k, after those of the vectors before it; u(k) loads its values, `shared` is kept between calls.
+  template <class Load>
+  SIMD_INLINE V gates(int k, const Load& u, V (&shared)[K]) const {
+    if constexpr (kLanes == kHalf) {
+      if (const int j = k + K / 2; j < K) {
+        const V second = exchanged(at[j].exponent_of(u(j)), from);
+        shared[k] = gate_of(spatial[k] != 0 ? at[k].exponent_of(u(k)) : second, at[k].inverse_gain);
+        shared[j] = exchanged(shared[k], from);
+      }
+      return spatial[k] != 0 ? shared[k] : of_plane[k];
+    } else {
+      return kLanes == kNone ? of_plane[k] : at[k].gate(u(k));
+    }
+  }
+};
+
+// Calls run(planes) with the planes of the tile. kShares is for a pass that waits for arithmetic and not for memory.
+template <bool kTail, bool kShares, class Tile, class Run>
+SIMD_INLINE void with_planes(const Operands& o, const Tile& tile, const Run& run) {
+  const auto& gates = channels_of<typename Tile::A>(o).gates;
+  if (Tile::kFull && o.map.channels % (4 * gates.n) == 0) {  // the branches alternate alike in both halves of the channels
+    const bool spatial = gates.spatial[tile.channel[kBefore][0]] != 0;
+    if (gates.n % (Tile::K / 2 * Tile::W) == 0 && !spatial) return run(TilePlanes<Tile, kTail, kNone>(o, tile));
+    if constexpr (kExchanges && kShares) {
+      if (Tile::W % (2 * gates.n) == 0) return run(TilePlanes<Tile, kTail, kHalf>(o, tile));
+    }
+  }
+  run(TilePlanes<Tile, kTail, kAll>(o, tile));
 }
 
 template <class T, bool kTail>
@@ -181,26 +231,29 @@ void output_nhwc(const Operands& o, const Span& span) {
   const T* const shortcut = kTail ? image_of<T>(o.shortcut, o, span) : nullptr;
   T* const out = image_of<T>(o.out, o, span);
   const bool far = !o.cached, cold = writes_are_cold<T>(o.map), relu = kTail && o.relu;
-  for_tiles<T, kTail>(o, span, o.map.plane, [&](const auto& tile, int64_t from, int64_t to) SIMD_ALWAYS {
+  const auto run = [&](const auto& tile, int64_t from, int64_t to) SIMD_ALWAYS {
     constexpr int K = std::decay_t<decltype(tile)>::K;
-    Plane<A, V, kTail> planes[K];
-    read_planes(planes, o, tile);
-    for (int64_t i = from; i < to; ++i) {
-      V y[K];
-      if (far) tile.ahead(u, i, kBefore);
-      if (shortcut) tile.ahead(shortcut, i, kAfter);
-      if (cold) tile.ahead(out, i, kAfter);
-      for (int k = 0; k < K; ++k) {
-        y[k] = planes[k].attended(tile.load(u, i, kBefore, k));
+    with_planes<kTail, true>(o, tile, [&](const auto& planes) SIMD_ALWAYS {
+      for (int64_t i = from; i < to; ++i) {
+        V y[K], shared[K];
+        const auto x = [&](int k) { return tile.load(u, i, kBefore, k); };
+        if (far) tile.ahead(u, i, kBefore);
+        if (shortcut) tile.ahead(shortcut, i, kAfter);
+        if (cold) tile.ahead(out, i, kAfter);
+        for (int k = 0; k < K; ++k) y[k] = planes.at[k].z(x(k)) * planes.gates(k, x, shared);
+        tile.shuffled(y);
+        for (int k = 0; k < K; ++k) {
+          if (shortcut) y[k] += tile.load(shortcut, i, kAfter, k);
+          if (relu) y[k] = y[k] < 0 ? V{} : y[k];
+          tile.store(out, i, kAfter, k, y[k]);
+        }
       }
-      tile.shuffled(y);
-      for (int k = 0; k < K; ++k) {
-        if (shortcut) y[k] += tile.load(shortcut, i, kAfter, k);
-        if (relu) y[k] = y[k] < 0 ? V{} : y[k];
-        tile.store(out, i, kAfter, k, y[k]);
-      }
-    }
-  });
+    });
+  };
+  // Tiles of one branch wherever vectors are.
+  constexpr int64_t W = Lanes<A>::count;
+  const int64_t n = channels_of<A>(o).gates.n;
+  for_tiles<T, kTail>(o, span, o.map.plane, run, kRowPixels<kTail>, n % W == 0 && n % (kTileVectors<kTail> * W) != 0);
 }
 
 // The gradient that ReLU lets through, as it stands before the shuffle; also written to `dshortcut`.
@@ -225,30 +278,31 @@ void gradient_sums_nhwc(const Operands& o, const Span& span) {
   const bool far = !o.cached, cold = writes_are_cold<T>(o.map);
   for_tiles<T, kTail>(o, span, o.map.plane, [&](const auto& tile, int64_t from, int64_t to) SIMD_ALWAYS {
     constexpr int K = std::decay_t<decltype(tile)>::K;
-    Plane<A, V, kTail> planes[K];
-    read_planes(planes, o, tile);
     V total[kSums<kTail>][K] = {};
-    for (int64_t i = from; i < to; ++i) {
-      V g[K];
-      if (far) tile.ahead(u, i, kBefore);
-      tile.ahead(grad, i, kAfter);
-      if (activated) tile.ahead(activated, i, kAfter);
-      if (cold && dshortcut) tile.ahead(dshortcut, i, kAfter);
-      if (cold && kKeepsPart<T>) tile.ahead(du, i, kBefore);
-      load_passed(tile, grad, activated, dshortcut, i, g);
-      for (int k = 0; k < K; ++k) {
-        const V x = tile.load(u, i, kBefore, k), d = x - planes[k].pivot;
-        V q, h;
-        const V own = planes[k].own_gradient(g[k], x, q, h);
-        if constexpr (kKeepsPart<T>) tile.store(du, i, kBefore, k, own);
-        if constexpr (kTail) {
-          total[kQ][k] += q;
-          total[kQd][k] += q * d;
+    with_planes<kTail, false>(o, tile, [&](const auto& planes) SIMD_ALWAYS {
+      for (int64_t i = from; i < to; ++i) {
+        V g[K], shared[K];
+        const auto values = [&](int k) { return tile.load(u, i, kBefore, k); };
+        if (far) tile.ahead(u, i, kBefore);
+        tile.ahead(grad, i, kAfter);
+        if (activated) tile.ahead(activated, i, kAfter);
+        if (cold && dshortcut) tile.ahead(dshortcut, i, kAfter);
+        if (cold && kKeepsPart<T>) tile.ahead(du, i, kBefore);
+        load_passed(tile, grad, activated, dshortcut, i, g);
+        for (int k = 0; k < K; ++k) {
+          const V x = values(k), d = x - planes.at[k].pivot;
+          V q, h;
+          const V own = planes.at[k].own_gradient(g[k], x, planes.gates(k, values, shared), q, h);
+          if constexpr (kKeepsPart<T>) tile.store(du, i, kBefore, k, own);
+          if constexpr (kTail) {
+            total[kQ][k] += q;
+            total[kQd][k] += q * d;
+          }
+          total[kH][k] += h;
+          total[kHd][k] += h * d;
         }
-        total[kH][k] += h;
-        total[kHd][k] += h * d;
       }
-    }
+    });
     for (int r = 0; r < kSums<kTail>; ++r) {
       for (int k = 0; k < K; ++k) tile.add(row_of<A>(o.raw_sums, o, r), from == 0, k, total[r][k]);
     }
@@ -265,27 +319,33 @@ void gradient_nhwc(const Operands& o, const Span& span) {
   const T* const grad = image_of<T>(o.dshortcut ? o.dshortcut : o.grad, o, span);
   const T* const activated = kTail && !o.dshortcut ? image_of<T>(o.activated, o, span) : nullptr;
   const bool far = !o.cached;
-  for_tiles<T, kTail>(o, span, o.map.plane, [&](const auto& tile, int64_t from, int64_t to) SIMD_ALWAYS {
+  // Few rows where little is computed: those of u and du often compete for the same lines of the cache.
+  const bool few = kKeepsPart<T> && 2 * span.count == o.map.channels;
+  const auto run = [&](const auto& tile, int64_t from, int64_t to) SIMD_ALWAYS {
     constexpr int K = std::decay_t<decltype(tile)>::K;
-    Plane<A, V, kTail> planes[K];
-    read_planes(planes, o, tile);
-    for (int64_t i = from; i < to; ++i) {
-      V g[K], q, h;
-      if constexpr (!kKeepsPart<T>) load_passed(tile, grad, activated, static_cast<T*>(nullptr), i, g);
-      if (far) tile.ahead(u, i, kBefore);
-      if (far && kKeepsPart<T>) tile.ahead(du, i, kBefore);
-      for (int k = 0; k < K; ++k) {
-        const V x = tile.load(u, i, kBefore, k);
-        V own;
-        if constexpr (kKeepsPart<T>) {
-          own = tile.load(du, i, kBefore, k);
-        } else {
-          own = planes[k].own_gradient(g[k], x, q, h);
+    const auto finish = [&](const auto& planes) SIMD_ALWAYS {
+      for (int64_t i = from; i < to; ++i) {
+        V g[K], shared[K], q, h;
+        const auto values = [&](int k) { return tile.load(u, i, kBefore, k); };
+        if constexpr (!kKeepsPart<T>) load_passed(tile, grad, activated, static_cast<T*>(nullptr), i, g);
+        if (far) tile.ahead(u, i, kBefore);
+        if (far && kKeepsPart<T>) tile.ahead(du, i, kBefore);
+        for (int k = 0; k < K; ++k) {
+          const V x = values(k);
+          V own;
+          if constexpr (kKeepsPart<T>) {
+            own = tile.load(du, i, kBefore, k);
+          } else {
+            own = planes.at[k].own_gradient(g[k], x, planes.gates(k, values, shared), q, h);
+          }
+          tile.store(du, i, kBefore, k, own + planes.at[k].through_statistics(x));
         }
-        tile.store(du, i, kBefore, k, own + planes[k].through_statistics(x));
       }
-    }
-  });
+    };
+    if constexpr (kKeepsPart<T>) finish(TilePlanes<std::decay_t<decltype(tile)>, kTail, kAll>(o, tile));
+    else with_planes<kTail, false>(o, tile, finish);
+  };
+  for_tiles<T, kTail>(o, span, o.map.plane, run, kRowPixels<kTail> / (few ? 4 : 1));
 }
 
 }  // namespace SIMD_NAMESPACE

@@ -40,25 +40,26 @@ class Norm {
 
   // The statistics of the batch from those of the planes, about the means.
   void pool(const A* statistics) {
+    plan_.for_channels([&](int64_t begin, int64_t end) { pool(statistics, begin, end); });
+  }
+  void pool(const A* statistics, int64_t begin, int64_t end) {
     const int64_t channels = plan_.map.channels, batch = plan_.map.batch;
-    plan_.for_channels([&](int64_t begin, int64_t end) {
-      const auto over_samples = [&](std::vector<double>& total, const auto& term) {
-        for (int64_t c = begin; c < end; ++c) total[c] = 0;
-        for (int64_t b = 0; b < batch; ++b) {
-          const A* const of = statistics + b * kStatistics * channels;
-          for (int64_t c = begin; c < end; ++c) {
-            const double mean = double(of[kPivot * channels + c]) + of[kRest * channels + c];
-            total[c] += term(mean, of[kVariance * channels + c], c);
-          }
+    const auto over_samples = [&](std::vector<double>& total, const auto& term) {
+      for (int64_t c = begin; c < end; ++c) total[c] = 0;
+      for (int64_t b = 0; b < batch; ++b) {
+        const A* const of = statistics + b * kStatistics * channels;
+        for (int64_t c = begin; c < end; ++c) {
+          const double mean = double(of[kPivot * channels + c]) + of[kRest * channels + c];
+          total[c] += term(mean, of[kVariance * channels + c], c);
         }
-        for (int64_t c = begin; c < end; ++c) total[c] /= batch;
-      };
-      over_samples(mean_, [](double mean, double, int64_t) { return mean; });
-      over_samples(var_, [&](double mean, double var, int64_t c) {
-        return var + (mean - mean_[c]) * (mean - mean_[c]);
-      });
-      spread(begin, end);
+      }
+      for (int64_t c = begin; c < end; ++c) total[c] /= batch;
+    };
+    over_samples(mean_, [](double mean, double, int64_t) { return mean; });
+    over_samples(var_, [&](double mean, double var, int64_t c) {
+      return var + (mean - mean_[c]) * (mean - mean_[c]);
     });
+    spread(begin, end);
   }
 
   void copy_moments(A* out) const {
@@ -68,27 +69,28 @@ class Norm {
 
   // The gradients of weight and bias from the sums of all planes; what goes through the statistics is kept.
   void differentiate(const A* sums, A* dweight, A* dbias) {
+    plan_.for_channels([&](int64_t begin, int64_t end) { differentiate(sums, dweight, dbias, begin, end); });
+  }
+  void differentiate(const A* sums, A* dweight, A* dbias, int64_t begin, int64_t end) {
     const int64_t channels = plan_.map.channels;
     const double values = double(plan_.map.batch) * plan_.map.plane;
-    plan_.for_channels([&](int64_t begin, int64_t end) {
-      std::vector<double> shift(end - begin), scale(end - begin);
-      for (int64_t b = 0; b < plan_.map.batch; ++b) {
-        const A* const of = sums + b * kNormSums * channels;
-        for (int64_t c = begin; c < end; ++c) {
-          shift[c - begin] += of[kSumDz * channels + c];
-          scale[c - begin] += of[kSumDzDistance * channels + c];
-        }
-      }
+    std::vector<double> shift(end - begin), scale(end - begin);
+    for (int64_t b = 0; b < plan_.map.batch; ++b) {
+      const A* const of = sums + b * kNormSums * channels;
       for (int64_t c = begin; c < end; ++c) {
-        const double invstd = 1 / std::sqrt(var_[c] + eps_), rest = mean_[c] - row(kCentre)[c];
-        const double by_bias = shift[c - begin], by_weight = (scale[c - begin] - rest * by_bias) * invstd;
-        dbias[c] = by_bias;
-        dweight[c] = by_weight;
-        const double each = by_batch ? row(kScale)[c] / values : 0;
-        row(kByBias)[c] = each * (by_bias - rest * invstd * by_weight);
-        row(kByWeight)[c] = each * invstd * by_weight;
+        shift[c - begin] += of[kSumDz * channels + c];
+        scale[c - begin] += of[kSumDzDistance * channels + c];
       }
-    });
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      const double invstd = 1 / std::sqrt(var_[c] + eps_), rest = mean_[c] - row(kCentre)[c];
+      const double by_bias = shift[c - begin], by_weight = (scale[c - begin] - rest * by_bias) * invstd;
+      dbias[c] = by_bias;
+      dweight[c] = by_weight;
+      const double each = by_batch ? row(kScale)[c] / values : 0;
+      row(kByBias)[c] = each * (by_bias - rest * invstd * by_weight);
+      row(kByWeight)[c] = each * invstd * by_weight;
+    }
   }
 
  private:

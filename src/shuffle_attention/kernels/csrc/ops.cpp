@@ -3,8 +3,8 @@
 // The schemas, shapes and autograd are Python's (../schema.py). Only PyTorch's stable C++ interface is used, so that one
 // binary serves every later PyTorch and Python.
 //
-// A span makes all its steps while it is in cache, except where BatchNorm's statistics are those of the batch: then all
-// spans are summed up in between. Sums over samples have one order.
+// A span makes all its steps while it is in cache, except where BatchNorm's statistics are those of the batch: then the
+// spans of a column, or all spans, are summed up in between. Sums over samples have one order.
 #include <torch/csrc/stable/library.h>
 
 #include <memory>
@@ -24,6 +24,12 @@ std::unique_ptr<A[]> scratch(const Plan& plan, int rows) {
   return std::unique_ptr<A[]>(new A[rows * plan.map.batch * plan.map.channels]);
 }
 
+// Calls run(begin, end) on a column's channels in both halves.
+template <class Run>
+void in_both_halves(const Map& map, int64_t first, int64_t count, const Run& run) {
+  for (const int64_t begin : {first, map.channels / 2 + first}) run(begin, begin + count);
+}
+
 // `norm` is null for the layer.
 template <class A>
 void run_forward(const Plan& plan, Operands& operands, const Parameters<A>& parameters, Norm<A>* norm) {
@@ -34,9 +40,16 @@ void run_forward(const Plan& plan, Operands& operands, const Parameters<A>& para
     plan.kernels.find_gates(o, span);
     plan.kernels.output(o, span);
   };
-  if (norm && norm->by_batch) {
-    plan.for_spans<A>(operands, [&](const Operands& o, const Span& span) { plan.kernels.statistics(o, span); });
-    norm->pool(static_cast<const A*>(operands.statistics));
+  const A* const statistics = static_cast<const A*>(operands.statistics);
+  if (norm && norm->by_batch && plan.column_width > 0) {
+    plan.for_columns<A>(operands, [&](const auto& visit, int64_t first, int64_t count) {
+      visit(plan.kernels.statistics, false);
+      in_both_halves(plan.map, first, count, [&](int64_t begin, int64_t end) { norm->pool(statistics, begin, end); });
+      visit(finish, true);
+    });
+  } else if (norm && norm->by_batch) {
+    plan.for_spans<A>(operands, plan.kernels.statistics);
+    norm->pool(statistics);
     plan.for_spans<A, true>(operands, finish);
   } else {
     plan.for_spans<A>(operands, [&](const Operands& o, const Span& span) {
@@ -70,14 +83,25 @@ ParameterTensors run_backward(
     plan.kernels.find_gradient(o, span);
     plan.kernels.gradient(o, span);
   };
-  if (norm && norm->by_batch) {
-    norm->pool(static_cast<const A*>(operands.statistics));
+  const auto finish_again = [&](const Operands& o, const Span& span) {
+    plan.kernels.find_gates(o, span);  // coefficients are scratch memory
+    finish(o, span);
+  };
+  const A* const statistics = static_cast<const A*>(operands.statistics);
+  if (norm && norm->by_batch && plan.column_width > 0) {
+    plan.for_columns<A>(operands, [&](const auto& visit, int64_t first, int64_t count) {
+      in_both_halves(plan.map, first, count, [&](int64_t begin, int64_t end) { norm->pool(statistics, begin, end); });
+      visit(sum, false);
+      in_both_halves(plan.map, first, count, [&](int64_t begin, int64_t end) {
+        norm->differentiate(norm_sums.get(), dweight, dbias, begin, end);
+      });
+      visit(finish_again, true);
+    });
+  } else if (norm && norm->by_batch) {
+    norm->pool(statistics);
     plan.for_spans<A>(operands, sum);
     norm->differentiate(norm_sums.get(), dweight, dbias);
-    plan.for_spans<A, true>(operands, [&](const Operands& o, const Span& span) {
-      plan.kernels.find_gates(o, span);  // coefficients are scratch memory
-      finish(o, span);
-    });
+    plan.for_spans<A, true>(operands, finish_again);
   } else {
     plan.for_spans<A>(operands, [&](const Operands& o, const Span& span) {
       sum(o, span);

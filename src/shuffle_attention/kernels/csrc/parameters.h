@@ -53,7 +53,7 @@ class Parameters {
     spread(map);
     const A* const s = spread_.data();
     gates_ = {s, s + map.channels, s + 2 * map.channels, s + 3 * map.channels, static_cast<A>(eps),
-              static_cast<A>(std::log2(gain)), static_cast<A>(1 / gain)};
+              static_cast<A>(std::log2(gain)), static_cast<A>(1 / gain), n_};
   }
   Parameters(const Parameters&) = delete;
   Parameters& operator=(const Parameters&) = delete;

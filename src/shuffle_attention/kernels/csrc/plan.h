@@ -74,6 +74,7 @@ struct Plan {
   bool rounds;      // whether maps are in NCHW and of a smaller type than sums
   bool direct;  // whether `like` has the layout and type of u
   int64_t width, spans;
+  int64_t column_width;  // of the spans of for_columns; 0 if it is not for this map
 
   Plan(const Tensor& u, const ParameterTensors& parameters, bool shuffle, bool tail)
       : like(torch::stable::empty_like(u)), tail(tail), direct(true) {
@@ -99,20 +100,24 @@ struct Plan {
     }
     kernels = (tail ? kernel_table().block_tail : kernel_table().layer).at[*layout][*type];
     rounds = *layout == kNCHW && (*type == kBFloat16 || *type == kHalf);
+    const int64_t threads = torch::stable::get_num_threads();
+    const auto whole = [&](int64_t count) { return (count + kernels.width - 1) / kernels.width * kernels.width; };
+    column_width = 0;
     if (*layout == kNCHW) {
       // As many planes as stay in the nearer caches together.
       const int64_t bytes = 2 * std::max<int64_t>(plane, 1) * like.element_size();
-      width = std::max<int64_t>((1 << 16) / bytes, 1);
-      if (width > kernels.width / 2) width = (width + kernels.width - 1) / kernels.width * kernels.width;
-      width = std::min(width, half);
+      const auto planes = [&](int64_t most) { return most > kernels.width / 2 ? std::min(whole(most), half) : most; };
+      width = planes(std::clamp<int64_t>((1 << 16) / bytes, 1, half));
+      const int64_t fit = std::clamp<int64_t>((1 << 18) / (bytes * std::max<int64_t>(map.batch, 1)), 1, half);
+      const int64_t columns = ((half + fit - 1) / fit + threads - 1) / threads * threads;  // as many for every thread
+      if (columns <= half) column_width = planes((half + columns - 1) / columns);
     } else {
       // Whole images, which are read in the order of memory, or parts if threads would have nothing to do.
-      const int64_t threads = torch::stable::get_num_threads();
       int64_t parts = 1;
       const auto idle = [&] { return map.batch * parts < 2 * threads && map.batch * parts % threads != 0; };
       while (idle() && half / (2 * parts) >= 2 * kernels.width) parts *= 2;
-      width = (half + parts - 1) / parts;
-      width = (width + kernels.width - 1) / kernels.width * kernels.width;
+      width = whole((half + parts - 1) / parts);
+      if (map.batch == 1) column_width = width;
     }
     spans = (half + width - 1) / width;
     fits_cache = 2 * width * plane * like.element_size() <= (1 << 20);
@@ -129,29 +134,67 @@ struct Plan {
     return out;
   }
 
-  // Calls run(operands, span) on every span. The rows of numbers of `all` are those of all images, null for scratch
-  // memory of a thread. A pass that goes back takes spans in reverse, while the last ones are still in cache.
+  // The operands of a thread. The rows of numbers of `all` are those of all images, null for scratch memory.
+  template <class A>
+  class Worker {
+   public:
+    Worker(const Plan& plan, const Operands& all)
+        : map_(plan.map), all_(all), o_(all), own_(new A[(kStatistics + kCoefficients + kRawSums) * map_.channels]),
+          part_(all.grad && all.cached && plan.rounds ? new A[2 * plan.width * (map_.plane + 16)] : nullptr) {
+      o_.coefficients = own_.get();
+      o_.raw_sums = own_.get() + kCoefficients * map_.channels;
+      o_.statistics = own_.get() + (kCoefficients + kRawSums) * map_.channels;
+      o_.part = part_.get();
+    }
+
+    // Calls run(operands, span) on `count` channels, or as many as there are.
+    template <class Run>
+    void operator()(const Run& run, int64_t image, int64_t first, int64_t count) {
+      const auto of_image = [&](void* rows, int count) {
+        return static_cast<A*>(rows) + image * count * map_.channels;
+      };
+      if (all_.statistics) o_.statistics = of_image(all_.statistics, kStatistics);
+      if (all_.gate_sums) o_.gate_sums = of_image(all_.gate_sums, kGateSums);
+      if (all_.norm_sums) o_.norm_sums = of_image(all_.norm_sums, kNormSums);
+      run(o_, Span{image, first, std::min(count, map_.channels / 2 - first)});
+    }
+
+   private:
+    const Map& map_;
+    const Operands& all_;
+    Operands o_;
+    std::unique_ptr<A[]> own_, part_;
+  };
+
+  // Calls run(operands, span) on every span. A pass that goes back takes spans in reverse, while the last ones are still
+  // in cache.
   template <class A, bool Back = false, class Run>
   void for_spans(const Operands& all, const Run& run) const {
-    const int64_t count = map.batch * spans, half = map.channels / 2;
     const int64_t size = map.channels * map.plane / spans;  // a thread is worth waking for 16 K elements
-    torch::stable::parallel_for(0, count, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<A[]> own(new A[(kStatistics + kCoefficients + kRawSums) * map.channels]);
-      Operands o = all;
-      o.coefficients = own.get();
-      o.raw_sums = own.get() + kCoefficients * map.channels;
-      o.statistics = own.get() + (kCoefficients + kRawSums) * map.channels;
-      const std::unique_ptr<A[]> part(all.grad && all.cached && rounds ? new A[2 * width * (map.plane + 16)] : nullptr);
-      o.part = part.get();
+    torch::stable::parallel_for(0, map.batch * spans, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
+      Worker<A> worker(*this, all);
       for (int64_t k = begin; k < end; ++k) {
-        const int64_t i = Back ? begin + end - 1 - k : k, image = i / spans, first = i % spans * width;
-        const auto of_image = [&](void* rows, int count) {
-          return static_cast<A*>(rows) + image * count * map.channels;
+        const int64_t i = Back ? begin + end - 1 - k : k;
+        worker(run, i / spans, i % spans * width, width);
+      }
+    });
+  }
+
+  // Calls run(visit, first, count) on every column, the spans of the same channels in all images. visit(step, back) calls
+  // step(operands, span) on them. Nothing else waits for the sums over the images of a column.
+  template <class A, class Run>
+  void for_columns(const Operands& all, const Run& run) const {
+    const int64_t half = map.channels / 2, columns = (half + column_width - 1) / column_width;
+    const int64_t size = map.batch * map.channels * map.plane / columns;
+    torch::stable::parallel_for(0, columns, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
+      Worker<A> worker(*this, all);
+      for (int64_t first = begin * column_width; first < std::min(end * column_width, half); first += column_width) {
+        const auto visit = [&](const auto& step, bool back) {
+          for (int64_t b = 0; b < map.batch; ++b) {
+            worker(step, back ? map.batch - 1 - b : b, first, column_width);
+          }
         };
-        if (all.statistics) o.statistics = of_image(all.statistics, kStatistics);
-        if (all.gate_sums) o.gate_sums = of_image(all.gate_sums, kGateSums);
-        if (all.norm_sums) o.norm_sums = of_image(all.norm_sums, kNormSums);
-        run(o, Span{image, first, std::min(width, half - first)});
+        run(visit, first, std::min(column_width, half - first));
       }
     });
   }

@@ -109,6 +109,19 @@ SIMD_INLINE void deinterleave(Vec<A> first, Vec<A> second, Vec<A>& a, Vec<A>& b)
   b = permute<A>(first, second, EveryOther<1>{});
 }
 
+// Lane i of the result is lane from[i]. It pays where lanes are masked at no cost.
+#if defined(SIMD_AVX512)
+constexpr bool kExchanges = true;
+SIMD_INLINE FloatLanes exchanged(FloatLanes v, FloatBits from) {
+  return (FloatLanes)_mm512_permutexvar_ps((__m512i)from, (__m512)v);
+}
+SIMD_INLINE DoubleLanes exchanged(DoubleLanes v, DoubleBits from) {
+  return (DoubleLanes)_mm512_permutexvar_pd((__m512i)from, (__m512d)v);
+}
+#else
+constexpr bool kExchanges = false;
+#endif
+
 template <class A, int By = Lanes<A>::count / 2>
 SIMD_INLINE A sum_of_lanes(Vec<A> v) {
   if constexpr (By == 0) {
