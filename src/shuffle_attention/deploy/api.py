@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError, asked_for, require_extra, unknown
 from ..kernels import use_reference
 from .format import Format
+from .rewrite import rewrite
 
 _formats: dict[str, Format] = {}
 
@@ -65,7 +66,7 @@ def export(
     format: str | None = None,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write a model as a file that needs neither this package nor its kernels.
+    """Write a model as a file that needs neither this package nor its kernels, rewritten by :func:`rewrite` first.
 
     The file is run by the runtime of its format on the example, with another batch size than it was written with,
     and its output compared with the model's. Only a file that agrees gets its final name.
@@ -96,9 +97,11 @@ def export(
         if not isinstance(output, Tensor):
             raise InputError(f"only models that return one tensor can be exported, got {type(output).__name__}")
         unchecked = Path(folder) / path.name
+        rewritten, _ = rewrite(model, example=images)
+        single = nn.Sequential(rewritten).eval()  # has one input by position, as formats expect
         # A batch of one would be taken for a constant.
         with use_reference(), asked_for(format=chosen.name):
-            chosen.write(model, images[:2] if len(example) == 1 else example, unchecked)
+            chosen.write(single, images[:2] if len(example) == 1 else example, unchecked)
         difference = chosen.check(unchecked, model, images)
         if not difference <= tolerance:  # NaN is a difference too
             raise InputError(

@@ -45,7 +45,7 @@ class Unit:
     """A module that follows the numberings of its maps by the order of its parameters.
 
     Attributes:
-        kind: "dense", "channelwise", "attention", "relu", or "grouped" for convolutions in groups, which fix their maps.
+        kind: "dense", "channelwise", "attention", "relu" or "grouped", convolutions in groups, which fix maps.
         calls: Input and output of each call.
         maps: Indices of the map before and the map after it.
         spatial: For attention, whether each channel has one gate per position.
@@ -97,6 +97,7 @@ class Channels(TorchFunctionMode):
         units: Units by name.
         uses: How often each tensor was read.
         called: Number of calls of each module.
+        shared: Names of modules whose parameters are used by others too.
         outputs: The map of each output of the model; None for an output that is not a map.
     """
 
@@ -117,7 +118,7 @@ class Channels(TorchFunctionMode):
         for name, module in model.named_modules():
             for own in {id(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None}:
                 self._owners[own].append(name)
-        self._excluded = {name for names in self._owners.values() if len(names) > 1 for name in names}
+        self.shared = {name for names in self._owners.values() if len(names) > 1 for name in names}
         self._constants: set[int] = set()
         self._keep_constants(leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
         for name, module in model.named_modules():
@@ -139,8 +140,8 @@ class Channels(TorchFunctionMode):
             For each renumbered map the original channel at each position, (C,); and for each attention layer that
             cannot be renumbered the reason.
         """
-        for name in self._excluded & set(self.units):
-            self._fixed |= dict.fromkeys(self.units[name].maps, f"the parameters of {name} are read elsewhere too")
+        for name in self.shared & set(self.units):
+            self._fixed |= dict.fromkeys(self.units[name].maps, f"the parameters of {name} are used elsewhere too")
         layers = {name: unit for name, unit in self.units.items() if unit.kind == "attention"}
         numberings: dict[int, Tensor] = {}
         kept: dict[str, str] = {}
@@ -178,7 +179,7 @@ class Channels(TorchFunctionMode):
 
     def _watch(self, name: str, module: nn.Module) -> None:
         kind, hooked = kind_of(module), bool(foreign_hooks(module))
-        given: list[Any] = []
+        given: Any = []
 
         def enter(_, args, kwargs):
             self._running.append(name)
@@ -186,7 +187,7 @@ class Channels(TorchFunctionMode):
             inputs = _tensors(args, kwargs)
             if self._unit is None and hooked:
                 self._show(inputs, name)
-            if self._unit is None and kind and name not in self._excluded and len(inputs) == 1:
+            if self._unit is None and kind and name not in self.shared and len(inputs) == 1:
                 self._unit = name
                 self._read(inputs)
                 given[:] = inputs[0], _key(inputs[0])
@@ -195,7 +196,7 @@ class Channels(TorchFunctionMode):
             self._running.pop()
             if self._unit == name:
                 self._unit = None
-                self._called(name, str(kind), module, *given, output)
+                self._called(name, str(kind), module, given[0], given[1], output)
 
         def show(module, args, kwargs, output):
             if self._unit is None and hooked:
@@ -238,7 +239,7 @@ class Channels(TorchFunctionMode):
             return result
         inputs = _tensors(args, kwargs)
         known = [tensor for tensor in inputs if id(tensor) in self._maps]
-        self._excluded |= {owner for tensor in inputs for owner in self._owners.get(id(tensor), ())}
+        self.shared |= {owner for tensor in inputs for owner in self._owners.get(id(tensor), ())}
         self._read(inputs)
         if not known:
             result = func(*args, **kwargs)

@@ -4,6 +4,7 @@ docs/shuffle.md says why the shuffle can go, and when it cannot.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,8 @@ from torch.utils._pytree import tree_leaves
 from ..attach import insert
 from ..attach.find import Example
 from ..attach.trace import example_input
-from ..attention.shuffle import ShuffleAttention
 from ..errors import InputError, counted, listed
-from .channels import CONVOLUTIONS, TRANSPOSED, Channels, foreign_hooks, is_norm
+from .channels import CONVOLUTIONS, TRANSPOSED, Channels, Unit, foreign_hooks, is_norm
 from .fused import Activation, FusedConv2d, ResidualBlock, Rewritten
 
 _OWN_BLOCKS = {"SABasicBlock": "BasicBlock", "SABottleneck": "Bottleneck"}
@@ -67,8 +67,8 @@ def rewrite(model: nn.Module, *, example: Example | None = None) -> tuple[nn.Mod
 
     All this follows from the data flow of one run on an example, so it applies to any model. What cannot be rewritten
     stays as it is and is in the report: a norm that does not follow a convolution, attention whose maps are read by
-    anything that depends on their numbering, modules with hooks, shared parameters, half precision. The copy is compared
-    with the model on random images; if they disagree, or the model does not run, the copy is not rewritten.
+    anything that depends on their numbering, modules with hooks, shared parameters, half precision. The copy is
+    compared with the model on random images; if they disagree, or the model does not run, the copy is not rewritten.
 
     Args:
         model: Model, which is not changed. Of torchvision's detectors the backbone is rewritten.
@@ -144,7 +144,6 @@ class _Rewriting:
         self.flow = Channels(copy.deepcopy(plain, shared), args, kwargs)
         self.model = copy.deepcopy(plain)
         self.modules = dict(self.model.named_modules())
-        self.units = {name: (self.modules[name], unit) for name, unit in self.flow.units.items()}
         orders = self.renumber()
         self.fold()
         for block_name, module in self.modules.items():
@@ -153,22 +152,14 @@ class _Rewriting:
         self.verify(plain, args, kwargs)
 
     def renumber(self) -> dict[int, Tensor]:
-        """Renumber the parameters of all units, and return the orders of the outputs."""
+        """Renumber the parameters of all units, remove shuffles, and return the orders of the outputs."""
         numberings, kept = self.flow.numberings()
         self.report.kept |= {name: f"its shuffle and groups: {reason}" for name, reason in kept.items()}
-        for name, (module, unit) in self.units.items():
-            before, after = (numberings.get(each) for each in unit.maps)
-            if unit.kind == "attention" and before is not None:
-                _unshuffle(module, before)
+        renumber(self.modules, self.flow.units, numberings)
+        for name, unit in self.flow.units.items():
+            if unit.kind == "attention" and unit.maps[0] in numberings:
+                _unshuffle(self.modules[name], numberings[unit.maps[0]])
                 self.report.unshuffled.append(name)
-            elif unit.kind == "dense":
-                rows, columns = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
-                _reorder(module.weight, columns, before)
-                _reorder(module.weight, rows, after)
-                _reorder(module.bias, 0, after)
-            elif unit.kind == "channelwise" and after is not None:
-                for tensor in (*module._parameters.values(), *module._buffers.values()):
-                    _reorder(tensor if tensor is not None and tensor.shape[:1] == after.shape else None, 0, after)
         orders: dict[int, Tensor] = {}
         for position, each in enumerate(self.flow.outputs):
             if each in numberings:
@@ -179,8 +170,10 @@ class _Rewriting:
 
     def fold(self) -> None:
         """Fold norms into the layers before them, and ReLU into convolutions."""
-        once = {name: unit for name, unit in self.flow.units.items() if self.flow.called[name] == len(unit.calls) == 1}
-        writers = {
+        flow = self.flow
+        once = {name: unit for name, unit in flow.units.items() if flow.called[name] == len(unit.calls) == 1}
+        once = {name: unit for name, unit in once.items() if name not in flow.shared}
+        writers: dict[Any, Any] = {
             unit.calls[0][1]: self.modules[name]
             for name, unit in once.items()
             if isinstance(self.modules[name], (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
@@ -188,10 +181,10 @@ class _Rewriting:
         for name, module in self.modules.items():
             if is_norm(module):
                 key, after = once[name].calls[0] if name in once else (None, None)
-                writer = writers.get(key) if key is not None and self.flow.uses[key] == 1 else None
+                writer = writers.get(key) if key is not None and flow.uses[key] == 1 else None
                 if reason := _unfoldable(module, writer):
                     self.report.kept[name] = reason
-                elif after is not None:
+                else:
                     _fold(module, writer)
                     writers[after] = writer
                     self.report.folded.append(name)
@@ -199,7 +192,7 @@ class _Rewriting:
         for name, unit in once.items():
             module, key = self.modules[name], unit.calls[0][0]
             writer = writers.get(key)
-            if type(module) is nn.ReLU and type(writer) is FusedConv2d and self.flow.uses[key] == 1:
+            if type(module) is nn.ReLU and type(writer) is FusedConv2d and flow.uses[key] == 1:
                 writer.relu = True
                 _become(module, nn.Identity)
 
@@ -223,7 +216,7 @@ class _Rewriting:
             elif type(module) is not nn.Identity and not (isinstance(module, nn.Dropout) or own == 0):
                 branch.append(module)
         norm = block.get_submodule(known.branch[-1])
-        children = {
+        children: Any = {
             "branch": nn.Sequential(*branch),
             "shortcut": getattr(block, known.shortcut),
             "norm": None if type(norm) is nn.Identity and not _hooked(norm) else norm,
@@ -231,7 +224,7 @@ class _Rewriting:
             "act": getattr(block, known.act),
         }
         if insert.HOOK_CHILD in block._modules:  # attention after the whole block
-            children[insert.HOOK_CHILD] = block._modules[insert.HOOK_CHILD]
+            children[insert.HOOK_CHILD] = getattr(block, insert.HOOK_CHILD)
         _become(block, ResidualBlock)
         block._modules = children
         self.report.blocks.append(name)
@@ -246,7 +239,22 @@ class _Rewriting:
                     raise InputError("the rewritten model computes something else")
 
 
-def _unshuffle(layer: ShuffleAttention, numbering: Tensor) -> None:
+@torch.no_grad()
+def renumber(modules: Mapping[str, Any], units: Mapping[str, Unit], numberings: Mapping[int, Tensor]) -> None:
+    """Reorder the parameters of all units but attention for new numberings of their maps, in place."""
+    for name, unit in units.items():
+        module, (before, after) = modules[name], (numberings.get(each) for each in unit.maps)
+        if unit.kind == "dense":
+            rows, columns = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
+            _reorder(module.weight, columns, before)
+            _reorder(module.weight, rows, after)
+            _reorder(module.bias, 0, after)
+        elif unit.kind == "channelwise" and after is not None:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                _reorder(tensor if tensor is not None and tensor.shape[:1] == after.shape else None, 0, after)
+
+
+def _unshuffle(layer: Any, numbering: Tensor) -> None:
     """Give attention one group, no shuffle and parameters for each channel, in a new numbering of its input."""
     n, half = layer.channels // (2 * layer.groups), layer.channels // 2
     index = numbering.to(layer.cweight.device) % (2 * n)
@@ -285,8 +293,8 @@ def _fold(norm: Any, layer: Any) -> None:
     """Fold a norm into the convolution or linear layer before it; the weights are computed in float64."""
     statistics = norm.running_mean, norm.running_var
     values = (layer.weight, layer.bias, *statistics, norm.weight, norm.bias)
-    weight, bias, mean, var, scale, shift = (None if value is None else value.double() for value in values)
-    assert weight is not None and mean is not None and var is not None
+    wide: list[Any] = [None if value is None else value.double() for value in values]
+    weight, bias, mean, var, scale, shift = wide
     fused = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, scale, shift, isinstance(layer, TRANSPOSED))
     layer.weight, layer.bias = (nn.Parameter(each.to(layer.weight.dtype), requires_grad=False) for each in fused)
     act = getattr(norm, "act", None)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 in_use = False
+_SMALL_PLANE = 256  # pixels
 
 
 @contextmanager
@@ -60,6 +61,43 @@ def shuffle_attention(
     if shuffle:
         y = y.transpose(1, 2)
     return y.reshape(x.shape).to(x.dtype)
+
+
+def halves(
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    eps: float,
+    gain: float = 1.0,
+) -> Tensor:
+    """Return the attended map for one group without shuffle, in few of the operators that exported graphs have.
+
+    Each of the parameters has a value for each channel of its half. Instance normalisation computes the gates of the
+    spatial branch; on small planes it runs over all channels, with a scale of 0 in the channel branch, which takes
+    fewer operators than splitting the map.
+    """
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    cw, cb, sw, sb, gw, gb = (p.to(wide.dtype).flatten() for p in (cweight, cbias, sweight, sbias, gn_weight, gn_bias))
+    scale, shift, over = sw * gw, sw * gb + sb, tuple(range(2, x.dim()))
+    column = [1, -1, *[1] * len(over)]
+    pixels = math.prod(x.shape[2:])
+    if isinstance(pixels, int) and pixels <= _SMALL_PLANE:
+        zeros = torch.zeros_like(cw)
+        normed = _instance_norm(wide, torch.cat([zeros, scale]), torch.cat([cb, shift]), eps)
+        y = wide * torch.sigmoid(normed + torch.cat([cw, zeros]).reshape(column) * wide.mean(over, keepdim=True))
+    else:
+        channel, spatial = wide.chunk(2, dim=1)
+        gate = torch.sigmoid(cw.reshape(column) * channel.mean(over, keepdim=True) + cb.reshape(column))
+        y = torch.cat([channel * gate, spatial * torch.sigmoid(_instance_norm(spatial, scale, shift, eps))], dim=1)
+    return (y if gain == 1 else gain * y).to(x.dtype)
+
+
+def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, False)
 
 
 def gates(
