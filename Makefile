@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test fuzz bench lint clean
+.PHONY: help demo test fuzz bench figures gate lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -29,15 +29,14 @@ test: .venv/installed ## run the whole test suite
 fuzz: .venv/installed ## read 1,000 randomly damaged files of each format
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
-bench: .venv/installed ## time the kernels and whole networks beside their baselines, targets beside them
-	$(BIN)/python benchmarks/layer.py --name layer
-	$(BIN)/python benchmarks/call.py --name call
-	$(BIN)/python benchmarks/tail.py --name tail
-	$(BIN)/python benchmarks/network.py --name network
-	$(BIN)/python benchmarks/memory.py --name memory
-	$(BIN)/python benchmarks/follow.py --name follow
-	$(BIN)/python benchmarks/picture.py
-	$(BIN)/python benchmarks/tables.py
+bench: .venv/installed ## time kernels and models for each instruction set beside their targets (25 minutes)
+	$(BIN)/python benchmarks/bench.py
+
+figures: .venv/installed ## measure the ratios of the first table in docs/kernels.md (10 minutes)
+	$(BIN)/python benchmarks/bench.py figures
+
+gate: .venv/installed ## fail if a kernel is more than 25 % slower than recorded (half a minute)
+	$(BIN)/python benchmarks/gate.py
 
 lint: .venv/installed ## check style and types
 	$(BIN)/ruff check .

@@ -6,13 +6,12 @@ through the times of one image of a quarter, a half, three quarters and all of 2
 in the second cache with their outputs, has the first as its slope and the second where it meets zero.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
-from layer import FORMATS, layer_with_random_gates
-from timing import interleaved, judged, write
+from layer import layer_with_random_gates
+from timing import FORMATS, interleaved, judged, options, write
 from torch import Tensor
 
 from shuffle_attention import ShuffleAttention
@@ -28,25 +27,16 @@ def op_of(layer: ShuffleAttention) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.ops.shuffle_attention.shuffle_attention(x, *gates, *norm, layer.gn.eps, True)
 
 
-def without_gradients(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.no_grad():
-            return function(x)
-
-    return run
-
-
-def measure(layout: str, repetitions: int) -> list[dict]:
+def measure_calls(layout: str, repetitions: int) -> list[dict]:
     torch.manual_seed(0)
     functions = {}
     for part in PARTS:
         channels = round(CHANNELS * part)
         layer = layer_with_random_gates(channels)
         x = torch.randn(1, channels, SIZE, SIZE).to(memory_format=FORMATS[layout])
-        functions["clone", part] = without_gradients(Tensor.clone, x)
-        functions["op", part] = without_gradients(op_of(layer), x)
-        functions["module", part] = without_gradients(layer, x)
         leaf = x.clone().requires_grad_()
+        for name, function in (("clone", Tensor.clone), ("op", op_of(layer)), ("module", layer)):
+            functions[name, part] = torch.no_grad()(lambda function=function, x=x: function(x))
         functions["module, training", part] = lambda layer=layer, leaf=leaf: layer(leaf)
     times = interleaved(functions, repetitions)
     rows = []
@@ -57,30 +47,22 @@ def measure(layout: str, repetitions: int) -> list[dict]:
             for r in range(repetitions)
         ]
         low, middle, high = statistics.quantiles([fit.intercept for fit in lines], n=4)
-        row = {
-            "call": name,
-            "layout": layout,
-            "one_image_us": round(times[name, 1.0].median * 1e6, 1),
-            "kernel_us": round(statistics.median(fit.slope for fit in lines), 1),
-            "a_call_us": [round(us, 1) for us in (middle, low, high)],
-        }
-        if name != "clone":
-            row["target"] = TARGET
-        rows.append(row)
+        row = {"call": name, "layout": layout, "one_image_us": round(times[name, 1.0].median * 1e6, 1)}
+        row["kernel_us"] = round(statistics.median(fit.slope for fit in lines), 1)
+        row["a_call_us"] = [round(us, 1) for us in (middle, low, high)]
+        rows.append(row if name == "clone" else row | {"target": TARGET})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--repetitions", type=int, default=41)
-    parser.add_argument("--name", help="write results/NAME.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
     print(f"one image of {CHANNELS} x {SIZE} x {SIZE}; of this, what the kernel and what the call takes [quartiles]")
     for layout in FORMATS:
-        for row in measure(layout, args.repetitions):
+        for row in measure_calls(layout, args.repetitions):
             rows.append(row)
             middle, low, high = row["a_call_us"]
             print(

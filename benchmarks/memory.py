@@ -1,12 +1,11 @@
 """Measure the memory that attention costs a model: ``python benchmarks/memory.py``.
 
 ``kept`` is the bytes that the forward of a training step keeps for the backward, each storage once and
-parameters apart. ``peak`` is how much the process grows in two training steps of a network, which is
+parameters apart. ``peak`` is how much the process grows in two training steps of a model, which is
 there already: the most memory that it had resident, read from the kernel, less what it had before. Each
-network has a process of its own, because resident memory does not shrink reliably.
+model has a process of its own, because resident memory does not shrink reliably.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -14,68 +13,55 @@ import sys
 from pathlib import Path
 
 import torch
-from network import FORMATS, NETWORKS, images_of, network, training_step, unfused
-from timing import judged, write
+from network import Scene, model, training_step, why_missing
+from timing import FORMATS, judged, options, write
 
 from shuffle_attention.sanet.profile.costs import kept_for_backward
 
-KEPT_TARGET = 1.0
+MODELS = ("plain", "sa", "sa rebuild", "sa by modules", "se", "eca")
+TARGETS = {("sa", "kept"): 1.0, ("sa rebuild", "kept"): 0.82}
 
 
 def resident() -> int:
-    """Bytes that this process has resident now."""
+    """Return the bytes that this process has resident now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def of_one(name: str, batch: int, size: int, layout: str) -> dict[str, int]:
-    """Measure ``kept`` and ``peak`` of one model, in a separate process."""
-    images = images_of(batch, size, layout)
-    model = network(name).to(memory_format=FORMATS[layout])
-
-    def run() -> dict[str, int]:
-        step = training_step(model, images)
-        before = resident()
-        for _ in range(2):  # the second has the optimiser's state beside the rest
-            step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # kilobytes on Linux
-        return {"kept": kept_for_backward(model, images), "peak": peak}
-
-    return unfused(run)() if name == "sa-modules" else run()
+def of_one(name: str, scene: Scene) -> dict[str, int]:
+    """Return ``kept`` and ``peak`` of one model, in bytes; empty if it cannot be built."""
+    if why_missing(name, scene.layout):
+        return {}
+    network, images = model(name, scene.layout), scene.images()
+    step = training_step(network, images)
+    before = resident()
+    for _ in range(2):  # the second has the optimiser's state beside the rest
+        step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # kilobytes on Linux
+    return {"kept": kept_for_backward(network, images), "peak": peak}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--of", nargs=2, metavar=("NETWORK", "LAYOUT"), help="print the figures of one network as JSON")
-    parser.add_argument("--name", help="write results/NAME.json")
+    parser.add_argument("--of", nargs=2, metavar=("MODEL", "LAYOUT"), help="print the numbers of one model as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.of:
-        print(json.dumps(of_one(args.of[0], args.batch, args.size, args.of[1])))
+        print(json.dumps(of_one(args.of[0], Scene("training step", args.batch, args.of[1], args.size))))
         return
     rows = []
     for layout in FORMATS:
-        found = {}
-        for name in dict.fromkeys(["plain", *args.networks]):
-            numbers = [f"--batch={args.batch}", f"--size={args.size}", f"--threads={args.threads}"]
-            command = [sys.executable, __file__, "--of", name, layout, *numbers]
-            found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        row = {"batch": args.batch, "size": args.size, "layout": layout, "kept_target": KEPT_TARGET}
+        sizes = {}
+        for name in MODELS:
+            command = [sys.executable, __file__, *sys.argv[1:], "--of", name, layout]
+            sizes[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for what in ("kept", "peak"):
-            plain = found["plain"][what]
-            row[f"plain_{what}_mib"] = round(plain / 2**20, 1)
-            row |= {f"{name}_{what}_over_plain": round(found[name][what] / plain, 4) for name in found}
-            text = f"{what} {args.batch} {layout:13} plain {plain / 2**20:.0f} MiB"
-            for name in found:
-                if name != "plain":
-                    ratio = row[f"{name}_{what}_over_plain"]
-                    target = KEPT_TARGET if (name, what) == ("sa", "kept") else None
-                    text += f"  {name} {ratio:.3f} {judged(ratio, target)}"
-            print(text, flush=True)
-        rows.append(row)
+            mib = {name: round(size[what] / 2**20, 1) for name, size in sizes.items() if size}
+            rows.append({"bytes": what, "layout": layout, "batch": args.batch, "size": args.size, "mib": mib})
+            ratios = {name: mib[name] / mib["plain"] for name in mib if name != "plain"}
+            cells = [f"{name} {r:.3f} {judged(r, TARGETS.get((name, what)))}".strip() for name, r in ratios.items()]
+            print(f"{what} {layout:13} plain {mib['plain']:.0f} MiB ", *cells, sep="  ", flush=True)
     if args.name:
         print(write(args.name, rows))
 

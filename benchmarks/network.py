@@ -1,147 +1,188 @@
-"""Time whole models with attention: ``python benchmarks/network.py``.
+"""The models and jobs that benchmarks time: SA-ResNet-50 and what it is compared with.
 
-SA-ResNet-50 beside timm's ResNet-50, its SE-ResNet-50 and ECA-ResNet-50, and beside itself with its
-blocks run module by module. Every figure is a ratio to ResNet-50 within one repetition; ``compiled`` are
-the first two under ``torch.compile``, as a ratio to ResNet-50 compiled.
+A model is an entry of ``MODELS``, and a job one of ``JOBS``. ``figures.py`` and ``memory.py`` have the comparisons.
 """
 
-import argparse
-from collections.abc import Callable
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import tail
 import timm
 import torch
-from timing import interleaved, judged, write
+import torchvision
+from timing import FORMATS, STAGES, interleaved
 from torch import Tensor, nn
 
-from shuffle_attention.models import fused_block
+from shuffle_attention import attach
 from shuffle_attention.models.attention_resnet import resnet_with
+from shuffle_attention.models.detectors import create_detector
+from shuffle_attention.sanet.profile.costs import kept_for_backward, training_step
+from shuffle_attention.sanet.profile.detectors import random_objects, work_alike
 
-T = TypeVar("T")
-can_fuse = fused_block.can_fuse
-NETWORKS = {"plain": "none", "sa": "shuffle", "sa-modules": "shuffle", "se": "se", "eca": "eca"}
-TARGETS = {"inference": 0.98, "training step": 0.97}
-COMPILED_TARGET = 1.05
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-# An image more takes longer. What one network leaves in the allocator to the next, in an order drawn anew each time, is
-# some percent of either: enough of them for a median that it does not decide.
-REPETITIONS = {1: 31, 8: 21, 32: 7}
+Calls = dict[str, Callable[[], object]]
 
 
-def network(name: str) -> nn.Module:
-    """Return the model with its BatchNorms at their start, so that all models compute on similar numbers."""
+def resnet50(attention: str = "none", **options: Any) -> nn.Module:
+    name, defaults = resnet_with(attention, 50)
+    return timm.create_model(name, **defaults, **options)
+
+
+def by_modules(model: nn.Module) -> nn.Module:
+    """Make every module of a model run by itself, in place: a hook may look at it."""
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: None)
+    return model
+
+
+def attached(model: nn.Module, attention: str) -> nn.Module:
+    attach(model, attention, where="residual")
+    return model
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose BatchNorms are folded into the convolutions by PyTorch's own pass."""
+    from torch.fx.experimental.optimization import fuse
+
+    return fuse(model.eval())
+
+
+def rewritten(model: nn.Module) -> nn.Module:
+    from shuffle_attention.deploy import rewrite
+
+    return rewrite(model.eval())
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": resnet50,
+    "plain, norms folded": lambda: folded(resnet50()),
+    "plain rewritten": lambda: rewritten(resnet50()),
+    "plain with none": lambda: attached(resnet50(), "none"),
+    "sa": lambda: resnet50("shuffle"),
+    "sa by modules": lambda: by_modules(resnet50("shuffle")),
+    "sa rewritten": lambda: rewritten(resnet50("shuffle")),
+    "sa rebuild": lambda: resnet50("shuffle", memory="rebuild"),
+    "se": lambda: resnet50("se"),
+    "eca": lambda: resnet50("eca"),
+    "torchvision": torchvision.models.resnet50,
+    "torchvision attached": lambda: attached(torchvision.models.resnet50(), "shuffle"),
+}
+
+
+@functools.cache
+def model(name: str, layout: str) -> nn.Module:
+    """Return a model with its BatchNorms at their start, so that all models compute on similar numbers."""
     torch.manual_seed(0)
-    model, options = resnet_with(NETWORKS[name], 50)
-    return timm.create_model(model, **options)
+    return MODELS[name]().to(memory_format=FORMATS[layout])
 
 
-def unfused(call: Callable[[], T]) -> Callable[[], T]:
-    """Return the call with the modules of the blocks run one by one."""
-
-    def run() -> T:
-        fused_block.can_fuse = lambda *_: False
-        try:
-            return call()
-        finally:
-            fused_block.can_fuse = can_fuse
-
-    return run
+@functools.cache
+def why_missing(name: str, layout: str) -> str | None:
+    """Return why a model cannot be built with these versions of the libraries, or None if it can."""
+    try:
+        model(name, layout)
+    except (ImportError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
-def inference(model: nn.Module, images: Tensor) -> Callable[[], object]:
+@dataclass(frozen=True)
+class Scene:
+    """The conditions that models are compared in: a job, the batch, the layout, and the side of the images."""
+
+    job: str
+    batch: int
+    layout: str
+    size: int = 224
+
+    def images(self) -> Tensor:
+        shape = self.batch, 3, self.size, self.size
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(memory_format=FORMATS[self.layout])
+
+
+def in_inference(model: nn.Module, images: Any) -> Callable[[], object]:
     model.eval()
-
-    @torch.inference_mode()
-    def run() -> Tensor:
-        return model(images)
-
-    return run
+    return torch.inference_mode()(lambda: model(images))
 
 
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    labels = torch.arange(len(images)) % 1000
-
-    def run() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return run
+def inference(scene: Scene, names: Sequence[str]) -> Calls:
+    return {name: in_inference(model(name, scene.layout), scene.images()) for name in names}
 
 
-JOBS = {"inference": inference, "training step": training_step}
+def compiled_inference(scene: Scene, names: Sequence[str]) -> Calls:
+    torch.compiler.reset()
+    return {name: in_inference(torch.compile(model(name, scene.layout)), scene.images()) for name in names}
 
 
-def images_of(batch: int, size: int, layout: str) -> Tensor:
-    return torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[layout])
+def training(scene: Scene, names: Sequence[str]) -> Calls:
+    return {name: training_step(model(name, scene.layout), scene.images()) for name in names}
 
 
-def calls_of(job: str, names: list[str], images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
-    """Return the job as a call for each model."""
-    calls = {name: JOBS[job](network(name).to(memory_format=FORMATS[layout]), images) for name in names}
-    if "sa-modules" in calls:
-        calls["sa-modules"] = unfused(calls["sa-modules"])
-    return calls
+def block_end(scene: Scene, names: Sequence[str]) -> Calls:
+    """Return the end of a block both ways, on the map of ResNet-50 whose side is the scene's size."""
+    channels = next(channels for channels, size in STAGES if size == scene.size)
+    calls = tail.tail_calls(scene.batch, channels, scene.size, scene.layout)
+    return {name: calls[f"{name} both ways"] for name in names}
 
 
-def compiled_calls_of(job: str, images: Tensor, layout: str) -> dict[str, Callable[[], object]]:
-    """Return the job for the plain model and for that with attention, compiled."""
-    calls = {}
-    for name in ("plain", "sa"):
-        torch.compiler.reset()
-        calls[name] = JOBS[job](torch.compile(network(name).to(memory_format=FORMATS[layout])), images)
-        calls[name]()
-    return calls
+@functools.cache
+def mask_rcnn(name: str) -> nn.Module:
+    """Return a Mask R-CNN on 320 x 480 pixels, as ``sanet detect profile`` makes it."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"backbone_options": {"zero_init_last": False}, "min_size": 320, "max_size": 480}
+    backbone = {"plain": "resnet50", "sa": "sa_resnet50"}[name]
+    detector = create_detector("mask_rcnn", backbone, 81, frozen_norm=True, **options)
+    work_alike(detector, (320, 480))
+    return detector
 
 
-def measure(calls: dict[str, Callable[[], object]], repetitions: int, target: float, about: dict) -> dict:
-    """Time ``calls``, print the row and return it."""
-    times = interleaved(calls, repetitions)
-    row = {**about, "target": target, "plain_ms": round(times["plain"].median * 1e3, 1)}
-    row |= {f"{name}_over_plain": [round(ratio, 3) for ratio in times[name].over(times["plain"])] for name in calls}
-    text = (
-        f"{row['job']:14} {row['batch']:2} {row['layout']:13} plain{' compiled' * row['compiled']} {row['plain_ms']} ms"
-    )
-    for name in calls:
-        if name != "plain":
-            middle, low, high = row[f"{name}_over_plain"]
-            text += f"  {name} {middle:.3f} [{low:.3f}, {high:.3f}]" + f" {judged(middle, target)}" * (name == "sa")
-    print(text, flush=True)
-    return row
+def mask_rcnn_inference(scene: Scene, names: Sequence[str]) -> Calls:
+    images = list(torch.rand(scene.batch, 3, 320, 480))
+    return {name: in_inference(mask_rcnn(name), images) for name in names}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=list(REPETITIONS))
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument(
-        "--repetitions", type=int, help="for every batch; 15 at batch 1, 9 at 8 and 3 at 32 if not given"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--compiled", type=int, nargs="*", default=[8], help="batches to compile networks for")
-    parser.add_argument("--name", help="write results/NAME.json")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    names = list(dict.fromkeys(["plain", *args.networks]))
-    rows = []
-    print("ratios to ResNet-50, median [quartiles]; the targets are those of batch 8 at 224 pixels")
-    for batch in args.batches:
-        repetitions = args.repetitions or REPETITIONS.get(batch, 5)
-        for layout in FORMATS:
-            images = images_of(batch, args.size, layout)
-            for job, target in TARGETS.items():
-                about = {"job": job, "batch": batch, "size": args.size, "layout": layout}
-                calls = calls_of(job, names, images, layout)
-                rows.append(measure(calls, repetitions, target, about | {"compiled": False}))
-                if batch in args.compiled:
-                    calls = compiled_calls_of(job, images, layout)
-                    rows.append(measure(calls, repetitions, COMPILED_TARGET, about | {"compiled": True}))
-    if args.name:
-        print(write(args.name, rows))
+def mask_rcnn_training(scene: Scene, names: Sequence[str]) -> Calls:
+    images, targets = list(torch.rand(scene.batch, 3, 320, 480)), random_objects((320, 480), scene.batch, masks=True)
+    return {name: training_step(mask_rcnn(name), images, targets) for name in names}
 
 
-if __name__ == "__main__":
-    main()
+@dataclass(frozen=True)
+class Job:
+    """A job that is timed.
+
+    Attributes:
+        calls: Returns the calls for a scene by model.
+        repetitions: Repetitions in one process.
+        processes: Processes whose repetitions are pooled: where a process has its memory changes a ratio by some
+            percent.
+    """
+
+    calls: Callable[[Scene, Sequence[str]], Calls]
+    repetitions: int
+    processes: int = 3
+
+    def measure(self, scene: Scene, names: Sequence[str], repetitions: int | None) -> dict[str, list[float]]:
+        """Return the seconds of each repetition by model."""
+        # Calls of more than some milliseconds are not repeated within one repetition, and need one call to warm up.
+        least = 2e-3 if scene.job == "block end" else 0
+        times = interleaved(self.calls(scene, names), repetitions or self.repetitions, least)
+        return {name: each.seconds for name, each in times.items()}
+
+
+class Kept(Job):
+    """The bytes that the forward pass of a training step keeps for the backward pass, without parameters."""
+
+    def measure(self, scene: Scene, names: Sequence[str], repetitions: int | None) -> dict[str, list[float]]:
+        return {name: [kept_for_backward(model(name, scene.layout), scene.images())] for name in names}
+
+
+JOBS: dict[str, Job] = {
+    "inference": Job(inference, 3),
+    "compiled inference": Job(compiled_inference, 3),
+    "training step": Job(training, 2),
+    "block end": Job(block_end, 15),
+    "kept": Kept(training, 1, processes=1),
+    "Mask R-CNN inference": Job(mask_rcnn_inference, 4, processes=1),
+    "Mask R-CNN training step": Job(mask_rcnn_training, 4, processes=1),
+}

@@ -1,84 +1,93 @@
-"""Draws docs/images/kernels.png from the figures in results/: ``python benchmarks/picture.py``."""
-
-import json
-from pathlib import Path
+"""Draw docs/images/kernels.png from the files in results/: ``python benchmarks/picture.py``."""
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from timing import RESULTS
+from tables import at_batch_32
+from timing import FORMATS, RESULTS, SETS, read
 
-OUTPUT = Path(__file__).parents[1] / "docs/images/kernels.png"
-LAYOUTS = ("NCHW", "channels_last")
-OURS, LIGHT, FLOOR, OTHER = "#1f6fb4", "#9cc4e4", "#444444", "#c9c9c9"
-NAMES = {"sa": "SA, fused", "sa-modules": "SA, by modules", "se": "SE", "eca": "ECA"}
+OUTPUT = RESULTS.parents[1] / "docs/images/kernels.png"
+FLOOR = "#444444"
+# Label, ratio and colour of the bars; those of models name the benchmark and the ratio in its file.
+LAYER = [
+    ("kernels", "{way}", "#1f6fb4"),
+    ("torch.compile of the reference", "compiled {way}", "#9cc4e4"),
+    ("reference", "reference {way}", "#c9c9c9"),
+]
+MODELS = [
+    ("SA", "figures", "SA / plain", "#1f6fb4"),
+    ("SA rewritten / plain, norms folded", "figures", "SA rewritten / plain, norms folded", "#3f9b6c"),
+    ("torchvision attached / torchvision", "figures", "torchvision attached / plain", "#8f6fb4"),
+    ("SA by modules", "network", "sa by modules / plain", "#9cc4e4"),
+    ("SE", "network", "se / plain", "#c9c9c9"),
+    ("ECA", "network", "eca / plain", "#e3e3e3"),
+]
 
 
-def rows(name: str) -> list[dict]:
-    return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
-
-
-def middle(value: list[float] | float) -> float:
-    return value[0] if isinstance(value, list) else value
+def draw_bars(ax, series: list[tuple[str, str, list[float | None]]], base: float, digits: int) -> None:
+    """Draw a group of bars per position, each from ``base`` up or down, with its value; None leaves a gap."""
+    width = 0.86 / len(series)
+    for i, (label, colour, heights) in enumerate(series):
+        bars = [(x + (i - (len(series) - 1) / 2) * width, height) for x, height in enumerate(heights) if height]
+        at, tops = [x for x, _ in bars], [height for _, height in bars]
+        ax.bar(at, [height - base for height in tops], width, bottom=base, color=colour, label=label)
+        for x, height in bars:
+            ax.annotate(f"{height:.{digits}f}", (x, max(height, base)), ha="center", va="bottom", fontsize=5.5)
 
 
 def draw_layer(ax, way: str, title: str) -> None:
-    """Bars of the layer at batch 32 over the copy of its map; the axis is logarithmic, for the reference."""
-    found = [row for row in rows("layer") if row["batch"] == 32]
-    series = {"kernels": OURS, "torch.compile of the reference": LIGHT, "reference": OTHER}
-    keys = {"kernels": way, "torch.compile of the reference": f"compiled_{way}", "reference": f"reference_{way}"}
-    width = 0.8 / len(series)
-    for i, (label, colour) in enumerate(series.items()):
-        at = [x + (i - 1) * width for x in range(len(found))]
-        heights = [middle(row.get(f"{keys[label]}_over_clone", 0)) for row in found]
-        ax.bar(at, heights, width, color=colour, label=label)
-        if label == "kernels":
-            for x, height in zip(at, heights, strict=True):
-                ax.annotate(f"{height:.1f}", (x, height), ha="center", va="bottom", fontsize=8, color=OURS)
+    """Draw the layer at batch 32 over the copy of its map; the axis is logarithmic, for the reference."""
+    sections = {name: at_batch_32(section["rows"]) for name, section in read("layer").items()}
+    best = next(iter(sections.values()))
+    series = []
+    for name, rows in sections.items():
+        bars = LAYER if rows is best else [("kernels, {set}", "{way}", "#0d3b63")]
+        for label, ratio, colour in bars:
+            heights = [row["ratios"].get(ratio.format(way=way), [None])[0] for row in rows.values()]
+            series.append((label.format(set=SETS.get(name, name)), colour, heights))
+    draw_bars(ax, series, 0, 1)
     floor = 1 if way == "forward" else 2.5
     ax.axhline(floor, color=FLOOR, linewidth=1, linestyle="--", label=f"bytes alone: {floor:g}")
     ax.set_yscale("log")
     ax.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     ax.minorticks_off()
-    ax.set_ylim(0.7, 90)
-    ax.set_xticks(range(len(found)), [f"{row['size']}²" for row in found])
-    for i, layout in enumerate(LAYOUTS):
-        ax.text(1.5 + 4 * i, 0.38, layout, ha="center", va="top", fontsize=9)
+    ax.set_ylim(0.7, 150)
+    ax.set_xticks(range(len(best)), [name.split(" x ")[1] for name, _ in best])
+    for i, layout in enumerate(FORMATS):
+        ax.text((i + 0.5) / len(FORMATS), -0.11, layout, transform=ax.transAxes, ha="center", va="top", fontsize=9)
     ax.set_title(title, fontsize=10, loc="left")
 
 
-def draw_networks(ax, job: str) -> None:
-    """Bars of the networks at batch 8 over ResNet-50, from the line at 1 up or down."""
-    found = [row for row in rows("network") if row["batch"] == 8 and row["job"] == job]
-    plain = {row["layout"]: row for row in found if not row["compiled"]}
-    compiled = {row["layout"]: row for row in found if row["compiled"]}
-    colours = {"sa": OURS, "sa-modules": LIGHT, "se": OTHER, "eca": "#e3e3e3"}
-    bars = [(NAMES[name], f"{name}_over_plain", plain, colour) for name, colour in colours.items()]
-    bars.append(("SA, both compiled", "sa_over_plain", compiled, "#3f9b6c"))
-    width = 0.8 / len(bars)
-    for i, (label, key, source, colour) in enumerate(bars):
-        at = [x + (i - (len(bars) - 1) / 2) * width for x in range(len(LAYOUTS))]
-        heights = [middle(source[layout][key]) if key in source.get(layout, {}) else 1 for layout in LAYOUTS]
-        ax.bar(at, [height - 1 for height in heights], width, bottom=1, color=colour, label=label)
-        for x, height in zip(at, heights, strict=True):
-            ax.annotate(f"{height:.2f}", (x, max(height, 1)), ha="center", va="bottom", fontsize=8)
-    ax.axhline(1, color=FLOOR, linewidth=1, label="ResNet-50: 1")
-    ax.set_ylim(0.9, 1.4)
-    ax.set_xticks(range(len(LAYOUTS)), LAYOUTS)
-    ax.set_title(f"Networks, {job}: time over ResNet-50", fontsize=10, loc="left")
+def draw_models(ax, job: str) -> None:
+    """Draw models at batch 8 over their baselines, for each layout and instruction set."""
+    groups = [(layout, name) for name in read("figures") | read("network") for layout in FORMATS]
+    series = []
+    for label, benchmark, what, colour in MODELS:
+        medians = {}
+        for name, section in read(benchmark).items():
+            for row in section["rows"]:
+                if (row["what"], row["job"], row["batch"]) == (what, job, 8) and "ratio" in row:
+                    medians[row["layout"], name] = row["ratio"][0]
+        if medians:
+            series.append((label, colour, [medians.get(group) for group in groups]))
+    draw_bars(ax, series, 1, 2)
+    ax.axhline(1, color=FLOOR, linewidth=1)
+    ax.set_ylim(0.85, 1.4)
+    ax.set_xticks(range(len(groups)), [f"{layout}\n{SETS.get(name, name)}" for layout, name in groups], fontsize=7)
+    ax.set_title(f"Models, {job}, batch 8: time over the plain one", fontsize=10, loc="left")
 
 
 def main() -> None:
     plt.rcParams.update({"font.size": 9, "figure.facecolor": "white", "axes.spines.top": False})
     plt.rcParams["axes.spines.right"] = False
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.8))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.4))
     draw_layer(axes[0, 0], "forward", "Layer forward, batch 32: time over a copy of its map")
-    draw_layer(axes[0, 1], "both_ways", "Layer forward and backward: over the same copy")
-    draw_networks(axes[1, 0], "inference")
-    draw_networks(axes[1, 1], "training step")
-    for row, columns in ((0, 2), (1, 3)):
-        axes[row, 0].legend(fontsize=8, ncols=columns, loc="upper left", frameon=False)
+    draw_layer(axes[0, 1], "both ways", "Layer forward and backward: over the same copy")
+    draw_models(axes[1, 0], "inference")
+    draw_models(axes[1, 1], "training step")
+    for row in (0, 1):
+        axes[row, 0].legend(fontsize=7, ncols=2, loc="upper left", frameon=False)
     figure.tight_layout(h_pad=2)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUTPUT, dpi=150)

@@ -1,24 +1,25 @@
-"""Writes the tables of the pages in docs/ from the figures in results/: ``python benchmarks/tables.py``.
+"""Write the tables of README and docs from the files in results/: ``python benchmarks/tables.py``.
 
-A table stands between the comments ``<!-- NAME -->`` and ``<!-- end -->``; what is not there is not written.
+A table stands between the comments ``<!-- NAME -->`` and ``<!-- end -->``; nothing else of a page is changed.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timing import RESULTS
+from timing import FORMATS, RESULTS, SETS, Row, read
 
 from shuffle_attention.attention import attention_names, get_spec
 from shuffle_attention.explain.maps import TITLES
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.sanet.statistics import paired_difference
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+Rows = Callable[[str], list[Row]]  # the rows of a benchmark by its name, for one instruction set
 
 
 def table(header: str, rows: list[list[object]], words: int = 2) -> str:
@@ -28,13 +29,12 @@ def table(header: str, rows: list[list[object]], words: int = 2) -> str:
     return "".join(f"| {' | '.join(str(cell).strip() for cell in line)} |\n" for line in lines)
 
 
-def measured(name: str) -> tuple[Any, str]:
-    """Return the rows of a file, and the sentence on when and where they were measured."""
-    content = json.loads((RESULTS / f"{name}.json").read_text())
-    return content["rows"], where(content["machine"], f"; medians of ratios, whose quartiles are in `{name}.json`")
+def content(name: str) -> Any:
+    """Return the content of a file of results that does not depend on the instruction set."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def where(machine: dict[str, Any], more: str = "") -> str:
+def where(machine: Row, quartiles: str = "") -> str:
     """Return the sentence on when and where numbers were measured."""
     commit, _, changes = machine["commit"].partition("+")
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
@@ -42,131 +42,203 @@ def where(machine: dict[str, Any], more: str = "") -> str:
     return (
         f"\nMeasured with {threads} on {machine['cpu']} ({machine['instruction_set']}), PyTorch "
         f"{machine['torch']}, commit {commit[:7]}{' and changes' * bool(changes)}, {machine['date']}"
-        f"{load}{more}.\n"
+        f"{load}{quartiles}.\n"
     )
 
 
-def judged(value: float, target: float, digits: int = 2) -> str:
+def per_set(name: str, header: str, lines_of: Callable[[Rows], list[list[str]]], words: int) -> str:
+    """Return the table of a benchmark with the numbers of all instruction sets in each cell.
+
+    Args:
+        name: Name of the results.
+        header: Titles of the columns.
+        lines_of: Returns the cells of the table for one instruction set.
+        words: Number of columns of words, which tell lines apart.
+    """
+    cells: dict[tuple[str, ...], list[list[str]]] = {}
+    for chosen in read(name):
+        for line in lines_of(lambda name, chosen=chosen: read(name).get(chosen, {"rows": []})["rows"]):
+            cells.setdefault(tuple(line[:words]), []).append(line[words:])
+    lines = [[*key, *map(both, zip(*each, strict=True))] for key, each in cells.items()]
+    machines = [section["machine"] for section in read(name).values()]
+    quartiles = f"; medians of ratios, whose quartiles are in `{name}.json`"
+    return table(header, lines, words) + "".join(where(machine, quartiles) for machine in machines)
+
+
+def both(cells: Iterable[str]) -> str:
+    """Return one cell for the numbers of all instruction sets."""
+    cells = list(cells)
+    return cells[0] if len(set(cells)) == 1 else " / ".join(cell or "-" for cell in cells)
+
+
+def judged(value: float, target: float | None, form: str = ".2f") -> str:
     """Return the number, set bold where it misses its target."""
-    return f"{value:.{digits}f}" if value <= target else f"**{value:.{digits}f}**"
+    return f"{value:{form}}" if target is None or value <= target else f"**{value:{form}}**"
 
 
-def layer() -> str:
-    rows, said = measured("layer")
-    header = (
-        "map at batch 32 | layout | forward | target | forward + backward | target | reference | both ways "
-        "| compiled | both ways"
-    )
-    lines = []
-    for row in rows:
-        if row["batch"] != 32:
-            continue
-        line = [f"{row['channels']} x {row['size']}²", row["layout"]]
-        for way in ("forward", "both_ways"):
-            target = row[f"{way}_target"]
-            line += [judged(row[f"{way}_over_clone"][0], target), f"{target:g}"]
-        for what in ("reference", "compiled"):
-            line += [f"{row[f'{what}_{way}_over_clone'][0]:.1f}" for way in ("forward", "both_ways")]
-        lines.append(line)
-    return table(header, lines) + said
-
-
-def call() -> str:
-    rows, said = measured("call")
-    lines = [
-        [row["call"], row["layout"], row["one_image_us"], row["kernel_us"], judged(row["a_call_us"][0], 25, 1)]
-        for row in rows
-        if row["call"] != "clone"
+def ratios(row: Row | None, *names: str) -> list[str]:
+    """Return the medians of some ratios as cells, which are empty for what was not measured."""
+    found = row or {"ratios": {}}
+    return [
+        judged(found["ratios"][name][0], found["targets"].get(name)) if name in found["ratios"] else ""
+        for name in names
     ]
-    return table("call | layout | microseconds | of these the kernel | the call", lines) + said
 
 
-def tail() -> str:
-    rows, said = measured("tail")
-    header = (
-        "map | layout | batch | fused, evaluation | forward | both ways | modules, evaluation | forward | both ways"
-    )
-    lines = []
+def grouped(rows: list[Row], *names: str, by: str = "layout") -> list[tuple[list[str], dict[str, Row]]]:
+    """Return the rows with the same values of some fields, each group as these values and its rows by another field."""
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        line = [f"{row['channels']} x {row['size']}²", row["layout"], row["batch"]]
-        line.append(f"{row['fused_evaluation_over_plain'][0]:.2f}")
-        line += [judged(row[f"fused_{way}_over_plain"][0], row[f"{way}_target"]) for way in ("forward", "both_ways")]
-        line += [f"{row[f'modules_{way}_over_plain'][0]:.2f}" for way in ("evaluation", "forward", "both_ways")]
-        lines.append(line)
-    return table(header, lines) + said
+        groups.setdefault(tuple(str(row[name]) for name in names), {})[row[by]] = row
+    return [([*key], group) for key, group in groups.items()]
+
+
+def over(row: Row | None) -> str:
+    """Return the ratio of a row of figures.py as a cell."""
+    if row is None:
+        return ""
+    return "skipped" if "skipped" in row else judged(row["ratio"][0], row["target"], ".3f")
+
+
+def figures() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for key, group in grouped(rows("figures"), "job", "what", "batch"):
+            target = next(iter(group.values()))["target"]
+            lines.append(
+                [*key, "" if target is None else f"{target:.2f}", *(over(group.get(each)) for each in FORMATS)]
+            )
+        return lines
+
+    return per_set("figures", "job | ratio | batch | at most | NCHW | channels_last", lines_of, 4)
+
+
+def summary() -> str:
+    """Return the table of README: the ratios of whole models, each with its range over the layouts."""
+    sections = {SETS.get(name, name): section["rows"] for name, section in read("figures").items()}
+    spans: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, rows in sections.items():
+        for (job, what, batch), group in grouped(rows, "job", "what", "batch"):
+            medians = sorted(f"{row['ratio'][0]:.2f}" for row in group.values() if "ratio" in row)
+            if medians and job != "block end":
+                cell = medians[0] if medians[0] == medians[-1] else f"{medians[0]} to {medians[-1]}"
+                spans.setdefault((what, f"{job}, batch {batch}"), {})[name] = cell
+    lines: list[list[object]] = [[*key, *(cells.get(name, "-") for name in sections)] for key, cells in spans.items()]
+    return table(" | ".join(["ratio", "of", *sections]), lines)
 
 
 def network() -> str:
-    rows, said = measured("network")
-    names = ("sa", "sa-modules", "se", "eca")
-    header = "job | layout | batch | fused | modules one by one | SE | ECA | both compiled"
-    compiled = {
-        (row["job"], row["layout"], row["batch"]): judged(row["sa_over_plain"][0], row["target"], 3)
-        for row in rows
-        if row["compiled"]
-    }
-    lines = []
-    for row in rows:
-        if not row["compiled"]:
-            ratios = [row[f"{name}_over_plain"][0] for name in names]
-            line = [row["job"], row["layout"], row["batch"], judged(ratios[0], row["target"], 3)]
-            line += [f"{ratio:.3f}" for ratio in ratios[1:]]
-            lines.append([*line, compiled.get((row["job"], row["layout"], row["batch"]), "")])
-    return table(header, lines) + said
+    names = [f"{name} / plain" for name in ("sa", "sa by modules", "se", "eca")]
+
+    def lines_of(rows: Rows) -> list[list[str]]:
+        groups = grouped(rows("network"), "job", "layout", "batch", by="what")
+        return [[*key, *(over(group.get(name)) for name in names)] for key, group in groups]
+
+    return per_set("network", "job | layout | batch | SA | SA by modules | SE | ECA", lines_of, 3)
+
+
+def at_batch_32(rows: list[Row]) -> dict[tuple[str, str], Row]:
+    return {(f"{row['channels']} x {row['size']}²", row["layout"]): row for row in rows if row["batch"] == 32}
+
+
+def layer() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        half, lines = at_batch_32(rows("layer_bfloat16")), []
+        for key, row in at_batch_32(rows("layer")).items():
+            line = [*key]
+            for way in ("forward", "both ways"):
+                line += [f"{row['targets'][way]:g}", *ratios(row, way), *ratios(half.get(key), way)]
+                line += ratios(row, f"reference {way}", f"compiled {way}")
+            lines.append(line)
+        return lines
+
+    ways = [f"{way}, at most | {way} | bfloat16 | reference | compiled" for way in ("forward", "both ways")]
+    return per_set("layer", " | ".join(["map at batch 32 | layout", *ways]), lines_of, 2)
+
+
+def call() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for row in rows("call"):
+            if row["call"] != "clone":
+                line = [row["call"], row["layout"], f"{row['one_image_us']:.0f}", f"{row['kernel_us']:.0f}"]
+                lines.append([*line, judged(row["a_call_us"][0], row["target"], ".0f")])
+        return lines
+
+    return per_set("call", "call | layout | microseconds | of these the kernel | the call", lines_of, 2)
+
+
+def tail() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        kept = {tuple(key): row for key, row in keyed(rows("tail_memory_kept"))}
+        lines = []
+        for key, row in keyed(rows("tail")):
+            line = [*key, *ratios(row, "fused evaluation", "fused forward", "fused both ways")]
+            line += ratios(kept.get(tuple(key)), "fused both ways")
+            lines.append([*line, *ratios(row, "modules evaluation", "modules forward", "modules both ways")])
+        return lines
+
+    def keyed(rows: list[Row]) -> list[tuple[list[str], Row]]:
+        return [([f"{row['channels']} x {row['size']}²", row["layout"], str(row["batch"])], row) for row in rows]
+
+    header = "map | layout | batch | evaluation | forward | both ways | pages kept"
+    return per_set("tail", f"{header} | modules: evaluation | forward | both ways", lines_of, 3)
 
 
 def memory() -> str:
-    rows, said = measured("memory")
-    names = ("sa", "sa-modules", "se", "eca")
-    lines = []
-    for what in ("kept", "peak"):
-        for row in rows:
-            ratios = [row[f"{name}_{what}_over_plain"] for name in names]
-            ours = judged(ratios[0], row["kept_target"], 3) if what == "kept" else f"{ratios[0]:.3f}"
-            lines.append([what, row["layout"], ours, *(f"{ratio:.3f}" for ratio in ratios[1:])])
-    return table("bytes | layout | fused | modules one by one | SE | ECA", lines) + said
+    names = ("sa", "sa rebuild", "sa by modules", "se", "eca")
+    targets = {("kept", "sa"): 1.0, ("kept", "sa rebuild"): 0.82}
+
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for row in rows("memory"):
+            mib, line = row["mib"], [row["bytes"], row["layout"]]
+            for name in names:
+                target = targets.get((row["bytes"], name))
+                line.append(judged(mib[name] / mib["plain"], target, ".3f") if name in mib else "")
+            lines.append(line)
+        return lines
+
+    return per_set("memory", "bytes | layout | SA | SA rebuild | SA by modules | SE | ECA", lines_of, 2)
 
 
 def follow() -> str:
-    content = json.loads((RESULTS / "follow.json").read_text())
-    lines = []
-    for row in content["rows"]:
-        fused = (
-            f"{row['fused']:.1e}"
-            if row["target"] is None or row["fused"] <= row["target"]
-            else f"**{row['fused']:.1e}**"
-        )
-        target = "" if row["target"] is None else f"{row['target']:.0e}"
-        ends = f"{row['first_loss']:.2f} to {row['last_loss']:.3f}"
-        lines.append([row["type"], f"{row['lr']:g}", ends, fused, target, f"{row['control']:.1e}"])
-    return table("type | learning rate | loss | fused | target | control", lines, words=1) + where(content["machine"])
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for row in rows("follow"):
+            line = [row["type"], f"{row['lr']:g}", f"{row['first_loss']:.2f} to {row['last_loss']:.3f}"]
+            line += [judged(row["fused"], row["target"], ".1e"), f"{row['target']:.0e}" if row["target"] else ""]
+            lines.append([*line, f"{row['control']:.1e}"])
+        return lines
+
+    return per_set("follow", "type | learning rate | loss | fused | target | control", lines_of, 2)
 
 
 def costs() -> str:
-    content = json.loads((RESULTS / "paper.json").read_text())
-    published = {row["name"]: row["published"] for row in content["paper"]}
+    results = content("paper")
+    published = {row["name"]: row["published"] for row in results["paper"]}
     lines = []
-    for row in content["profiles"]:
-        over, found = row["over_first"], published[row["name"]]
+    for row in results["profiles"]:
+        over, printed = row["over_first"], published[row["name"]]
         line = [row["name"], f"{row['parameters'] / 1e6:.3f} M", f"{row['multiply_adds'] / 1e9:.3f} G"]
         for way in ("forward", "step"):
             line.append("{:.2f} [{:.2f}, {:.2f}]".format(*over[way]))
-        top1 = found and found["top1"]
+        top1 = printed and printed["top1"]
         lines.append([*line, f"{over['kept_bytes']:.3f}", f"{top1:.2f} %" if top1 else "-"])
     header = "network | parameters | multiply-adds | inference | training step | kept | top-1, published"
-    return table(header, lines, words=1) + where(content["machine"])
+    return table(header, lines, words=1) + where(results["machine"])
 
 
 def comparison(name: str) -> str:
-    content = json.loads((RESULTS / f"{name}.json").read_text())
+    results = content(name)
     lines = []
-    for row in content["variants"]:
+    for row in results["variants"]:
         mean, over = row["mean"], row["difference"]
         line = [row["name"], f"{row['size']['parameters']:,}", f"{mean['mean']:.2f} %", f"{mean['deviation']:.2f}"]
         interval = "" if over is None else f"{over['low']:+.2f} to {over['high']:+.2f}"
         lines.append([*line, "" if over is None else f"{over['mean']:+.2f}", interval])
-    header = f"attention | parameters | top-1 | deviation | over {content['baseline']} | 95 % interval"
-    return table(header, lines, words=1) + where(content["machine"])
+    header = f"attention | parameters | top-1 | deviation | over {results['baseline']} | 95 % interval"
+    return table(header, lines, words=1) + where(results["machine"])
 
 
 def cifar10() -> str:
@@ -182,69 +254,69 @@ def full() -> str:
 
 
 def finetune() -> str:
-    content = json.loads((RESULTS / "finetune.json").read_text())
-    curves = content["curves"]
+    results = content("finetune")
+    curves = results["curves"]
     steps = [int(step) for step, _ in next(iter(curves.values()))]
     lines = []
-    for row in content["variants"]:
+    for row in results["variants"]:
         over = row["difference"]
         difference = "" if over is None else f"{over['mean']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f})"
         lines.append([row["name"], *(f"{accuracy:.1f}" for _, accuracy in curves[row["name"]]), difference])
     header = " | ".join(["variant", "before", *(f"step {step}" for step in steps[1:]), "at the end, over none"])
-    return table(header, lines, words=1) + where(content["machine"])
+    return table(header, lines, words=1) + where(results["machine"])
 
 
 def nuclei() -> str:
-    content = json.loads((RESULTS / "nuclei.json").read_text())
+    results = content("nuclei")
     names = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
     lines = [
-        [row["backbone"], row["seed"], *(f"{row['figures'][name]:.3f}" for name in names)] for row in content["rows"]
+        [row["backbone"], row["seed"], *(f"{row['figures'][name]:.3f}" for name in names)] for row in results["rows"]
     ]
-    return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(content["machine"])
+    return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(results["machine"])
 
 
 def twins() -> str:
-    content = json.loads((RESULTS / "explain-twins.json").read_text())
-    figures = ("probability", "deletion", "insertion", "drop", "increase")
-    lines, found = [], []
-    for pair in content["seeds"]:
+    results = content("explain-twins")
+    metrics = ("probability", "deletion", "insertion", "drop", "increase")
+    lines, means = [], []
+    for pair in results["seeds"]:
         for row in pair["scores"]:
             line = [row["network"], pair["seed"]]
-            line += [f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in figures[:3]]
-            lines.append([*line, *(f"{row[name]['mean']:.1f} %" for name in figures[3:])])
-        found.append([[row[name]["mean"] for name in figures] for row in pair["scores"]])
+            line += [f"{row[name]['mean']:.3f} ± {row[name]['deviation']:.3f}" for name in metrics[:3]]
+            lines.append([*line, *(f"{row[name]['mean']:.1f} %" for name in metrics[3:])])
+        means.append([[row[name]["mean"] for name in metrics] for row in pair["scores"]])
     line = ["difference", "all"]
     for number, digits in enumerate((3, 3, 3, 1, 1)):
-        plain, attentive = ({seed: pair[n][number] for seed, pair in enumerate(found)} for n in (0, 1))
+        plain, attentive = ({seed: pair[n][number] for seed, pair in enumerate(means)} for n in (0, 1))
         over = paired_difference(attentive, plain)
         line.append(f"{over.mean:+.{digits}f} [{over.low:+.{digits}f}, {over.high:+.{digits}f}]")
     header = "network | seed | probability | deletion ↓ | insertion ↑ | drop ↓ | increase ↑"
-    return table(header, [*lines, line], words=2) + explained(content)
+    return table(header, [*lines, line], words=2) + explained(results)
 
 
 def maps() -> str:
-    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    results = content("explain-imagenette")
     lines = [
         [
             TITLES[row["method"]],
             row["layer"],
             " x ".join(map(str, row["places"])),
-            *(f"{row[figure]['mean']:.3f}" for figure in ("deletion", "insertion")),
-            *(f"{row[figure]['mean']:.1f} %" for figure in ("drop", "increase")),
+            *(f"{row[name]['mean']:.3f}" for name in ("deletion", "insertion")),
+            *(f"{row[name]['mean']:.1f} %" for name in ("drop", "increase")),
         ]
-        for row in content["maps"]
+        for row in results["maps"]
     ]
-    return table("method | layer | places | deletion ↓ | insertion ↑ | drop ↓ | increase ↑", lines) + explained(content)
+    return table("method | layer | places | deletion ↓ | insertion ↑ | drop ↓ | increase ↑", lines) + explained(results)
 
 
 def gates() -> str:
-    content = json.loads((RESULTS / "explain-imagenette.json").read_text())
+    results = content("explain-imagenette")
     lines = [
         [
             f"`{row['layer']}`",
             *(f"{row[kind]['mean']:.3f} ± {row[kind]['deviation']:.3f}" for kind in ("channel_gates", "spatial_gates")),
         ]
-        for row in content["gates"]
+        for row in results["gates"]
     ]
     return table("layer | channel gates | spatial gates", lines, words=1)
 
@@ -276,38 +348,39 @@ def layers() -> str:
     return table("attention | parameters for C channels | settings | source", lines, words=4)
 
 
-def explained(content: dict[str, Any]) -> str:
+def explained(results: dict[str, Any]) -> str:
     """Return the sentence on when and where numbers were measured that do not depend on the machine's speed."""
-    machine = content["machine"]
+    machine = results["machine"]
     versions = f"PyTorch {machine['torch']}, timm {machine['timm']} and torchcam {machine['torchcam']}"
     return f"\nFound with {versions} on {machine['cpu']}, commit {machine['commit'][:7]}, {machine['date']}.\n"
 
 
 PAGES: dict[str, list[Callable[[], str]]] = {
-    "kernels.md": [layer, call, tail, network, memory, follow],
-    "results.md": [costs, cifar10, finetune, imagenette, full],
-    "detection.md": [nuclei],
-    "explain.md": [twins, maps, gates],
-    "networks.md": [models, layers],
+    "README.md": [summary],
+    "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
+    "docs/results.md": [costs, cifar10, finetune, imagenette, full],
+    "docs/detection.md": [nuclei],
+    "docs/explain.md": [twins, maps, gates],
+    "docs/networks.md": [models, layers],
 }
 
 
-def written(path: Path) -> str:
+def written(name: str) -> str:
     """Return a page with its tables as the files have them."""
-    page = path.read_text()
-    for make in PAGES[path.name]:
-        page, found = re.subn(
+    page = (ROOT / name).read_text()
+    for make in PAGES[name]:
+        page, count = re.subn(
             rf"(<!-- {make.__name__} -->\n).*?(<!-- end -->\n)",
             lambda marks, make=make: marks[1] + make() + marks[2],
             page,
             flags=re.DOTALL,
         )
-        if found != 1:
-            raise SystemExit(f"{path.name} has {found} places for the table {make.__name__!r}, expected one")
+        if count != 1:
+            raise SystemExit(f"{name} has {count} positions for the table {make.__name__!r}, expected one")
     return page
 
 
 if __name__ == "__main__":
     for name in PAGES:
-        (DOCS / name).write_text(written(DOCS / name))
-        print(DOCS / name)
+        (ROOT / name).write_text(written(name))
+        print(ROOT / name)

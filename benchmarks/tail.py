@@ -2,22 +2,22 @@
 
 The baseline is the plain end of timm's block in training, ``y = bn(u); y += shortcut; relu_(y)``, by
 PyTorch's own operations; forward alone keeps nothing for a backward, and ``evaluation`` is the forward
-on running statistics. Beside it stands the same with the
-attention module in between: what a block is without the fused op.
+on running statistics. Beside it stands the same with the attention module in between: what a block is
+without the fused op.
 """
 
-import argparse
 import itertools
+from collections.abc import Callable
 
 import torch
-from layer import FORMATS, STAGES
-from timing import Times, interleaved, judged, write
+from timing import FORMATS, STAGES, line, measure, options, write
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.models.fused_block import block_tail
 
-FORWARD_TARGET, BOTH_WAYS_TARGET = 0.7, 0.8
+WAYS = ("evaluation", "forward", "both ways")
+TARGETS = {"fused forward": 0.7, "fused both ways": 0.8}
 
 
 def plain(u: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d, _: ShuffleAttention) -> Tensor:
@@ -60,79 +60,43 @@ def check(u: Tensor, shortcut: Tensor, grad: Tensor, norm, attention) -> None:
     torch.testing.assert_close(fused, unfused, rtol=1e-4, atol=1e-4)
 
 
-def measure(batch: int, channels: int, size: int, layout: str, repetitions: int) -> dict:
+def tail_calls(batch: int, channels: int, size: int, layout: str) -> dict[str, Callable[[], object]]:
+    """Return what is timed: the plain end, the fused op and the modules, in each of ``WAYS``."""
     torch.manual_seed(0)
-    modules = random_modules(channels)
+    modules = norm, _ = random_modules(channels)
     maps = [torch.randn(batch, channels, size, size).to(memory_format=FORMATS[layout]) for _ in range(3)]
     check(*(t[:2] for t in maps), *modules)
     u, shortcut, grad = maps
     leaves = u.clone().requires_grad_(), shortcut.clone().requires_grad_()
+    calls: dict[str, Callable[[], object]] = {}
+    for name, function in (("plain", plain), ("fused", block_tail), ("modules", by_modules)):
 
-    def forward(function):
-        def run():
-            with torch.no_grad():
-                return function(u, shortcut, *modules)
+        @torch.no_grad()
+        def forward(training: bool = True, function=function) -> None:
+            norm.training = training
+            function(u, shortcut, *modules)
+            norm.training = True
 
-        return run
-
-    def evaluation(function):
-        timed = forward(function)
-
-        def run():
-            modules[0].eval()
-            timed()
-            modules[0].train()
-
-        return run
-
-    def backward(function):
-        return lambda: both_ways(function, *leaves, grad, *modules)
-
-    times = interleaved(
-        {
-            f"{name}_{way}": timed(function)
-            for way, timed in (("evaluation", evaluation), ("forward", forward), ("both_ways", backward))
-            for name, function in (("plain", plain), ("fused", block_tail), ("modules", by_modules))
-        },
-        repetitions,
-    )
-    row = {"batch": batch, "channels": channels, "size": size, "layout": layout, "dtype": "float32"}
-    for way in ("evaluation", "forward", "both_ways"):
-        row[f"plain_{way}_us"] = round(times[f"plain_{way}"].median * 1e6, 1)
-        for name in ("fused", "modules"):
-            row[f"{name}_{way}_over_plain"] = _rounded(times, f"{name}_{way}", f"plain_{way}")
-    return row | {"forward_target": FORWARD_TARGET, "both_ways_target": BOTH_WAYS_TARGET}
-
-
-def _rounded(times: dict[str, Times], name: str, baseline: str) -> list[float]:
-    return [round(ratio, 2) for ratio in times[name].over(times[baseline])]
-
-
-def line(row: dict) -> str:
-    """Return a row as printed: medians [quartiles], and whether a target is met."""
-    text = f"{row['layout']:13} {row['batch']:2} x {row['channels']:4} x {row['size']:2}^2"
-    for way, label in (("evaluation", "evaluation"), ("forward", "forward"), ("both_ways", "both ways")):
-        middle, low, high = row[f"fused_{way}_over_plain"]
-        verdict = judged(middle, row.get(f"{way}_target"))
-        text += f"  {label} {row[f'plain_{way}_us']:8.1f} us x {middle:4.2f} [{low:.2f}, {high:.2f}] {verdict}"
-        text += f" (modules {row[f'modules_{way}_over_plain'][0]:.2f})"
-    return text
+        calls[f"{name} evaluation"] = lambda forward=forward: forward(training=False)
+        calls[f"{name} forward"] = forward
+        calls[f"{name} both ways"] = lambda function=function: both_ways(function, *leaves, grad, *modules)
+    return calls
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=21)
+    parser = options(__doc__)
+    parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--layouts", nargs="+", default=list(FORMATS), choices=list(FORMATS))
-    parser.add_argument("--name", help="write results/NAME.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     rows = []
     print("the plain end of a block in microseconds, and ratios to it: median [quartiles]")
     for layout, batch, (channels, size) in itertools.product(args.layouts, args.batches, STAGES):
-        rows.append(measure(batch, channels, size, layout, args.repetitions))
+        about = {"layout": layout, "batch": batch, "channels": channels, "size": size, "dtype": "float32"}
+        calls = tail_calls(batch, channels, size, layout)
+        rows.append(measure(about, calls, lambda name: f"plain {name.split(' ', 1)[1]}", args.repetitions, TARGETS))
         print(line(rows[-1]), flush=True)
     if args.name:
         print(write(args.name, rows))

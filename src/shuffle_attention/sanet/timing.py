@@ -40,15 +40,17 @@ def interleaved(functions: dict[str, Callable[[], object]], repetitions: int, le
     Args:
         functions: What to time, by name.
         repetitions: Number of repetitions.
-        least: Seconds that a function is called for, over and over, in one repetition.
+        least: Seconds that a function is called for, over and over, in one repetition. With 0 it is called once, after
+            one call to warm up.
     """
-    calls = {}
+    calls = dict.fromkeys(functions, 1)
     for name, function in functions.items():
         function()
-        function()
-        start = time.perf_counter()
-        function()
-        calls[name] = max(1, round(least / (time.perf_counter() - start)))
+        if least:
+            function()
+            start = time.perf_counter()
+            function()
+            calls[name] = max(1, round(least / (time.perf_counter() - start)))
     seconds = {name: [] for name in functions}
     order = random.Random(0)
     for _ in range(repetitions):
