@@ -233,7 +233,7 @@ def test_a_tensor_that_repeats_a_value_without_end_is_refused(tmp_path):
 def test_weights_that_are_not_finite_are_named_and_refused(tmp_path, value):
     weights = {**SMALL, "fc.bias": torch.tensor([1, value, 2, value])}
     torch.save(weights, tmp_path / "nan.pt")
-    with pytest.raises(CheckpointError, match=r"NaN or infinity in 1 tensors: fc.bias \(2 of 4\)"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in 1 tensor: fc.bias \(2 of 4\)"):
         load_checkpoint(small_model(), tmp_path / "nan.pt")
     model = small_model()
     model.register_buffer("mask", torch.tensor([0.0, -math.inf]))  # as attention masks are
@@ -339,13 +339,16 @@ def test_what_may_differ_is_named_by_the_caller_and_reported(tmp_path, trained):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s.update({"fc.bias": s["fc.bias"].to_sparse()}), r"not tensors by name: fc.bias \(sparse tensor\)"),
+        (
+            lambda s: s.update({"fc.bias": s["fc.bias"].to_sparse()}),
+            r"other things than dense tensors by name: fc.bias \(sparse tensor\)",
+        ),
         (lambda s: s.update({"fc.bias": s["fc.bias"].to("meta")}), "fc.bias float without values for float"),
         (lambda s: s.update({"fc.bias": s["fc.bias"].to(torch.complex64)}), "fc.bias complex for float"),
         (lambda s: s.update({"fc.bias": s["fc.bias"].long()}), "fc.bias integer for float"),
         (lambda s: s.update({"module.fc.bias": s["fc.bias"] + 1}), "1 names stand for two entries: fc.bias"),
-        (lambda s: s.update({"fc.bias": None}), r"not tensors by name: fc.bias \(None\)"),
-        (lambda s: s.update({3: torch.ones(1)}), r"not tensors by name: 3 \(Tensor\)"),
+        (lambda s: s.update({"fc.bias": None}), r"other things than dense tensors by name: fc.bias \(None\)"),
+        (lambda s: s.update({3: torch.ones(1)}), r"other things than dense tensors by name: 3 \(Tensor\)"),
     ],
     ids=["sparse", "meta", "complex", "integer", "twice", "none", "number-as-name"],
 )
@@ -464,7 +467,7 @@ def test_other_contents_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "no-weights.pt")
-    with pytest.raises(CheckpointError, match="holds no weights: .* it has 1 keys: epoch"):
+    with pytest.raises(CheckpointError, match=r"holds no weights: .* it has epoch \(int\)"):
         load_checkpoint(timm.create_model("sa_resnet18"), tmp_path / "no-weights.pt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "absent.pt")

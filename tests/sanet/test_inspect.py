@@ -116,7 +116,13 @@ def test_weights_that_are_not_finite_are_named_and_used_by_no_command(command, t
     torch.save(content, path)
     assert examine(str(path))["NaN or infinity"].startswith("fc.bias (1 of ")
     assert sanet_here(*command.split(), path) == 2
-    assert "has NaN or infinity in 1 tensors: fc.bias (1 of " in capsys.readouterr().err
+    assert "has NaN or infinity in 1 tensor: fc.bias (1 of " in capsys.readouterr().err
+
+
+def test_what_loading_would_refuse_is_named(tmp_path):
+    weights = timm.create_model("resnet18", num_classes=3).state_dict()
+    torch.save({**weights, "fc.weight": weights["fc.weight"].to(torch.complex64)}, tmp_path / "odd.pth")
+    assert examine(str(tmp_path / "odd.pth"))["cannot load"] == "fc.weight (complex)"
 
 
 def test_a_damaged_run_is_not_continued(tmp_path, capsys):

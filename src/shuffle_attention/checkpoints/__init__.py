@@ -13,7 +13,7 @@ from ..attach.insert import HOOK_CHILD, Attached, attached, block_of
 from ..attach.weights import fit_attention
 from ..errors import counted, listed
 from .reading import CheckpointError, read_checkpoint, write_checkpoint
-from .weights import COUNTER, fault, find_state_dict, renamed, require_finite, unwrapped
+from .weights import COUNTER, fault, find_state_dict, kind_of, renamed, require_finite, unwrapped
 
 __all__ = [
     "CheckpointError",
@@ -152,12 +152,11 @@ def _compare(
     missing = [key for key in own if key not in weights and not key.endswith(COUNTER)]
     unexpected = [key for key in weights if key not in own]
     reshaped = [key for key in own if key in weights and weights[key].shape != own[key].shape]
-    unlike = [
-        key for key in own if key in weights and _kind(weights[key]) != _kind(own[key]) and not key.endswith(COUNTER)
-    ]
+    shared = [key for key in own if key in weights and not key.endswith(COUNTER)]
+    unlike = [key for key in shared if kind_of(weights[key]) != kind_of(own[key])]
     shapes = [f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}" for key in reshaped if not allowed(key)]
     faults = [
-        fault("of another kind", [f"{key} {_kind(weights[key])} for {_kind(own[key])}" for key in unlike]),
+        fault("of another kind", [f"{key} {kind_of(weights[key])} for {kind_of(own[key])}" for key in unlike]),
         fault("missing", [key for key in missing if not allowed(key)]),
         fault("unexpected", [key for key in unexpected if not allowed(key)]),
         fault("wrongly shaped", shapes),
@@ -193,11 +192,3 @@ def _from_version_0_1(layers: list[Attached], weights: dict[str, Tensor]) -> dic
                 f"{layer.name} multiplies its output by {scale.item():.3f}, as only version 0.1 can; nothing was loaded"
             )
     return weights
-
-
-def _kind(tensor: Tensor) -> str:
-    """Return what must be equal for one tensor to be copied into another without loss of meaning."""
-    numbers = "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
-    if tensor.is_quantized or tensor.layout != torch.strided:
-        numbers = f"quantised {numbers}" if tensor.is_quantized else f"sparse {numbers}"
-    return f"{numbers} without values" if tensor.is_meta else numbers

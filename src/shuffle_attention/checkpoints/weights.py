@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import brief, listed
+from ..errors import brief, counted, listed
 from .pickles import StandIn
 from .reading import CheckpointError
 
@@ -56,13 +56,14 @@ def find_state_dict(
     source = entries[name] if name else content if bare else {}
     weights = {key: value for key, value in source.items() if isinstance(key, str) and isinstance(value, Tensor)}
     others = [f"{brief(key, quoted=False)} ({_words(source[key])})" for key in source if key not in weights]
-    if weights and others and name:
-        raise CheckpointError(f"{path} holds under {name!r} {fault('entries that are not tensors by name', others)}")
+    if weights and others and (name or len(weights) > len(others)):
+        where = f" under {name!r}" if name else ""
+        raise CheckpointError(f"{path} holds{where} other things than dense tensors by name: {listed(others, 4)}")
     if not weights or others:
         raise CheckpointError(
             f"{path} holds no {'averaged ' if ema else ''}weights: expected a dict of tensors, or one under "
             f"{' or '.join(map(repr, _NAMES[:3]))}; it has "
-            f"{fault('keys', [brief(key, quoted=False) for key in content]) or 'an empty dict'}"
+            f"{listed([f'{brief(key, quoted=False)} ({_words(content[key])})' for key in content]) or 'an empty dict'}"
         )
     quantised = [key for key in weights if _QUANTISED.search(key)]
     if quantised:
@@ -110,7 +111,13 @@ def module_weights(module: StandIn) -> dict[str, Tensor]:
 
 def _words(value: Any) -> str:
     """Return the kind of an entry that is not a tensor."""
+    if isinstance(value, Mapping) and value:
+        return f"dict of {_words(next(iter(value.values()))).removeprefix('dict of ')}"
     if isinstance(value, StandIn):
+        if value.name.startswith("numpy."):
+            return "NumPy array"
+        if value.name.startswith(("torch.distributed.", "torch._utils._rebuild_wrapper")):
+            return "distributed tensor; save what get_model_state_dict returns with full_state_dict=True"
         rebuilt = re.fullmatch(r"torch\._utils\._rebuild_(\w+?)_?tensor.*", value.name)
         return {"q": "quantised tensor"}.get(rebuilt[1], f"{rebuilt[1]} tensor") if rebuilt else value.name
     return "None" if value is None else type(value).__name__
@@ -183,6 +190,14 @@ def renamed(
     return {new: weights[key] for key, new in chosen.items()}, tuple(sorted(prefixes)), left
 
 
+def kind_of(tensor: Tensor) -> str:
+    """Return what must be equal for one tensor to be copied into another without loss of meaning."""
+    numbers = "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        numbers = f"quantised {numbers}" if tensor.is_quantized else f"sparse {numbers}"
+    return f"{numbers} without values" if tensor.is_meta else numbers
+
+
 def not_finite(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> list[str]:
     """Return the tensors that have NaN or infinity, each with the number of such values.
 
@@ -208,8 +223,9 @@ def require_finite(model: nn.Module, weights: Mapping[str, Tensor], path: str | 
     """Raise CheckpointError if weights for a model have NaN or infinity where the model itself has none."""
     if faults := not_finite(weights, dict(model.named_buffers())):
         raise CheckpointError(
-            f"{path} has NaN or infinity in {fault('tensors', faults)}. Nothing was loaded. The training that wrote it "
-            f"diverged: go back to an earlier checkpoint, and train on with a lower learning rate"
+            f"{path} has NaN or infinity in {counted(len(faults), 'tensor')}: {listed(faults, 4)}. Nothing was loaded. "
+            f"The training that wrote it diverged: go back to an earlier checkpoint, and train on with a lower "
+            f"learning rate"
         )
 
 

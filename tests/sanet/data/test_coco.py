@@ -192,25 +192,25 @@ def spoil_image(**changes) -> dict:
 
 # What is wrong, how it is named, and how many images and annotations are left without it.
 FAULTS = {
-    "flat": (spoil(bbox=[1, 1, 3, 0]), "1 boxes without area (annotation 8: [1, 1, 3, 0])", 3, 3),
+    "flat": (spoil(bbox=[1, 1, 3, 0]), "boxes without area (1: annotation 8: [1, 1, 3, 0])", 3, 3),
     "negative": (spoil(bbox=[5, 5, -3, 3]), "boxes without area", 3, 3),
     "nan": (spoil(bbox=[1, 1, float("nan"), 3]), "boxes without area", 3, 3),
     "no-box": (spoil(bbox=None), "boxes without area", 3, 3),
     "outside": (
         spoil(bbox=[16, 2, 3, 3]),
-        "1 boxes outside their image (annotation 8: [16, 2, 3, 3] in 16 x 12)",
+        "boxes outside their image (1: annotation 8: [16, 2, 3, 3] in 16 x 12)",
         3,
         3,
     ),
     "before": (spoil(bbox=[-4, 2, 4, 3]), "boxes outside their image", 3, 3),
-    "image": (spoil(image_id=51), "1 annotations of an unknown image (annotation 8, image 51)", 3, 3),
-    "category": (spoil(category_id=8), "1 annotations of an unknown category (annotation 8, category 8)", 3, 3),
-    "mask": (spoil(segmentation=BROKEN["cut"]), "1 broken masks (annotation 8: run lengths", 3, 3),
-    "no-mask": (spoil(segmentation=[]), "1 annotations without a mask (annotation 8)", 3, 3),
-    "crowd": (spoil(iscrowd="yes"), "iscrowd is neither 0 nor 1 (annotation 8: 'yes')", 3, 3),
-    "no-file": (spoil_image(file_name="c.png"), "1 images without their file (c.png)", 2, 2),
-    "size": (spoil_image(width=20), "with a size that they do not have (inside/b.png: 20 x 12 for 16 x 12)", 2, 2),
-    "twice": (spoil_image(id=0), "1 images with the id of another (inside/b.png, id 0)", 2, 2),
+    "image": (spoil(image_id=51), "annotations of an unknown image (1: annotation 8, image 51)", 3, 3),
+    "category": (spoil(category_id=8), "annotations of an unknown category (1: annotation 8, category 8)", 3, 3),
+    "mask": (spoil(segmentation=BROKEN["cut"]), "broken masks (1: annotation 8: run lengths", 3, 3),
+    "no-mask": (spoil(segmentation=[]), "annotations without a mask (1: annotation 8)", 3, 3),
+    "crowd": (spoil(iscrowd="yes"), "iscrowd is neither 0 nor 1 (1: annotation 8: 'yes')", 3, 3),
+    "no-file": (spoil_image(file_name="c.png"), "images without their file (1: c.png)", 2, 2),
+    "size": (spoil_image(width=20), "with a size that they do not have (1: inside/b.png: 20 x 12 for 16 x 12)", 2, 2),
+    "twice": (spoil_image(id=0), "images with the id of another (1: inside/b.png, id 0)", 2, 2),
     "no-id": (spoil_image(id=None), "images without an id and a file_name", 2, 2),
 }
 
@@ -234,7 +234,7 @@ def test_every_fault_is_counted_and_named_or_left_out(case, tmp_path, caplog):
 
 def test_an_unreadable_picture_is_found_with_its_reason(folder):
     (folder / "images/a.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 images that cannot be read \(a.png: empty file\)"):
+    with pytest.raises(DataError, match=r"images that cannot be read \(1: a.png: empty file\)"):
         read(folder)
     assert len(read(folder, skip_bad=True)) == 2
     assert len(read(folder, check_files=False)) == 3
@@ -245,7 +245,7 @@ def test_many_faults_are_counted_by_kind_and_the_first_named(tmp_path):
     bad = {"image_id": 50, "category_id": 7, "bbox": [0, 0, 0, 0]}
     content["annotations"] += [{**bad, "id": 100 + number} for number in range(5)] + [{**bad, "id": 9, "image_id": 1}]
     with pytest.raises(
-        DataError, match=r"5 boxes without area \(.*annotation 102: .* and 2 more\); 1 annotations of an"
+        DataError, match=r"boxes without area \(5: .*annotation 102: .* and 2 more\); annotations of an"
     ):
         read(write(tmp_path, content))
 
@@ -259,7 +259,7 @@ def test_an_area_that_is_none_is_counted_from_the_mask_or_the_box(tmp_path):
 def test_a_box_that_reaches_out_of_its_image_is_said_and_cut(tmp_path, caplog):
     folder = write(tmp_path, spoil(bbox=[12, 8, 10, 10], segmentation=[[12, 8, 16, 8, 16, 12, 12, 12]]))
     data = read(folder)
-    assert "1 boxes reach beyond their image" in caplog.text
+    assert "boxes reach beyond their image, and are cut at its edge in training (1: " in caplog.text
     samples = CocoSamples(data, masks=False)
     samples.transform = detection_transform(training=False)
     assert samples[1][1]["boxes"].tolist() == [[3, 2, 8, 8], [12, 8, 16, 12]]

@@ -93,18 +93,21 @@ for field in ("id", "area", "iscrowd"):
 
 EXPORTS = {
     "cvat": (CVAT, ""),
-    "label-studio": (LABEL_STUDIO, "1 file names with another folder"),
-    "label-studio-local": (LABEL_STUDIO_LOCAL, "1 file names with another folder"),
-    "label-studio-address": (LABEL_STUDIO_ADDRESS, "1 file names with another folder"),
+    "label-studio": (LABEL_STUDIO, "file names with another folder, found by the end of their path (1: "),
+    "label-studio-local": (LABEL_STUDIO_LOCAL, "file names with another folder, found by the end of their path (1: "),
+    "label-studio-address": (
+        LABEL_STUDIO_ADDRESS,
+        "file names with another folder, found by the end of their path (1: ",
+    ),
     "via": (
         VIA,
-        "1 polygons that were not in a list (annotation 1); 1 ids written as text or with a fraction (annotation 1)",
+        "polygons that were not in a list (1: annotation 1); ids written as text or with a fraction (1: annotation 1)",
     ),
-    "labelme": (LABELME, "1 file names with another folder"),
-    "livecell": (LIVECELL, "1 lists indexed by the ids of their records (annotations); 1 file names without their"),
-    "roboflow": (ROBOFLOW, "1 categories that only group others, which are left out (cells)"),
-    "pandas": (PANDAS, "1 boxes written as text (annotation 1.0)"),
-    "text": (TEXT, "1 values of iscrowd written as text"),
+    "labelme": (LABELME, "file names with another folder, found by the end of their path (1: "),
+    "livecell": (LIVECELL, "lists indexed by the ids of their records (1: annotations); file names without their"),
+    "roboflow": (ROBOFLOW, "categories that only group others, which are left out (1: cells)"),
+    "pandas": (PANDAS, "boxes written as text (1: annotation 1.0)"),
+    "text": (TEXT, "values of iscrowd written as text (1: "),
     "uuid": (UUID, "ids of images that are text or negative"),
     "missing": (MISSING, ""),
     "same-ids": (changed({"id": 2}), ""),
@@ -177,7 +180,7 @@ def test_any_segmentation_does_for_boxes_and_a_certain_one_for_masks(name, tmp_p
 
 HUGE = 10**400
 REFUSED = {
-    "box": (changed({"bbox": [1, 1, HUGE, 3]}), "boxes without area .annotation 1: "),
+    "box": (changed({"bbox": [1, 1, HUGE, 3]}), "boxes without area .1: annotation 1: "),
     "box-nan": (changed({"bbox": [1, 1, float("nan"), 3]}), "boxes without area"),
     "box-words": (changed({"bbox": "one two three four"}), "boxes without area"),
     "box-far": (changed({"bbox": [1, 1, 1e9, 3]}), "boxes that reach far beyond"),
@@ -222,11 +225,11 @@ def test_what_is_uncertain_is_refused_in_few_words(name, tmp_path):
 def test_names_that_fit_several_files_are_refused(tmp_path):
     (tmp_path / "images/other").mkdir(parents=True)
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images/other/b.png")
-    with pytest.raises(DataError, match=r"could be one of several files \(b.png\)"):
+    with pytest.raises(DataError, match=r"could be one of several files \(1: b.png\)"):
         read(tmp_path, changed(image={"file_name": "b.png"}))
     content = changed(image={"file_name": "/one/a.png"})
     content["images"].append({"id": 2, "file_name": "/two/a.png"})
-    with pytest.raises(DataError, match=r"the same file as another \(/two/a.png, as /one/a.png\)"):
+    with pytest.raises(DataError, match=r"the same file as another \(1: /two/a.png, as /one/a.png\)"):
         read(tmp_path, content)
 
 
@@ -241,20 +244,23 @@ def test_boxes_and_pixels_agree_on_photographs_that_exif_data_turn(tmp_path, cap
         content = changed(image={"file_name": "p.jpg", "width": size[0], "height": size[1]})
         if name == "wide":
             with pytest.raises(
-                DataError, match=r"EXIF data turn them, which --as-stored .* \(p.jpg: 16 x 12 for 12 x 16"
+                DataError, match=r"EXIF data turn them, which --as-stored .* \(1: p.jpg: 16 x 12 for 12 x 16"
             ):
                 read(tmp_path / name, content)
             as_stored = read(tmp_path / name, content, reading={"mode": "RGB", "as_stored": True})
             assert as_stored.images[0]["width"] == WIDTH
         else:
             assert read(tmp_path / name, content).images[0]["height"] == size[1]
-            assert ("1 images turned upright by EXIF data" in caplog.text) == (name == "square")
+            assert (
+                "images turned upright by EXIF data, whose boxes are taken for those of the upright image (1: "
+                in caplog.text
+            ) == (name == "square")
 
 
 def test_boxes_that_cvat_turned_are_read_as_the_boxes_around_them(tmp_path, caplog):
     data = read(tmp_path, changed({"bbox": [2, 4, 8, 4], "attributes": {"rotation": 90.0}, "segmentation": []}))
     assert data.annotations[0]["bbox"] == pytest.approx([4, 2, 4, 8])
-    assert "1 boxes that CVAT turned" in caplog.text
+    assert "boxes that CVAT turned, in place of which are the upright boxes around them (1: " in caplog.text
 
 
 def test_boxes_that_are_corners_are_suspected(tmp_path, caplog):

@@ -100,7 +100,7 @@ def test_conversions_and_strange_files_are_counted_with_a_name(tree, caplog):
     open_split(recipe(tree), "train")
     for said in ("1 of 65 images is 16-bit", "1 of 65 images is CMYK", "1 of 65 images is greyscale", "000.png"):
         assert said in caplog.text
-    assert "1 files of" in caplog.text
+    assert "skipped 1 file of other kinds: " in caplog.text
     assert "notes.txt" in caplog.text
     assert ".DS_Store" not in caplog.text
 

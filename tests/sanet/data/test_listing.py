@@ -69,6 +69,28 @@ def test_an_only_image_is_trained_on_and_reported(tmp_path, caplog):
     assert "1 of the 2 classes have no images in the validation images drawn from" in caplog.text
 
 
+def test_classes_of_one_image_each_cannot_be_divided(tmp_path):
+    root = write_classes(tmp_path, cat=1, dog=1)
+    with pytest.raises(DataError, match="there are none, since no class has two images"):
+        scan_tree(root, "val", val_fraction=0.5)
+
+
+def test_splits_may_have_capitals_and_classes_the_names_of_splits(tmp_path):
+    for split, count in (("Train", 3), ("Test", 2)):
+        write_classes(tmp_path / "a" / split, cat=count, dog=count)
+    assert [len(scan_tree(tmp_path / "a", split).images) for split in ("train", "val")] == [6, 4]
+    root = write_classes(tmp_path / "b", Bus=4, Train=4)
+    assert scan_tree(root, "val", val_fraction=0.25).classes == ["Bus", "Train"]
+
+
+def test_a_folder_above_the_splits_is_not_a_class(tmp_path):
+    for split in ("train", "val"):
+        write_classes(tmp_path / "data" / split, cat=1, dog=1)
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"it holds data: --data .*data has them"):
+            scan_tree(tmp_path, split)
+
+
 def test_a_train_folder_alone_can_be_divided(tmp_path):
     write_classes(tmp_path / "train", cat=4, dog=4)
     assert len(scan_tree(tmp_path, "val", val_fraction=0.25).images) == 2

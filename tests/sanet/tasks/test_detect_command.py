@@ -227,10 +227,10 @@ def test_bad_data_stop_it_before_anything_is_written(data, tmp_path, capsys):
     folder = tmp_path / "run"
     begin = ["detect", "train", *options("faster_rcnn", spoilt), "--epochs", 1, "--output", folder]
     assert sanet_here(*begin) == 2
-    assert "1 images that cannot be read (00002.png: not an image)" in capsys.readouterr().err
+    assert "images that cannot be read (1: 00002.png: not an image)" in capsys.readouterr().err
     assert not folder.exists()
     assert sanet_here(*begin, "--skip-bad-images") == 0
-    assert "left out are 1 images that cannot be read" in capsys.readouterr().err
+    assert "left out are images that cannot be read (1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

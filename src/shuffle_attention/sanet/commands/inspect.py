@@ -53,7 +53,7 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
     from ...checkpoints import find_state_dict
     from ...checkpoints.architecture import recognise
     from ...checkpoints.reading import read_file
-    from ...checkpoints.weights import not_finite
+    from ...checkpoints.weights import kind_of, not_finite
 
     content, words = read_file(path)
     weights, name = find_state_dict(content, ema=ema, path=path)
@@ -69,6 +69,9 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
     amount = f"{values / 1e6:,.1f} M" if values >= 1e5 else f"{values:,}"
     where = f"under {name!r}" if name else "a bare state dict"
     answer["weights"] = f"{where}: {counted(len(weights), 'entry')}, {amount} values of {listed(types) or 'integers'}"
+    odd = [f"{key} ({kind})" for key, value in weights.items() if (kind := kind_of(value)) not in ("float", "integer")]
+    if odd:
+        answer["cannot load"] = listed(odd, 6)
     if faults := not_finite(weights):
         answer["NaN or infinity"] = listed(faults, 6) + "; loading it is refused"
     if isinstance(content.get("recipe"), dict):

@@ -63,12 +63,14 @@ def scan_tree(
     stray = [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image_name(entry.name)]
     stray = [name for name in stray if not is_litter(name)]
     if stray:
-        logger.warning("%d images of %s are in no class folder and not used: %s", len(stray), folder, listed(stray))
+        logger.warning(
+            "%s: skipped %s outside of the class folders: %s", folder, counted(len(stray), "image"), listed(stray)
+        )
     if not files:
         raise DataError(f"{folder} has {len(present)} class folders and no images ({', '.join(SUFFIXES)})")
     others = [path for content in contents.values() for path in content.others]
     if others:
-        logger.warning("%d files of %s are not images by their names: %s", len(others), folder, listed(others))
+        logger.warning("%s: skipped %s of other kinds: %s", folder, counted(len(others), "file"), listed(others))
     skipped = [str(folder / name) for name in os.listdir(folder) if is_litter(name) and (folder / name).is_dir()]
     skipped += [path for content in contents.values() for path in content.skipped]
     if skipped:
@@ -124,7 +126,10 @@ def labelled(
     seen = {name for _, name in files}
     empty = [name for name in order if name not in seen]
     if empty and split == "train":
-        raise DataError(f"{len(empty)} of the {len(order)} classes of {source} have no images: {listed(empty)}")
+        classes = f"{len(empty)} of the {len(order)} classes of {source} have no images"
+        raise DataError(f"{classes}: {listed(empty)}; add some or remove these classes")
+    if not files:
+        raise DataError(f"{source}: there are none, since no class has two images")
     if empty:
         logger.warning("%d of the %d classes have no images in %s: %s", len(empty), len(order), source, listed(empty))
     return Tree([(path, labels[name]) for path, name in files], order, digest)
@@ -163,6 +168,13 @@ def _check_depth(folder: Path, present: Sequence[str], names: Sequence[str]) -> 
         logger.warning("the classes are %s, not %s, which are folders in each of them", classes, listed(shared))
 
 
+def _split_of(root: Path, part: str) -> Path | None:
+    """Return the folder of a split. With capitals it must have class folders: Train may also be a class."""
+    folders = [root / name for name in subfolders(root)]
+    present = {path.name.lower(): path for path in folders if path.name.islower() or subfolders(path)}
+    return next((present[name] for name in SPLITS[part] if name in present), None)
+
+
 def _split_folder(root: Path, split: str, val_fraction: float | None) -> tuple[Path, bool]:
     """Return the folder of a split's class folders, and whether it holds both splits."""
     if not root.is_dir():
@@ -170,7 +182,8 @@ def _split_folder(root: Path, split: str, val_fraction: float | None) -> tuple[P
             f"no folder {root}: data is 'digits', a folder with train/ and val/, a folder of class folders with "
             f"--val-fraction, a CSV file, or a name such as wds/NAME"
         )
-    train, val = (next((root / name for name in SPLITS[part] if (root / name).is_dir()), None) for part in SPLITS)
+    inside = subfolders(root)
+    train, val = (_split_of(root, part) for part in SPLITS)
     if val_fraction:
         if train and val and split == "train":
             raise DataError(f"{root} has {val.name}/ already, and --val-fraction is for data without; give one of them")
@@ -179,12 +192,11 @@ def _split_folder(root: Path, split: str, val_fraction: float | None) -> tuple[P
     folder, wanted = (train if split == "train" else val), " or ".join(f"{name}/" for name in SPLITS[split])
     if folder is not None:
         return folder, False
-    inside = subfolders(root)
-    if split == "val" and inside and not train:
-        return root, False
     hint = ""
-    if len(inside) == 1 and not val and any((root / inside[0] / name).is_dir() for name in SPLITS["train"]):
+    if len(inside) == 1 and not val and _split_of(root / inside[0], "train"):
         hint = f": --data {root / inside[0]} has them"
+    elif split == "val" and inside and not train:
+        return root, False
     elif inside and not val:
         hint = f"; --val-fraction 0.2 evaluates on a fifth of each class of {train or root}"
     raise DataError(f"{root} has no {wanted}; it holds {listed(inside) or 'no folders'}{hint}")

@@ -29,7 +29,7 @@ class Tally:
 
     def __str__(self) -> str:
         more = {kind: f" and {count - SHOWN} more" if count > SHOWN else "" for kind, count in self.counts.items()}
-        return "; ".join(f"{self.counts[k]} {k} ({', '.join(n)}{more[k]})" for k, n in self.names.items())
+        return "; ".join(f"{k} ({self.counts[k]}: {', '.join(n)}{more[k]})" for k, n in self.names.items())
 
 
 def key_of(value: object) -> int | str | None:

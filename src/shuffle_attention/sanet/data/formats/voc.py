@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ....errors import DataError, brief, listed
+from ....errors import DataError, brief, counted, listed
 from ....files import write_text
 from ..coco import CocoData
 from ..images import in_threads
@@ -72,7 +72,9 @@ def read(location: Location, known: Sequence[Mapping[str, Any]] | None, as_store
         known_stems = {path.stem for path in paths}
         missing = [brief(stem, quoted=False) for stem in stems if stem not in known_stems]
         if missing:
-            raise DataError(f"{listing} lists {len(missing)} images without an XML file: {listed(missing, 3)}")
+            raise DataError(
+                f"{listing} lists {counted(len(missing), 'image')} without an XML file: {listed(missing, 3)}"
+            )
         paths = [location.annotations / f"{stem}.xml" for stem in stems]
     faults, corrections = Tally(), Tally()
     parsed = zip(paths, in_threads(_parse, paths), strict=True)

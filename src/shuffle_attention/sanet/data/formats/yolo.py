@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ....errors import DataError, brief, listed
+from ....errors import DataError, brief, counted, listed
 from ....files import write_text
 from ...recipes.settings import read_yaml
 from ..coco import CocoData
@@ -202,7 +202,7 @@ def _listed(file: Path, root: Path) -> list[Path]:
     found = [(name, *finder.find(name)) for name in names]
     missing = [brief(name, quoted=False) for name, path, _ in found if not path]
     if missing:
-        raise DataError(f"{file} lists {len(missing)} images that are not in {root}: {listed(missing, 3)}")
+        raise DataError(f"{file} lists {counted(len(missing), 'image')} not in {root}: {listed(missing, 3)}")
     return [Path(path) for _, path, _ in found]
 
 
