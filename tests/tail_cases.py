@@ -1,6 +1,7 @@
 """The fused end of a residual block against its modules one by one: cases and comparisons for any backend."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,27 @@ from shuffle_attention.models.fused_block import block_tail
 NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
+@dataclass(frozen=True)
 class Case(MapCase):
-    def modules(self, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Module, ShuffleAttention]:
+    """Without groups there is no attention."""
+
+    normalised: bool = True
+
+    def __str__(self) -> str:
+        return super().__str__() + "-no-norm" * (not self.normalised)
+
+    def modules(self, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Module, nn.Module]:
         channels = self.shape[1]
-        norm = NORMS[len(self.shape)](channels, dtype=dtype, **options)
-        attention = ShuffleAttention(channels, self.groups, shuffle=self.shuffle, gain=self.gain, dtype=dtype)
+        norm = attention = nn.Identity()
+        if self.normalised:
+            norm = NORMS[len(self.shape)](channels, dtype=dtype, **options)
+        if self.groups:
+            attention = ShuffleAttention(channels, self.groups, shuffle=self.shuffle, gain=self.gain, dtype=dtype)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in [*norm.parameters(), *attention.parameters()]:
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
-            if norm.running_mean is not None:
+            if getattr(norm, "running_mean", None) is not None:
                 norm.running_mean.copy_(torch.randn(channels, generator=generator, dtype=torch.float64))
                 norm.running_var.copy_(torch.rand(channels, generator=generator, dtype=torch.float64) + 0.5)
         return norm, attention
@@ -63,6 +75,24 @@ CASES = [
     Case((2, 16, 7, 7), 2, channels_last, gain=1.37),
     Case((2, 16, 30, 30), 2, shuffle=False, gain=0.3),
     Case((2, 16, 30, 30), 2, channels_last, shuffle=False, gain=0.3),
+    # Without attention the number of channels may be odd.
+    Case((3, 7, 5, 3), 0),
+    Case((3, 7, 5, 3), 0, channels_last),
+    Case((2, 256, 7, 7), 0),
+    Case((2, 131, 7, 7), 0, channels_last),
+    Case((5, 37, 20, 20), 0, channels_last),
+    Case((3, 33, 1, 1), 0),
+    Case((2, 5, 37), 0),
+    Case((2, 5, 3, 4, 5), 0, channels_last),
+    Case((2, 7, 6, 5), 0, every_other),
+    Case((1, 3, 180, 180), 0),
+    Case((1, 3, 180, 180), 0, channels_last),
+    Case((2, 96, 56, 56), 0, channels_last),
+    Case((3, 12, 5, 3), 2, normalised=False),
+    Case((3, 84, 5, 3), 3, channels_last, shuffle=False, normalised=False),
+    Case((2, 128, 20, 20), 4, channels_last, gain=1.37, normalised=False),
+    Case((3, 7, 5, 3), 0, normalised=False),
+    Case((2, 7, 6, 5), 0, channels_last, normalised=False),
 ]
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -168,9 +198,12 @@ def check_infinite_and_huge_values(value: float, layout, device: str = "cpu") ->
                 torch.testing.assert_close(got.float()[finite], want[finite], rtol=tolerance, atol=tolerance)
 
 
-def check_kept_tensors(with_shortcut: bool) -> None:
-    """Check that the op keeps its input and output for the backward pass, and small tensors beside."""
-    case = Case((2, 16, 20, 20), 2)
+def check_kept_tensors(with_shortcut: bool, groups: int = 2) -> None:
+    """Check that the op keeps its input and output for the backward pass, and small tensors beside.
+
+    Without attention and shortcut it keeps its input alone.
+    """
+    case = Case((2, 16, 20, 20), groups)
     norm, attention = case.modules(torch.float32)
     u, shortcut, _ = case.maps(torch.float32)
     kept: list[Tensor] = []
@@ -181,12 +214,13 @@ def check_kept_tensors(with_shortcut: bool) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = block_tail(u.requires_grad_(), shortcut if with_shortcut else None, norm, attention)
-    assert sorted(t.data_ptr() for t in kept if t.numel() >= u.numel()) == sorted([u.data_ptr(), y.data_ptr()])
+    maps = {u.data_ptr(), y.data_ptr()} if groups or with_shortcut else {u.data_ptr()}
+    assert {t.data_ptr() for t in kept if t.numel() >= u.numel()} == maps
     assert sum(t.numel() for t in kept if t.numel() < u.numel()) < 10 * 2 * 16
 
 
-def check_maps_without_values(shape: tuple[int, ...], training: bool, device: str = "cpu") -> None:
-    case = Case(shape, 2)
+def check_maps_without_values(shape: tuple[int, ...], training: bool, device: str = "cpu", groups: int = 2) -> None:
+    case = Case(shape, groups)
     norm, attention = (m.train(training).to(device) for m in case.modules())
     before = copy.deepcopy(norm.state_dict())
     u, shortcut, grad = (t.to(device) for t in case.maps())

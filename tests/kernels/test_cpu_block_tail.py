@@ -24,11 +24,13 @@ from tail_cases import (
 )
 
 FORWARD = torch.ops.shuffle_attention.block_tail.default
+OVER = torch.ops.shuffle_attention.block_tail_.default
 BACKWARD = torch.ops.shuffle_attention.block_tail_backward.default
 
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
-small_cases = pytest.mark.parametrize("case", [c for c in CASES if torch.Size(c.shape).numel() < 3_000], ids=str)
+small_maps = [case for case in CASES if torch.Size(case.shape).numel() < 3_000]
+small_cases = pytest.mark.parametrize("case", small_maps, ids=str)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d)[6:])
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
 ends = pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_equals_the_modules_in_every_setting(case: Case, dtype, training: bool, 
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
-@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[15]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[15], Case((3, 7, 5, 3), 0)], ids=str)
 def test_running_statistics(case: Case, momentum: float | None):
     norm, attention = case.modules(momentum=momentum)
     expected = copy.deepcopy(norm)
@@ -94,9 +96,10 @@ def test_norms_without_parameters_or_running_statistics(options: dict, training:
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
+@pytest.mark.parametrize("groups", [2, 0])
 @modes
-def test_maps_without_values(shape: tuple[int, ...], training: bool):
-    check_maps_without_values(shape, training)
+def test_maps_without_values(shape: tuple[int, ...], training: bool, groups: int):
+    check_maps_without_values(shape, training, groups=groups)
 
 
 @modes
@@ -113,35 +116,34 @@ def test_gradcheck(case: Case, training: bool):
 
 @modes
 def test_gradgradcheck(training: bool):
-    case = Case((2, 8, 3, 2), 2)
-    norm, attention = (m.train(training) for m in case.modules())
-    u, shortcut, _ = case.maps()
-    leaves = [u.requires_grad_(), (shortcut + 1).requires_grad_(), *norm.parameters(), *attention.parameters()]
-    assert torch.autograd.gradgradcheck(lambda u, s, *_: block_tail(u, s, norm, attention), leaves, fast_mode=True)
+    for case, with_shortcut in ((Case((2, 8, 3, 2), 2), True), (Case((2, 3, 3, 2), 0), False)):
+        norm, attention = (m.train(training) for m in case.modules())
+        u, shortcut, _ = case.maps()
+        shortcut = (shortcut + 1).requires_grad_() if with_shortcut else None
+        maps = [u.requires_grad_()] + [shortcut] * with_shortcut
+        assert torch.autograd.gradgradcheck(
+            lambda u, *_, s=shortcut, m=(norm, attention): block_tail(u, s, *m),
+            [*maps, *norm.parameters(), *attention.parameters()],
+            fast_mode=True,
+        )
 
 
 def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: bool, relu: bool):
     """Return the arguments of the forward and of the backward op."""
     norm, attention = case.modules(torch.float64 if dtype == torch.float64 else torch.float32)
     u, shortcut, grad = case.maps(dtype)
-    sa = [p.detach() for p in attention.parameters()]
-    given = [None, None] if training else [norm.running_mean, norm.running_var]
-    parameters = [norm.weight.detach(), norm.bias.detach(), *given, *sa]
+    sa = [p.detach() for p in attention.parameters()] or [None] * 6
+    parameters = [None] * 4 + sa
+    if case.normalised:
+        given = [None, None] if training else [norm.running_mean, norm.running_var]
+        parameters = [norm.weight.detach(), norm.bias.detach(), *given, *sa]
     shortcut = shortcut if with_shortcut else None
     forward = (u, shortcut, *parameters, 1e-5, 1e-5, case.shuffle, relu, case.gain)
-    out, statistics, _ = FORWARD(*forward)
-    backward = (
-        grad,
-        u,
-        out if relu else None,
-        statistics,
-        *parameters,
-        1e-5,
-        1e-5,
-        case.shuffle,
-        with_shortcut,
-        case.gain,
-    )
+    out, statistics, moments = FORWARD(*forward)
+    mask = relu and not (with_shortcut or case.groups)
+    out, statistics = out if relu and not mask else None, statistics if case.groups else moments
+    settings = (1e-5, 1e-5, case.shuffle, with_shortcut, case.gain, mask)
+    backward = (grad, u, out, statistics, *parameters, *settings)
     return forward, backward
 
 
@@ -151,7 +153,7 @@ def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: boo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5)} or (c.gain != 1 and c.shape == (2, 16, 7, 7))],
+    [c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5), (3, 7, 5, 3)} or c.shape == (2, 16, 7, 7)],
     ids=str,
 )
 def test_opcheck(case: Case, dtype, training: bool, with_shortcut: bool, relu: bool):
@@ -163,7 +165,11 @@ def test_opcheck(case: Case, dtype, training: bool, with_shortcut: bool, relu: b
 @modes
 @pytest.mark.parametrize(
     "case",
-    [Case((5, 320, 9, 9), 5), Case((5, 320, 9, 9), 5, channels_last), Case((1, 64, 48, 48), 4, channels_last)],
+    [
+        *(Case((5, 320, 9, 9), groups, layout) for groups in (5, 0) for layout in (contiguous, channels_last)),
+        Case((1, 64, 48, 48), 4, channels_last),
+        Case((1, 63, 48, 48), 0, channels_last),
+    ],
     ids=str,
 )
 def test_does_not_depend_on_the_number_of_threads(case: Case, training: bool, threads):
@@ -196,15 +202,61 @@ def test_infinite_and_huge_values(value: float, layout):
     check_infinite_and_huge_values(value, layout)
 
 
+@pytest.mark.parametrize("groups", [2, 0])
 @pytest.mark.parametrize("with_shortcut", [True, False])
-def test_keeps_the_map_and_the_output_alone(with_shortcut: bool):
-    check_kept_tensors(with_shortcut)
+def test_keeps_the_map_and_the_output_alone(with_shortcut: bool, groups: int):
+    check_kept_tensors(with_shortcut, groups)
+
+
+@ends
+@dtypes
+@pytest.mark.parametrize("case", [c for c in small_maps if c.groups == 0 and c.normalised], ids=str)
+def test_statistics_of_the_batch_given_back_lead_to_the_same_bits(case: Case, dtype, with_shortcut: bool, relu: bool):
+    forward, _ = arguments(case, dtype, True, with_shortcut, relu)
+    out, _, moments = FORWARD(*forward)
+    again, _, _ = FORWARD(*forward[:4], *moments, *forward[6:])
+    assert torch.equal(out, again)
+
+
+@ends
+@dtypes
+@pytest.mark.parametrize("case", [c for c in small_maps if not c.shuffle or c.groups == 0], ids=str)
+def test_written_over_the_map_it_is_the_same(case: Case, dtype, with_shortcut: bool, relu: bool):
+    (u, shortcut, *rest), _ = arguments(case, dtype, False, with_shortcut, relu)
+    of_norm_and_attention, (norm_eps, eps, _, *last) = rest[:10], rest[10:]
+    expected, _, _ = FORWARD(u, shortcut, *of_norm_and_attention, norm_eps, eps, False, *last)
+    inputs = (*of_norm_and_attention, norm_eps, eps, *last)
+    torch.library.opcheck(OVER, (u.clone(), shortcut, *inputs))
+    for added in (shortcut, u):  # the map itself may be added
+        if added is u:
+            expected, _, _ = FORWARD(u, u, *of_norm_and_attention, norm_eps, eps, False, *last)
+        target = case.layout(u.clone())
+        version = target._version
+        OVER(target, target if added is u else added, *inputs)
+        assert torch.equal(target, expected)
+        assert target._version > version
+
+
+def test_refuses_to_write_where_something_else_is_read_or_recorded():
+    case = Case((2, 8, 5, 3), 0)
+    (u, _, *rest), _ = arguments(case, torch.float32, False, False, True)
+    inputs = (*rest[:12], *rest[13:])
+    memory = torch.randn(3, 8, 5, 3)
+    with pytest.raises(RuntimeError, match="share memory"):
+        OVER(memory[:2], memory[1:], *inputs)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        OVER(u[:, :1].expand_as(u), None, *inputs)
+    with pytest.raises(RuntimeError, match="records no gradient"):
+        OVER(u.requires_grad_(), None, *inputs)
+    with pytest.raises(RuntimeError, match="needs the statistics"):
+        OVER(u.detach(), None, *inputs[:2], None, None, *inputs[4:])
 
 
 @modes
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
-def test_compiled_whole_it_gives_the_same(layout, training: bool):
-    case = Case((3, 24, 7, 5), 3, layout)
+@pytest.mark.parametrize("groups", [3, 0])
+def test_compiled_whole_it_gives_the_same(layout, training: bool, groups: int):
+    case = Case((3, 24, 7, 5), groups, layout)
     norm, attention = (m.train(training) for m in case.modules(torch.float32))
     other = copy.deepcopy(norm)
     u, shortcut, grad = case.maps(torch.float32)

@@ -21,6 +21,7 @@ class Tail(nn.Module):
         self.norm, self.attention = nn.BatchNorm2d(16), ShuffleAttention(16, 2, gain=1.37)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = block_tail(x, None, self.norm, None, over=True)
         return block_tail(x, x.flip(0), self.norm, self.attention)
 
 

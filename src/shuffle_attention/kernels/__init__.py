@@ -13,6 +13,11 @@ for backend in BACKENDS:
     backend.register(LIBRARY)
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Return whether a backend has kernels for the device and type of ``x``, beyond the reference."""
-    return not reference.in_use and any(backend.supports(x) for backend in BACKENDS)
+def has_kernels(x: Tensor, whole: bool = True) -> bool:
+    """Return whether a backend has kernels for the device and type of ``x``, beyond the reference.
+
+    Args:
+        x: Map.
+        whole: Whether the block tail has both BatchNorm and attention; backends may lack kernels without one of them.
+    """
+    return not reference.in_use and any(backend.supports(x, whole) for backend in BACKENDS)

@@ -1,10 +1,10 @@
 r"""The tail of a residual block in plain PyTorch, and the algebra that lets a kernel do it in two passes.
 
 The tail is ``relu(sa(bn(u)) + shortcut)``: BatchNorm over batch and plane, the attention of
-:mod:`.reference`, the shortcut, ReLU. With :math:`P` pixels in a plane and :math:`N = B P` values of a
-channel, a plane of one sample has the mean :math:`m` and the variance :math:`v`, a channel :math:`M` and
-:math:`V`; over the samples :math:`M = \overline m` and :math:`V = \overline{v + (m - M)^2}`, so that
-BatchNorm's statistics follow from those of the planes.
+:mod:`.reference`, the shortcut, ReLU, each of which may be absent. With :math:`P` pixels in a plane and
+:math:`N = B P` values of a channel, a plane of one sample has the mean :math:`m` and the variance :math:`v`, a
+channel :math:`M` and :math:`V`; over the samples :math:`M = \overline m` and
+:math:`V = \overline{v + (m - M)^2}`, so that BatchNorm's statistics follow from those of the planes.
 
 **Forward.** With :math:`a = \text{weight} / \sqrt{V + \epsilon_{bn}}`, BatchNorm's output is
 :math:`z = a d + \mu` in :math:`d = u - m` and :math:`\mu = a (m - M) + \text{bias}`. Its planes have the
@@ -45,7 +45,12 @@ over the samples they give d bias :math:`= \sum dz` and d weight :math:`= \sum d
 without the last term where BatchNorm's statistics are given and not those of the batch. As
 :math:`a q + S h` is known in the first pass and the rest of it is linear in :math:`d`, the first pass
 stores that part in ``du``, and no gate is computed twice.
+
+**Without attention** :math:`dz = g`, nothing is needed of single planes, and where there is no shortcut either, ReLU
+let through what has :math:`z > 0`, which :math:`u` tells: the output is not kept.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,35 +61,39 @@ from . import reference
 def block_tail(
     u: Tensor,
     shortcut: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
-    cweight: Tensor,
-    cbias: Tensor,
-    sweight: Tensor,
-    sbias: Tensor,
-    gn_weight: Tensor,
-    gn_bias: Tensor,
+    cweight: Tensor | None,
+    cbias: Tensor | None,
+    sweight: Tensor | None,
+    sbias: Tensor | None,
+    gn_weight: Tensor | None,
+    gn_bias: Tensor | None,
     norm_eps: float,
     eps: float,
     shuffle: bool,
     relu: bool,
     gain: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, the statistics of the planes (B, 3, C) and those of BatchNorm (2, C).
+    """Return the output, the statistics of the planes (B, 3, C) and those of BatchNorm (2, C), which are float64.
 
     The statistics of a plane are a value near its mean, the mean less that value, and the biased variance; those of
-    BatchNorm are its mean and biased variance.
+    BatchNorm are its mean and biased variance. Given back as ``mean`` and ``var``, they lead to the same output.
+    Without attention, ``cweight`` and the other five being None, the statistics of planes are empty; without
+    BatchNorm, ``weight`` and the other three being None, its statistics are.
     """
-    x, uhat, _, moments = _normalise(u, mean, var, norm_eps)
-    z = uhat * _of_channels(weight, x) + _of_channels(bias, x)
-    y = reference.shuffle_attention(z, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
+    x, uhat, _, moments = _normalise(u, weight, mean, var, norm_eps)
+    y = _affine(uhat, weight, bias)
+    if cweight is not None:
+        arguments: Any = (cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
+        y = reference.shuffle_attention(y, *arguments)
     if shortcut is not None:
         y = y + shortcut
     if relu:
         y = y.relu()
-    return y.to(u.dtype), _plane_statistics(x), moments
+    return y.to(u.dtype, copy=True), x.new_empty(0) if cweight is None else _plane_statistics(x), moments
 
 
 def block_tail_backward(
@@ -92,47 +101,62 @@ def block_tail_backward(
     u: Tensor,
     out: Tensor | None,
     statistics: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
-    cweight: Tensor,
-    cbias: Tensor,
-    sweight: Tensor,
-    sbias: Tensor,
-    gn_weight: Tensor,
-    gn_bias: Tensor,
+    cweight: Tensor | None,
+    cbias: Tensor | None,
+    sweight: Tensor | None,
+    sbias: Tensor | None,
+    gn_weight: Tensor | None,
+    gn_bias: Tensor | None,
     norm_eps: float,
     eps: float,
     shuffle: bool,
     has_shortcut: bool,
     gain: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mask: bool = False,
+) -> tuple[Tensor, ...]:
     """Return the gradients of ``u``, the shortcut, BatchNorm's weight and bias and the six parameters.
 
-    ``out`` is the output if ReLU made it. The gradient of the shortcut is empty where it is ``grad`` itself, without
-    ReLU, or where there is no shortcut. Everything is recomputed from ``u``, so that this can be differentiated once
-    more; ``statistics`` are for kernels.
+    ``out`` is the output if ReLU made it; with ``mask``, ReLU made it of BatchNorm's output alone, and its mask is
+    rebuilt. The gradient of the shortcut is empty where it is ``grad`` itself, without ReLU, or where there is no
+    shortcut, and that of a parameter where there is none. Everything is recomputed from ``u``, so that this can be
+    differentiated once more; ``statistics``, those of the planes or without attention those of BatchNorm, are for
+    kernels.
     """
-    x, uhat, invstd, _ = _normalise(u, mean, var, norm_eps)
-    scale = _of_channels(weight, x)
-    passed = grad if out is None else torch.where(out <= 0, torch.zeros_like(grad), grad)
-    z = uhat * scale + _of_channels(bias, x)
-    dz, *d_attention = reference.shuffle_attention_backward(
-        passed.to(x.dtype), z, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain
-    )
+    x, uhat, invstd, _ = _normalise(u, weight, mean, var, norm_eps)
+    z = _affine(uhat, weight, bias)
+    made = z if mask else out
+    passed = grad if made is None else torch.where(made <= 0, torch.zeros_like(grad), grad)
+    dz, d_attention = passed.to(x.dtype), [u.new_empty(0) for _ in range(6)]
+    if cweight is not None:
+        arguments: Any = (cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, shuffle, gain)
+        dz, *d_attention = reference.shuffle_attention_backward(dz, z, *arguments)
+    dshortcut = passed.clone() if out is not None and has_shortcut else u.new_empty(0)
+    if weight is None or bias is None or invstd is None:
+        return dz.to(u.dtype, copy=True), dshortcut, u.new_empty(0), u.new_empty(0), *d_attention
     over = _sample_and_plane(x)
     dbias, dweight = dz.sum(over, keepdim=True), (dz * uhat).sum(over, keepdim=True)
     through = 0 if mean is not None else (dbias + uhat * dweight) / max(x.numel() // x.shape[1], 1)
-    du = scale * invstd * (dz - through)
-    dshortcut = passed if out is not None and has_shortcut else u.new_empty(0)
-    cw, cb, sw, sb, gw, gb = d_attention
-    return du.to(u.dtype), dshortcut, _like(weight, dweight), _like(bias, dbias), cw, cb, sw, sb, gw, gb
+    du = _of_channels(weight, x) * invstd * (dz - through)
+    return du.to(u.dtype), dshortcut, _like(weight, dweight), _like(bias, dbias), *d_attention
 
 
-def _normalise(u: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-    """Return ``u`` in the type of the sums, normalised, 1 / deviation, and mean and variance (2, C)."""
+def _affine(uhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None or bias is None:
+        return uhat
+    return uhat * _of_channels(weight, uhat) + _of_channels(bias, uhat)
+
+
+def _normalise(
+    u: Tensor, weight: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return ``u`` in the type of the sums, normalised if there is a weight, 1 / deviation, and the moments (2, C)."""
     x = u.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
+    if weight is None:
+        return x, x, None, x.new_empty(0, dtype=torch.float64)
     if mean is None or var is None:
         over, values = _sample_and_plane(x), max(x.numel() // x.shape[1], 1)
         centre = x.sum(over, keepdim=True) / values
@@ -143,7 +167,7 @@ def _normalise(u: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -
         centre, spread = _of_channels(mean, x), _of_channels(var, x)
         centred = x - centre
     invstd = torch.rsqrt(spread + eps)
-    return x, centred * invstd, invstd, torch.stack([centre.flatten(), spread.flatten()])
+    return x, centred * invstd, invstd, torch.stack([centre.flatten(), spread.flatten()]).double()
 
 
 def _plane_statistics(x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """The registered ops: the layer and the end of a residual block, each with its schema, shapes and gradients.
 
 ``shuffle_attention::shuffle_attention`` is the layer, ``shuffle_attention::block_tail`` computes
-``relu(attention(norm(u)) + shortcut)`` and returns with it the statistics of the planes and of BatchNorm; it changes
-none of its inputs. Their body is the reference; a backend's kernel takes its place through PyTorch's dispatcher, which
-is the only fallback. Under the transforms of ``torch.func`` and in forward-mode differentiation the ops decompose into
-the operators of the reference, which PyTorch knows how to batch and to differentiate.
+``relu(attention(norm(u)) + shortcut)``, of which each part is optional, and returns with it the statistics of the
+planes and of BatchNorm; it changes none of its inputs. ``block_tail_`` writes the output over ``u``. Their body is
+the reference; a backend's kernel takes its place through PyTorch's dispatcher, which is the only fallback.
+Under the transforms of ``torch.func`` and in forward-mode differentiation the ops decompose into the operators of the
+reference, which PyTorch knows how to batch and to differentiate.
 
 The tag ``flexible_layout`` tells ``torch.compile`` that the ops take maps in any layout: without it the compiler
 copies every map back into the layout that it traced.
@@ -22,7 +23,7 @@ from . import block_reference, reference
 
 LIBRARY = torch.library.Library("shuffle_attention", "DEF")
 _SIX = "Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, Tensor gn_bias"
-_NORM = "Tensor weight, Tensor bias, Tensor? mean, Tensor? var"
+_TAIL = "Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, " + _SIX.replace("Tensor", "Tensor?")
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
 REFERENCES: dict[str, Callable[..., Any]] = {}  # of each op, with its outputs in the layouts that the op promises
 
@@ -132,39 +133,47 @@ _layer_backward = _register(
 # ---- The end of a residual block ----
 
 
-def _tail_fake(u, *_):
+def _tail_fake(u, shortcut, weight, bias, mean, var, cweight, *_):
     wide = torch.float64 if u.dtype == torch.float64 else torch.float32
-    statistics = u.new_empty((u.shape[0], 3, u.shape[1]), dtype=wide)
-    return torch.empty_like(u), statistics, u.new_empty((2, u.shape[1]), dtype=wide)
+    batch, channels = u.shape[:2]
+    statistics = u.new_empty((0,) if cweight is None else (batch, 3, channels), dtype=wide)
+    return torch.empty_like(u), statistics, u.new_empty((0,) if weight is None else (2, channels), dtype=torch.float64)
 
 
 def _tail_backward_fake(grad, u, out, statistics, weight, bias, mean, var, *rest):
     dshortcut = torch.empty_like(u) if out is not None and rest[9] else u.new_empty(0)
-    return torch.empty_like(u), dshortcut, *(torch.empty_like(p) for p in (weight, bias, *rest[:6]))
+    parameters = (u.new_empty(0) if p is None else torch.empty_like(p) for p in (weight, bias, *rest[:6]))
+    return torch.empty_like(u), dshortcut, *parameters
 
 
 def _keep_tail(ctx, inputs, outputs):
     u, shortcut, *parameters = inputs[:12]
     *ctx.settings, relu = inputs[12:16]
-    ctx.gain = inputs[16:]
     out, statistics, moments = outputs
     ctx.mark_non_differentiable(statistics, moments)
     ctx.set_materialize_grads(False)
-    ctx.has_shortcut = shortcut is not None
-    ctx.save_for_backward(u, out if relu else None, statistics, *parameters)
+    ctx.settings += [shortcut is not None, inputs[16] if len(inputs) > 16 else 1.0]
+    attends = parameters[4] is not None
+    if relu and not attends and shortcut is None:
+        ctx.settings.append(True)  # u tells what ReLU let through
+        relu = False
+    ctx.save_for_backward(u, out if relu else None, statistics if attends else moments, *parameters)
+    ctx.inputs = len(inputs)
 
 
 def _differentiate_tail(ctx, grad, *_):
-    settings = (None,) * (4 + len(ctx.gain))
     if grad is None:
-        return *(None,) * 12, *settings
+        return (None,) * ctx.inputs
     u, out, statistics, *parameters = ctx.saved_tensors
-    du, dshortcut, dweight, dbias, *rest = _tail_backward(
-        grad, u, out, statistics, *parameters, *ctx.settings, ctx.has_shortcut, *ctx.gain
-    )
-    if out is None:
+    du, dshortcut, *rest = _tail_backward(grad, u, out, statistics, *parameters, *ctx.settings)
+    if not ctx.settings[3]:
+        dshortcut = None
+    elif out is None:
         dshortcut = grad
-    return du, dshortcut if ctx.has_shortcut else None, dweight, dbias, None, None, *rest, *settings
+    of_norm, of_attention = (t if parameters[0] is not None else None for t in rest[:2]), rest[2:]
+    if parameters[4] is None:
+        of_attention = (None,) * 6
+    return du, dshortcut, *of_norm, None, None, *of_attention, *(None,) * (ctx.inputs - 12)
 
 
 def _keep_tail_backward(ctx, inputs, _):
@@ -175,7 +184,8 @@ def _keep_tail_backward(ctx, inputs, _):
 def _differentiate_tail_twice(ctx, *grads):
     """Differentiate the backward op: autograd through its reference, recomputed."""
     tensors = list(ctx.saved_tensors)
-    differentiable = [0, 1, 4, 5, *range(8, 14)]  # neither the output and statistics nor the running mean and variance
+    # Neither the output and statistics nor the running mean and variance.
+    differentiable = [i for i in (0, 1, 4, 5, *range(8, 14)) if tensors[i] is not None]
     with torch.enable_grad():
         for i in differentiable:
             tensors[i] = tensors[i].detach().requires_grad_()
@@ -188,7 +198,7 @@ def _differentiate_tail_twice(ctx, *grads):
 
 
 _tail = _register(
-    f"block_tail(Tensor u, Tensor? shortcut, {_NORM}, {_SIX}, float norm_eps, float eps, bool shuffle, bool relu, "
+    f"block_tail(Tensor u, Tensor? shortcut, {_TAIL}, float norm_eps, float eps, bool shuffle, bool relu, "
     "float gain=1.0) -> (Tensor, Tensor, Tensor)",
     block_reference.block_tail,
     _tail_fake,
@@ -196,8 +206,8 @@ _tail = _register(
     _differentiate_tail,
 )
 _tail_backward = _register(
-    f"block_tail_backward(Tensor grad, Tensor u, Tensor? out, Tensor statistics, {_NORM}, {_SIX}, float norm_eps, "
-    "float eps, bool shuffle, bool has_shortcut, float gain=1.0) -> "
+    f"block_tail_backward(Tensor grad, Tensor u, Tensor? out, Tensor statistics, {_TAIL}, float norm_eps, float eps, "
+    "bool shuffle, bool has_shortcut, float gain=1.0, bool mask=False) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     block_reference.block_tail_backward,
     _tail_backward_fake,
@@ -205,6 +215,34 @@ _tail_backward = _register(
     _differentiate_tail_twice,
     maps=2,
 )
+
+
+# ---- The same over u, where no gradient is recorded. With the shuffle, a channel would be written over another. ----
+
+LIBRARY.define(
+    f"block_tail_(Tensor(a!) u, Tensor? shortcut, {_TAIL}, float norm_eps, float eps, bool relu, float gain=1.0) -> ()",
+    tags=_TAGS,
+)
+
+
+def _write_reference(u: Tensor, *inputs: Any) -> None:
+    if inputs[1] is not None and (inputs[3] is None or inputs[4] is None):
+        raise RuntimeError("block_tail_ needs the statistics of BatchNorm")
+    arguments: Any = (*inputs[:13], False, *inputs[13:])  # no shuffle
+    u.copy_(block_reference.block_tail(u, *arguments)[0])
+
+
+def _write_without_gradient(u: Tensor, *inputs: Any) -> None:
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(u, *inputs):
+        raise RuntimeError("block_tail_ records no gradient: call block_tail where one is needed")
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.shuffle_attention.block_tail_.default(u, *inputs)
+    torch.autograd.graph.increment_version(u)
+
+
+LIBRARY.impl("block_tail_", _write_reference, "CompositeExplicitAutograd")
+LIBRARY.impl("block_tail_", _write_without_gradient, "Autograd")
+torch.library.register_fake("shuffle_attention::block_tail_", lambda *_: None, lib=LIBRARY)
 
 
 def shuffle_attention(

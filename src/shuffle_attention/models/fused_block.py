@@ -1,9 +1,10 @@
 """BatchNorm and what follows it in a residual block as one op instead of several modules, and when that is possible."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attention.shuffle import ShuffleAttention
@@ -40,7 +41,7 @@ def can_fuse(
     return (
         fusable(norm, attention, act)
         and (drop is None or not drop.training)
-        and has_kernels(u)
+        and has_kernels(u, whole=not (_is_absent(norm) or _is_absent(attention)))
         and (shortcut is None or (u.dtype == shortcut.dtype and u.shape == shortcut.shape))
         and not any(is_hooked(module) for module in (norm, attention, act, drop) if module is not None)
     )
@@ -48,7 +49,12 @@ def can_fuse(
 
 def fusable(norm: nn.Module | None, attention: nn.Module | None, act: nn.Module | None) -> bool:
     """Return whether these modules are those that the op computes, on devices that have a kernel for it."""
-    return type(norm) is nn.BatchNorm2d and type(attention) is ShuffleAttention and type(act) is nn.ReLU
+    modules = ((norm, nn.BatchNorm2d), (attention, ShuffleAttention), (act, nn.ReLU))
+    return all(type(module) is known or _is_absent(module) for module, known in modules)
+
+
+def _is_absent(module: nn.Module | None) -> bool:
+    return module is None or type(module) is nn.Identity
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -70,7 +76,7 @@ def norm_act(
             ``u`` where no gradient is recorded.
     """
     if can_fuse(u, None, norm, None, act, drop):
-        return block_tail(u, None, cast(_BatchNorm, norm), cast(Any, None))
+        return _fused(u, None, norm, None, act, conv)
     y = norm(u)
     if drop is not None:
         y = drop(y)
@@ -100,7 +106,7 @@ def block_end(
             ``u`` where no gradient is recorded.
     """
     if can_fuse(u, shortcut, norm, attention, act, drop_path):
-        return block_tail(u, shortcut, cast(_BatchNorm, norm), cast(ShuffleAttention, attention))
+        return _fused(u, shortcut, norm, attention, act, conv)
     y = u
     for module in (norm, attention, drop_path):
         if module is not None:
@@ -109,8 +115,19 @@ def block_end(
     return y if act is None else act(y)
 
 
+def _fused(u: Tensor, shortcut: Tensor | None, norm: Any, attention: Any, act: Any, conv: nn.Module | None) -> Tensor:
+    owned = type(conv) is nn.Conv2d and not is_hooked(conv)
+    return block_tail(u, shortcut, norm, attention, relu=not _is_absent(act), over=owned)
+
+
 def block_tail(
-    u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention, *, relu: bool = True
+    u: Tensor,
+    shortcut: Tensor | None,
+    norm: _BatchNorm | nn.Identity | None,
+    attention: ShuffleAttention | nn.Identity | None,
+    *,
+    relu: bool = True,
+    over: bool = False,
 ) -> Tensor:
     """Return ``relu(attention(norm(u)) + shortcut)``, to rounding what the modules compute one by one.
 
@@ -121,9 +138,12 @@ def block_tail(
     Args:
         u: Input of ``norm``, (B, C, *spatial) with 1 to 3 spatial dimensions.
         shortcut: Summand of the shape and type of ``u``; None for nothing.
-        norm: The BatchNorm before the attention.
-        attention: The attention, of which only the parameters are read.
+        norm: The BatchNorm before the attention; None or ``nn.Identity`` for nothing.
+        attention: The attention, of which only the parameters are read; None or ``nn.Identity`` for nothing.
         relu: Whether to apply ReLU at the end.
+        over: Whether the result may be written over ``u``, which nothing else uses. It is where that saves memory and
+            changes no value: if no gradient is recorded, the statistics of ``norm`` are given, and the attention does
+            not shuffle.
 
     Returns:
         Map of the shape, type and memory format of ``u``.
@@ -134,43 +154,52 @@ def block_tail(
 
     Source: He et al., arXiv:1512.03385, section 3; Zhang & Yang, arXiv:2102.00240, section 4.
     """
+    norm = None if isinstance(norm, nn.Identity) else norm
+    attention = None if isinstance(attention, nn.Identity) else attention
     _check(u, shortcut, norm, attention)
-    running_mean, running_var = norm.running_mean, norm.running_var
-    by_batch = norm.training or running_mean is None or running_var is None
-    values = u.numel() // norm.num_features
-    if by_batch and values == 1:
-        raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
-    weight, bias = norm.weight, norm.bias
-    weight = u.new_ones(norm.num_features) if weight is None else weight
-    bias = u.new_zeros(norm.num_features) if bias is None else bias
+    of_norm: tuple[Tensor | None, ...] = (None,) * 4
+    six: tuple[Tensor | None, ...] = (None,) * 6
+    by_batch, norm_eps, eps, shuffle, gain, values = False, 0.0, 0.0, False, 1.0, u.numel() // max(u.shape[1], 1)
+    if norm is not None:
+        weight, bias, mean, var, norm_eps = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+        by_batch = norm.training or mean is None or var is None
+        if by_batch and values == 1:
+            raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
+        weight = u.new_ones(norm.num_features) if weight is None else weight
+        bias = u.new_zeros(norm.num_features) if bias is None else bias
+        of_norm = (weight, bias, None, None) if by_batch else (weight, bias, mean, var)
+    if attention is not None:
+        six, eps = attention.op_parameters(), attention.gn.eps
+        shuffle, gain = attention.shuffle, attention.gain_value
+    if over and not (by_batch or shuffle or torch.is_grad_enabled() or _is_transformed()):
+        torch.ops.shuffle_attention.block_tail_(u, shortcut, *of_norm, *six, norm_eps, eps, relu, gain)
+        return u
     out, _, moments = torch.ops.shuffle_attention.block_tail(
-        u,
-        shortcut,
-        weight,
-        bias,
-        None if by_batch else running_mean,
-        None if by_batch else running_var,
-        *attention.op_parameters(),
-        norm.eps,
-        attention.gn.eps,
-        attention.shuffle,
-        relu,
-        attention.gain_value,
+        u, shortcut, *of_norm, *six, norm_eps, eps, shuffle, relu, gain
     )
-    if norm.training and norm.track_running_stats:
+    if norm is not None and norm.training and norm.track_running_stats:
         _update_running_statistics(norm, moments, values)
     return out
 
 
-def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm, attention: ShuffleAttention) -> None:
+def _is_transformed() -> bool:
+    """Return whether a compiler, which reuses memory by itself, or a transform needs an op without side effects."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm | None, attention: ShuffleAttention | None) -> None:
     if not u.is_floating_point():
         raise TypeError(f"u must be of a floating-point type, got {u.dtype}")
     if not 3 <= u.dim() <= 5:
         raise InputError(f"u must have shape (B, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(u.shape)}")
-    if not u.shape[1] == norm.num_features == attention.channels:
+    channels = [norm.num_features] if norm is not None else []
+    channels += [attention.channels] if attention is not None else []
+    if any(count != u.shape[1] for count in channels):
         raise InputError(
             f"u, norm and attention must have the same number of channels, got {tuple(u.shape)}, "
-            f"{norm.num_features} and {attention.channels}"
+            f"{' and '.join(map(str, channels))}"
         )
     if shortcut is not None and (shortcut.shape != u.shape or shortcut.dtype != u.dtype):
         raise InputError(

@@ -217,9 +217,10 @@ def test_weights_of_another_network_are_refused(classifier):
 def test_frozen_norms_are_served_by_the_fused_end_of_a_block(classifier, monkeypatch):
     calls, op = [], fused_block.block_tail
 
-    def counted(*arguments):
-        calls.append(True)
-        return op(*arguments)
+    def counted(u, shortcut, *arguments, **options):
+        if shortcut is not None:
+            calls.append(True)
+        return op(u, shortcut, *arguments, **options)
 
     monkeypatch.setattr(fused_block, "block_tail", counted)
     model = create_detector("retinanet", "sa_resnet18", 3, weights=classifier[1], trainable_layers=5).double().train()

@@ -1,7 +1,8 @@
 """Backends of the ops. A backend is a module or package of this folder with two functions.
 
 ``register(library)`` registers the backend's kernels of the ops in :mod:`..schema`, where it has any for this
-installation; ``supports(x)`` returns whether a kernel of it serves the device and type of a map ``x``.
+installation; ``supports(x, whole)`` returns whether a kernel of it serves the device and type of a map ``x``, and if
+not ``whole``, whether it does so for a block tail without BatchNorm or without attention.
 """
 
 import importlib

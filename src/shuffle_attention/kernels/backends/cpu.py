@@ -29,6 +29,6 @@ def register(library: torch.library.Library) -> None:
         )
 
 
-def supports(x: Tensor) -> bool:
-    """Return whether the kernels serve a map: any on the CPU, if they were built."""
+def supports(x: Tensor, whole: bool = True) -> bool:
+    """Return whether the kernels serve a map: any on the CPU, if they were built, and any block tail."""
     return loaded and x.device.type == "cpu"

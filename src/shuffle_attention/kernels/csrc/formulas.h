@@ -1,6 +1,6 @@
 // The formulas of both ops, each once, and the steps that work on planes and not on maps.
 //
-// Letters as in ../block_reference.py. kTail says whether z is BatchNorm of u, or u itself as in the layer. A single
+// Letters as in ../block_reference.py. z is BatchNorm of u, in the layer u itself. A single
 // value has type A, as many channels or pixels as a vector has lanes have type V.
 #pragma once
 
@@ -9,9 +9,10 @@
 namespace shuffle_attention {
 namespace SIMD_NAMESPACE {
 
-// Whether du can keep the first part of itself unrounded; otherwise that is computed twice.
-template <class T>
-constexpr bool kKeepsPart = sizeof(T) == sizeof(Accumulator<T>);
+// Whether du can keep the first part of itself unrounded; otherwise that is computed twice. Without attention it is a
+// product, which takes less time than to keep it.
+template <class T, Op kOp>
+constexpr bool kKeepsPart = attends(kOp) && sizeof(T) == sizeof(Accumulator<T>);
 
 template <class A>
 SIMD_INLINE const Channels<A>& channels_of(const Operands& o) {
@@ -23,8 +24,18 @@ SIMD_INLINE A* row_of(void* array, const Operands& o, int row) {
   return static_cast<A*>(array) + row * o.map.channels;
 }
 
-template <bool kTail>
-constexpr int kSums = kTail ? kRawSums : kQ;
+// The raw sums of an op are those from kFirstSum on.
+template <Op kOp>
+constexpr int kFirstSum = attends(kOp) ? kH : kQ;
+template <Op kOp>
+constexpr int kSums = (normalises(kOp) ? kRawSums : kQ) - kFirstSum<kOp>;
+
+// Without attention the raw sums are those that BatchNorm needs.
+template <class A, Op kOp>
+SIMD_INLINE A* raw_sums_of(const Operands& o, int r) {
+  if constexpr (attends(kOp)) return row_of<A>(o.raw_sums, o, r);
+  else return row_of<A>(o.norm_sums, o, r == kQ ? kSumDz : kSumDzDistance);
+}
 
 // ---- Statistics ----
 
@@ -45,7 +56,7 @@ SIMD_INLINE void find_moments(S sum, S squares, A each, S& rest, S& variance) {
 
 // ---- Values of a map, from the coefficients of their plane: S is A where lanes are pixels, V where they are channels.
 
-template <class A, class S, bool kTail>
+template <class A, class S, Op kOp>
 struct Plane {
   using V = Vec<A>;
   S pivot, centre, scale, shift, slope, exponent_scale, exponent, by_mean, by_distance;
@@ -55,13 +66,19 @@ struct Plane {
   template <class At>
   SIMD_INLINE void read(const Operands& o, const At& at) {
     const Channels<A>& channels = channels_of<A>(o);
-    inverse_gain = channels.gates.inverse_gain;
-    const auto coefficient = [&](Coefficient r) { return at(row_of<A>(o.coefficients, o, r)); };
-    if constexpr (kTail) {
+    if constexpr (normalises(kOp)) {
       centre = at(channels.centre);
       scale = at(channels.scale);
       shift = at(channels.shift);
     }
+    if constexpr (!attends(kOp)) {
+      pivot = centre;
+      by_mean = -at(channels.by_bias);
+      by_distance = -at(channels.by_weight);
+      return;
+    }
+    const auto coefficient = [&](Coefficient r) { return at(row_of<A>(o.coefficients, o, r)); };
+    inverse_gain = channels.gates.inverse_gain;
     pivot = at(row_of<A>(o.statistics, o, kPivot));
     slope = coefficient(kSlope);
     exponent_scale = slope * A(kToExponent);
@@ -71,7 +88,7 @@ struct Plane {
   }
 
   SIMD_INLINE V z(V u) const {
-    if constexpr (kTail) return (u - centre) * scale + shift;
+    if constexpr (normalises(kOp)) return (u - centre) * scale + shift;
     else return u;
   }
   SIMD_INLINE V exponent_of(V u) const {
@@ -83,13 +100,17 @@ struct Plane {
     return t;
   }
 
-  SIMD_INLINE V gate(V u) const { return gate_of(exponent_of(u), inverse_gain); }
+  SIMD_INLINE V gate(V u) const {
+    if constexpr (attends(kOp)) return gate_of(exponent_of(u), inverse_gain);
+    else return splat(A(1));
+  }
 
   // a q + S h, the part of du that does not pass through statistics, with q and h.
   SIMD_INLINE V own_gradient(V g, V u, V gate, V& q, V& h) const {
     q = gate * g;
     h = (1 - gate * inverse_gain) * q * z(u);
-    if constexpr (kTail) return scale * q + slope * h;
+    if constexpr (!attends(kOp)) return scale * q;
+    else if constexpr (normalises(kOp)) return scale * q + slope * h;
     else return q + slope * h;
   }
   // The rest of du.
@@ -99,7 +120,7 @@ struct Plane {
 // ---- Planes: lanes are neighbouring channels of an image. ----
 
 // What follows from the statistics of planes.
-template <class A, bool kTail, bool Full>
+template <class A, Op kOp, bool Full>
 struct Planes {
   using V = Vec<A>;
   const Operands& o;
@@ -115,7 +136,7 @@ struct Planes {
     const Channels<A>& channels = channels_of<A>(o);
     const V pivot = row(o.statistics, kPivot);
     rest = row(o.statistics, kRest);
-    if constexpr (kTail) {
+    if constexpr (normalises(kOp)) {
       scale = at(channels.scale);
       from_centre = pivot - at(channels.centre);
       mean = scale * (from_centre + rest) + at(channels.shift);
@@ -140,23 +161,23 @@ struct Planes {
   }
 };
 
-template <class A, bool kTail, class Run>
+template <class A, Op kOp, class Run>
 SIMD_INLINE void for_planes_of(const Operands& o, const Span& span, const Run& run) {
   constexpr int64_t W = Lanes<A>::count;
   for (int h = 0; h < 2; ++h) {
     const int64_t begin = h * (o.map.channels / 2) + span.first, end = begin + span.count;
     int64_t c = begin;
-    for (; end - c >= W; c += W) run(Planes<A, kTail, true>(o, c, W));
-    if (c < end) run(Planes<A, kTail, false>(o, c, end - c));
+    for (; end - c >= W; c += W) run(Planes<A, kOp, true>(o, c, W));
+    if (c < end) run(Planes<A, kOp, false>(o, c, end - c));
   }
 }
 
-template <class A, bool kTail>
+template <class A, Op kOp>
 void find_gates(const Operands& o, const Span& span) {
-  for_planes_of<A, kTail>(o, span, [&](const auto& p) {
+  for_planes_of<A, kOp>(o, span, [&](const auto& p) {
     using V = Vec<A>;
     V variance = p.row(o.statistics, kVariance);
-    if constexpr (kTail) variance = p.scale != 0 ? p.scale * p.scale * variance : V{};
+    if constexpr (normalises(kOp)) variance = p.scale != 0 ? p.scale * p.scale * variance : V{};
     const V rho = p.spatial && o.map.plane > 1 ? A(1) / square_root(variance + p.gates.eps) : V{};
     const V slope = p.at(p.gates.alpha) * rho * p.scale;
     const V by_position = slope * p.rest, by_channel = p.at(p.gates.cweight) * p.mean;
@@ -169,9 +190,9 @@ void find_gates(const Operands& o, const Span& span) {
   });
 }
 
-template <class A, bool kTail, bool kNCHW>
+template <class A, Op kOp, bool kNCHW>
 void finish_sums(const Operands& o, const Span& span) {
-  for_planes_of<A, kTail>(o, span, [&](const auto& p) {
+  for_planes_of<A, kOp>(o, span, [&](const auto& p) {
     using V = Vec<A>;
     V h = p.row(o.raw_sums, kH), factor = splat(A(1));  // of q
     if constexpr (kNCHW) {
@@ -183,7 +204,7 @@ void finish_sums(const Operands& o, const Span& span) {
     const V by_position = p.scale * p.rho * hd, by_channel = p.mean * h;
     p.set(o.gate_sums, kSumH, h);
     p.set(o.gate_sums, kWeighted, p.spatial ? by_position : by_channel);
-    if constexpr (kTail) {
+    if constexpr (normalises(kOp)) {
       const V q = factor * p.row(o.raw_sums, kQ), dz = q + p.at(p.gates.cweight) * h;
       const V dzd = factor * p.row(o.raw_sums, kQd) - p.rest * q + p.at(p.gates.alpha) * p.rho * (p.gates.eps * p.rho * p.rho) * hd;
       p.set(o.norm_sums, kSumDz, dz);
@@ -192,16 +213,16 @@ void finish_sums(const Operands& o, const Span& span) {
   });
 }
 
-template <class A, bool kTail>
+template <class A, Op kOp>
 void find_gradient(const Operands& o, const Span& span) {
   const Channels<A>& channels = channels_of<A>(o);
   const A each = A(1) / o.map.plane;
-  for_planes_of<A, kTail>(o, span, [&](const auto& p) {
+  for_planes_of<A, kOp>(o, span, [&](const auto& p) {
     using V = Vec<A>;
     V by_distance = -p.slope * p.scale * p.rho * p.row(o.gate_sums, kWeighted) * each;
     by_distance = p.rho != 0 ? by_distance : V{};
     V by_mean = (p.scale * p.at(p.gates.cweight) - p.slope) * p.row(o.gate_sums, kSumH) * each - by_distance * p.rest;
-    if constexpr (kTail) {
+    if constexpr (normalises(kOp)) {
       by_mean -= p.at(channels.by_bias) + p.at(channels.by_weight) * p.from_centre;
       by_distance -= p.at(channels.by_weight);
     }

@@ -27,28 +27,37 @@ SIMD_PRAGMA(GCC target(SIMD_TARGET))
 namespace shuffle_attention {
 namespace SIMD_NAMESPACE {
 
-template <class T, bool kTail>
+template <class A, Op kOp, bool kNCHW>
+constexpr void add_attention(Kernels& kernels) {
+  kernels.find_gates = find_gates<A, kOp>;
+  kernels.finish_sums = finish_sums<A, kOp, kNCHW>;
+  kernels.find_gradient = find_gradient<A, kOp>;
+}
+
+template <class T, Op kOp>
 constexpr Kernels nchw() {
   using A = Accumulator<T>;
-  return {statistics_nchw<T, kTail>, find_gates<A, kTail>, output_nchw<T, kTail>, gradient_sums_nchw<T, kTail>,
-          finish_sums<A, kTail, true>, find_gradient<A, kTail>, gradient_nchw<T, kTail>,
-          Lanes<A>::count};
+  Kernels kernels = {statistics_nchw<T, kOp>, nullptr, output_nchw<T, kOp>, gradient_sums_nchw<T, kOp>,
+                     nullptr, nullptr, gradient_nchw<T, kOp>, Lanes<A>::count};
+  if constexpr (attends(kOp)) add_attention<A, kOp, true>(kernels);
+  return kernels;
 }
 
-template <class T, bool kTail>
+template <class T, Op kOp>
 constexpr Kernels nhwc() {
   using A = Accumulator<T>;
-  return {statistics_nhwc<T, kTail>, find_gates<A, kTail>, output_nhwc<T, kTail>, gradient_sums_nhwc<T, kTail>,
-          finish_sums<A, kTail, false>, find_gradient<A, kTail>, gradient_nhwc<T, kTail>,
-          kTileVectors<kTail> * Lanes<A>::count};
+  Kernels kernels = {statistics_nhwc<T, kOp>, nullptr, output_nhwc<T, kOp>, gradient_sums_nhwc<T, kOp>,
+                     nullptr, nullptr, gradient_nhwc<T, kOp>, kTileVectors<kOp> * Lanes<A>::count};
+  if constexpr (attends(kOp)) add_attention<A, kOp, false>(kernels);
+  return kernels;
 }
 
-template <bool kTail>
+template <Op kOp>
 constexpr OpKernels kernels = {{
-    {nchw<float, kTail>(), nchw<double, kTail>(), nchw<BFloat16, kTail>(), nchw<Half, kTail>()},
-    {nhwc<float, kTail>(), nhwc<double, kTail>(), nhwc<BFloat16, kTail>(), nhwc<Half, kTail>()},
+    {nchw<float, kOp>(), nchw<double, kOp>(), nchw<BFloat16, kOp>(), nchw<Half, kOp>()},
+    {nhwc<float, kOp>(), nhwc<double, kOp>(), nhwc<BFloat16, kOp>(), nhwc<Half, kOp>()},
 }};
-constexpr KernelTable table = {kernels<false>, kernels<true>};
+constexpr KernelTable table = {{kernels<kLayer>, kernels<kTail>, kernels<kPlain>}};
 
 }  // namespace SIMD_NAMESPACE
 const KernelTable* SIMD_JOINED(SIMD_NAMESPACE, _kernels)() { return &SIMD_NAMESPACE::table; }

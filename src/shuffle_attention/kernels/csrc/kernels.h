@@ -3,7 +3,7 @@
 // Nothing here depends on PyTorch or on an instruction set. The equations are in ../reference.py and
 // ../block_reference.py; formulas.h has the form in which they are computed.
 //
-// One set of passes serves both ops: the layer is the block tail with z = u, without shortcut and ReLU.
+// One set of passes serves all: the layer is the block tail with z = u, without shortcut and ReLU.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,13 @@ struct Half {
 // The type of statistics, gates and parameters for maps of type T.
 template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// What a call computes: the layer, the block tail, or the block tail without attention.
+enum Op { kLayer, kTail, kPlain };
+constexpr bool normalises(Op op) { return op != kLayer; }
+constexpr bool attends(Op op) { return op != kPlain; }
+// Attention works on both halves of the channels together: the shuffle makes neighbours of them.
+constexpr int parts_of(Op op) { return attends(op) ? 2 : 1; }
 
 // A map (batch, channels, plane); `plane` is the product of the spatial sizes.
 struct Map {
@@ -61,14 +68,14 @@ enum Coefficient {
   kByDistance,
   kCoefficients
 };
-enum RawSum { kH, kHd, kQ, kQd, kRawSums };  // sums over the plane, the last two for the block tail alone
+enum RawSum { kH, kHd, kQ, kQd, kRawSums };  // sums over the plane: without BatchNorm, or attention, of two of them
 enum GateSum { kSumH, kWeighted, kGateSums };  // of h, and of h * zhat (spatial branch) or h * mean (channel branch)
 enum NormSum { kSumDz, kSumDzDistance, kNormSums };  // of dz, and of dz * (u - centre)
 
 // What a step reads and writes. Pointers to maps are to elements of the kernel's own type.
 struct Operands {
   Map map;
-  bool relu;
+  bool relu;    // in the backward pass: whether its mask is to be rebuilt from u
   bool cached;  // whether the step before has left the span of u and du in cache
   const void *u, *shortcut;  // shortcut may be null
   void* out;
@@ -79,7 +86,7 @@ struct Operands {
   void* part;  // in NCHW: memory for what du keeps of itself where its type would round that; may be null
 };
 
-// `count` channels from `first` on in each half of the channels of one image.
+// `count` channels from `first` on in each part of the channels of one image.
 struct Span {
   int64_t image, first, count;
 };
@@ -88,6 +95,8 @@ struct Span {
 // ran what; sums over samples are taken outside.
 using Step = void (*)(const Operands&, const Span&);
 
+// Without attention there are statistics, output, gradient_sums (u, grad, activated to norm_sums and dshortcut) and
+// gradient; the others are null.
 struct Kernels {
   Step statistics;     // u to statistics
   Step find_gates;     // statistics to coefficients
@@ -96,7 +105,7 @@ struct Kernels {
   Step finish_sums;    // raw_sums to gate_sums and norm_sums
   Step find_gradient;  // gate_sums to the last coefficients
   Step gradient;       // to du
-  int64_t width;       // channels of each half that are worked on together: spans are multiples of it if they can be
+  int64_t width;       // channels of each part that are worked on together: spans are multiples of it if they can be
 };
 
 enum Layout { kNCHW, kNHWC };
@@ -106,7 +115,7 @@ struct OpKernels {
   Kernels at[2][4];  // [Layout][Type]
 };
 struct KernelTable {
-  OpKernels layer, block_tail;
+  OpKernels at[3];  // [Op]
 };
 
 // One per instruction set, in isa_*.cpp; null where the compiler does not have it.

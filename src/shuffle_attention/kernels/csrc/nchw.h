@@ -167,37 +167,43 @@ struct Writable : Readable<N, T> {
 };
 
 // Calls run(N, channel, source, target) with the offsets of a plane before and after the shuffle.
-template <class A, class Run>
+template <class A, int kParts, class Run>
 SIMD_INLINE void for_planes(const Operands& o, const Span& span, const Run& run) {
   const Map& map = o.map;
-  const int64_t half = map.channels / 2, first = span.image * map.channels;
+  const int64_t part = map.channels / kParts, first = span.image * map.channels;
   for_size<A>(map.plane, [&](auto n) {
     for (int64_t k = span.first; k < span.first + span.count; ++k) {
-      for (int h = 0; h < 2; ++h) {
-        const int64_t c = k + h * half;
+      for (int h = 0; h < kParts; ++h) {
+        const int64_t c = k + h * part;
         run(n, c, (first + c) * map.plane, (first + (map.shuffle ? 2 * k + h : c)) * map.plane);
       }
     }
   });
 }
 
-template <class A, bool kTail>
-SIMD_INLINE Plane<A, A, kTail> plane_of(const Operands& o, int64_t c) {
-  Plane<A, A, kTail> plane;
+template <class A, Op kOp>
+SIMD_INLINE Plane<A, A, kOp> plane_of(const Operands& o, int64_t c) {
+  Plane<A, A, kOp> plane;
   plane.read(o, [c](const A* row) { return row[c]; });
   return plane;
 }
 
-template <class T, bool kTail>
+// Whether a channel has one gate for its plane.
+template <class A, Op kOp>
+SIMD_INLINE bool gated_as_one(const Operands& o, int64_t c) {
+  return attends(kOp) && channels_of<A>(o).gates.spatial[c] == 0;
+}
+
+template <class T, Op kOp>
 void statistics_nchw(const Operands& o, const Span& span) {
   using A = Accumulator<T>;
   using V = Vec<A>;
   const int64_t size = o.map.plane;
-  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+  for_planes<A, parts_of(kOp)>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
     constexpr int N = n.value;
     const Readable<N, T> u(o.u, source, size);
     A pivot, rest = 0, variance = 0;
-    if (!kTail && channels_of<A>(o).gates.spatial[c] == 0) {
+    if (!normalises(kOp) && gated_as_one<A, kOp>(o, c)) {
       if (!o.grad) {
         pivot = mean_of<N>(u.at, size);
       } else {  // while the plane is at hand
@@ -225,22 +231,22 @@ void statistics_nchw(const Operands& o, const Span& span) {
   });
 }
 
-template <class T, bool kTail>
+template <class T, Op kOp>
 void output_nchw(const Operands& o, const Span& span) {
   using A = Accumulator<T>;
   using V = Vec<A>;
   const int64_t size = o.map.plane;
-  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+  for_planes<A, parts_of(kOp)>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
     constexpr int N = n.value;
-    const Readable<N, T> u(o.u, source, size), shortcut(kTail ? o.shortcut : nullptr, target, size);
+    const Readable<N, T> u(o.u, source, size), shortcut(normalises(kOp) ? o.shortcut : nullptr, target, size);
     const Writable<N, T> out(o.out, target, size);
-    const auto p = plane_of<A, kTail>(o, c);
+    const auto p = plane_of<A, kOp>(o, c);
     const auto finish = [&](V y, int64_t i) {
-      if (!kTail) return y;
+      if (!normalises(kOp)) return y;
       if (shortcut.at) y += load(shortcut.at + i);
       return o.relu ? (y < 0 ? V{} : y) : y;
     };
-    if (channels_of<A>(o).gates.spatial[c] != 0) {
+    if (!gated_as_one<A, kOp>(o, c)) {
       store_plane<N>(out.at, size, [&](int64_t i) { return finish(p.z(load(u.at + i)) * p.gate(load(u.at + i)), i); });
     } else {
       const A gate = row_of<A>(o.coefficients, o, kGate)[c];
@@ -249,52 +255,59 @@ void output_nchw(const Operands& o, const Span& span) {
   });
 }
 
-// The gradient that ReLU lets through.
-template <class T>
-SIMD_INLINE Vec<Accumulator<T>> passed(const T* grad, const T* activated, int64_t i) {
-  using V = Vec<Accumulator<T>>;
+// The gradient that ReLU lets through, by the output or, without attention and shortcut, by u.
+template <class T, class A, Op kOp, class V = Vec<A>>
+SIMD_INLINE V passed(
+    const Plane<A, A, kOp>& p, const Operands& o, const T* grad, const T* activated, int64_t i, V u) {
   const V g = load(grad + i);
+  if (!attends(kOp) && o.relu) return p.z(u) <= 0 ? V{} : g;
   if (!activated) return g;
   return load(activated + i) <= 0 ? V{} : g;
 }
 
 // Where du keeps the first part of itself, unrounded, for the next pass; null if that must compute it again.
-template <class T, class A = Accumulator<T>>
+template <class T, Op kOp, class A = Accumulator<T>>
 SIMD_INLINE A* part_of(const Operands& o, const Span& span, int64_t c, T* du) {
-  if constexpr (kKeepsPart<T>) return du;
+  if constexpr (kKeepsPart<T, kOp>) return du;
   const int64_t half = o.map.channels / 2, size = o.map.plane, W = Lanes<A>::count;
   const int64_t plane = c < half ? c - span.first : c - half - span.first + span.count;
   return o.part ? static_cast<A*>(o.part) + plane * (size > W ? size : W) : nullptr;
 }
 
-template <class T, bool kTail>
+template <class T, Op kOp>
 void gradient_sums_nchw(const Operands& o, const Span& span) {
   using A = Accumulator<T>;
   using V = Vec<A>;
   const int64_t size = o.map.plane;
-  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+  for_planes<A, parts_of(kOp)>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
     constexpr int N = n.value;
-    if (!kTail && channels_of<A>(o).gates.spatial[c] == 0) return;  // statistics_nchw has taken its sum
+    if (!normalises(kOp) && gated_as_one<A, kOp>(o, c)) return;  // statistics_nchw has taken its sum
     const Readable<N, T> u(o.u, source, size), grad(o.grad, target, size);
-    const Readable<N, T> activated(kTail ? o.activated : nullptr, target, size);
-    const Writable<N, T> dshortcut(kTail ? o.dshortcut : nullptr, target, size);
-    const auto p = plane_of<A, kTail>(o, c);
-    const auto take = [&](int64_t i) {
-      const V g = passed(grad.at, activated.at, i);
+    const Readable<N, T> activated(normalises(kOp) ? o.activated : nullptr, target, size);
+    const Writable<N, T> dshortcut(normalises(kOp) ? o.dshortcut : nullptr, target, size);
+    const auto p = plane_of<A, kOp>(o, c);
+    const auto take = [&](int64_t i, V x) {
+      const V g = passed<T>(p, o, grad.at, activated.at, i, x);
       if (dshortcut.at) store(dshortcut.at + i, g);
       return g;
     };
-    A sums[kSums<kTail>];
-    if (channels_of<A>(o).gates.spatial[c] != 0) {
-      const Writable<N, T> du(kKeepsPart<T> ? o.du : nullptr, source, size);
-      A* const part = part_of<T>(o, span, c, du.at);
+    A sums[kSums<kOp>];
+    if constexpr (!attends(kOp)) {
+      sum_over_plane<N>(size, sums, [&](int64_t i, V* s) {
+        const V x = load(u.at + i), g = take(i, x);
+        s[0] = g;
+        s[1] = g * (x - p.pivot);
+      });
+    } else if (!gated_as_one<A, kOp>(o, c)) {
+      const Writable<N, T> du(kKeepsPart<T, kOp> ? o.du : nullptr, source, size);
+      A* const part = part_of<T, kOp>(o, span, c, du.at);
       sum_over_plane<N>(size, sums, [&](int64_t i, V* s) {
         const V x = load(u.at + i), d = x - p.pivot;
         V q;
-        const V own = p.own_gradient(take(i), x, p.gate(x), q, s[kH]);
+        const V own = p.own_gradient(take(i, x), x, p.gate(x), q, s[kH]);
         if (part) store(part + i, own);
         s[kHd] = s[kH] * d;
-        if constexpr (kTail) {
+        if constexpr (normalises(kOp)) {
           s[kQ] = q;
           s[kQd] = q * d;
         }
@@ -303,37 +316,37 @@ void gradient_sums_nchw(const Operands& o, const Span& span) {
       // Of g in the place of q, and of g z in that of h: the gate is one factor, for finish_sums.
       A of_g[3];
       sum_over_plane<N>(size, of_g, [&](int64_t i, V* s) {
-        const V x = load(u.at + i), g = take(i);
+        const V x = load(u.at + i), g = take(i, x);
         s[0] = g * p.z(x);
         s[1] = g;
         s[2] = g * (x - p.pivot);
       });
       sums[kH] = of_g[0];
       sums[kHd] = 0;
-      if constexpr (kTail) {
+      if constexpr (normalises(kOp)) {
         sums[kQ] = of_g[1];
         sums[kQd] = of_g[2];
       }
     }
-    for (int r = 0; r < kSums<kTail>; ++r) row_of<A>(o.raw_sums, o, r)[c] = sums[r];
+    for (int r = 0; r < kSums<kOp>; ++r) raw_sums_of<A, kOp>(o, kFirstSum<kOp> + r)[c] = sums[r];
   });
 }
 
-template <class T, bool kTail>
+template <class T, Op kOp>
 void gradient_nchw(const Operands& o, const Span& span) {
   using A = Accumulator<T>;
   using V = Vec<A>;
   const int64_t size = o.map.plane;
   // The gradient that ReLU lets through has been written already.
   const void* const grads = o.dshortcut ? o.dshortcut : o.grad;
-  const void* const mask = kTail && !o.dshortcut ? o.activated : nullptr;
-  for_planes<A>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
+  const void* const mask = normalises(kOp) && !o.dshortcut ? o.activated : nullptr;
+  for_planes<A, parts_of(kOp)>(o, span, [&](auto n, int64_t c, int64_t source, int64_t target) {
     constexpr int N = n.value;
     const Readable<N, T> u(o.u, source, size);
     const Writable<N, T> du(o.du, source, size);
-    const auto p = plane_of<A, kTail>(o, c);
-    const bool spatial = channels_of<A>(o).gates.spatial[c] != 0;
-    const A* const part = part_of<T>(o, span, c, du.at);
+    const auto p = plane_of<A, kOp>(o, c);
+    const bool spatial = !gated_as_one<A, kOp>(o, c);
+    const A* const part = part_of<T, kOp>(o, span, c, du.at);
     if (part && spatial) {
       store_plane<N>(du.at, size, [&](int64_t i) { return load(part + i) + p.through_statistics(load(u.at + i)); });
       return;
@@ -343,12 +356,13 @@ void gradient_nchw(const Operands& o, const Span& span) {
       store_plane<N>(du.at, size, [&](int64_t i) {
         const V x = load(u.at + i);
         V q, h;
-        return p.own_gradient(passed(grad.at, activated.at, i), x, p.gate(x), q, h) + p.through_statistics(x);
+        return p.own_gradient(passed<T>(p, o, grad.at, activated.at, i, x), x, p.gate(x), q, h) + p.through_statistics(x);
       });
-    } else if constexpr (kTail) {
+    } else if constexpr (normalises(kOp)) {
       const A scale = p.scale * row_of<A>(o.coefficients, o, kGate)[c];
       store_plane<N>(du.at, size, [&](int64_t i) {
-        return scale * passed(grad.at, activated.at, i) + p.through_statistics(load(u.at + i));
+        const V x = load(u.at + i);
+        return scale * passed<T>(p, o, grad.at, activated.at, i, x) + p.through_statistics(x);
       });
     } else {
       const A gate = row_of<A>(o.coefficients, o, kGate)[c];

@@ -7,28 +7,21 @@
 
 namespace shuffle_attention {
 
-using Option = std::optional<Tensor>;
-
 struct NormTensors {
-  const Tensor &weight, &bias;
-  const Option &mean, &var;
+  const Option &weight, &bias, &mean, &var;  // without a weight there is no BatchNorm: z = u
   double eps;
 
-  bool by_batch() const { return !mean || !var; }
+  bool by_batch() const { return weight && !(mean && var); }
 };
 
 template <class A>
 class Norm {
  public:
   Norm(const NormTensors& tensors, const Plan& plan)
-      : by_batch(tensors.by_batch()), plan_(plan), eps_(tensors.eps), rows_(kRows * plan.map.channels),
-        mean_(plan.map.channels), var_(plan.map.channels), weight_(of_channels(tensors.weight)),
-        bias_(of_channels(tensors.bias)) {
-    if (by_batch) return;
-    const std::vector<A> mean = of_channels(*tensors.mean), var = of_channels(*tensors.var);
-    std::copy(mean.begin(), mean.end(), mean_.begin());
-    std::copy(var.begin(), var.end(), var_.begin());
-    spread(0, plan.map.channels);
+      : by_batch(tensors.by_batch()), plan_(plan), eps_(tensors.weight ? tensors.eps : 0),
+        rows_(kRows * plan.map.channels), mean_(of_channels(tensors.mean, 0)), var_(of_channels(tensors.var, 1)),
+        weight_(of_channels(tensors.weight, 1)), bias_(of_channels(tensors.bias, 0)) {
+    if (!by_batch) spread(0, plan.map.channels);
   }
 
   const bool by_batch;
@@ -62,9 +55,15 @@ class Norm {
     spread(begin, end);
   }
 
-  void copy_moments(A* out) const {
+  // The mean and the variance: exactly what the map is normalised with.
+  void write_moments(double* out) const {
     std::copy(mean_.begin(), mean_.end(), out);
     std::copy(var_.begin(), var_.end(), out + plan_.map.channels);
+  }
+  void read_moments(const double* moments) {
+    std::copy_n(moments, plan_.map.channels, mean_.begin());
+    std::copy_n(moments + plan_.map.channels, plan_.map.channels, var_.begin());
+    spread(0, plan_.map.channels);
   }
 
   // The gradients of weight and bias from the sums of all planes; what goes through the statistics is kept.
@@ -97,11 +96,12 @@ class Norm {
   enum Row { kCentre, kScale, kShift, kByBias, kByWeight, kRows };
   A* row(Row r) { return rows_.data() + r * plan_.map.channels; }
 
-  std::vector<A> of_channels(const Tensor& t) const {
+  std::vector<double> of_channels(const Option& t, double otherwise) const {
     const int64_t count = plan_.map.channels;
+    if (!t) return std::vector<double>(count, otherwise);
     STD_TORCH_CHECK(
-        t.numel() == count, "BatchNorm must have as many values as channels, got ", t.numel(), " for ", count);
-    return values_of<A>(t);
+        t->numel() == count, "BatchNorm must have as many values as channels, got ", t->numel(), " for ", count);
+    return values_of<double>(*t);
   }
 
   void spread(int64_t begin, int64_t end) {
@@ -116,8 +116,7 @@ class Norm {
   const Plan& plan_;
   double eps_;
   std::vector<A> rows_;
-  std::vector<double> mean_, var_;
-  std::vector<A> weight_, bias_;
+  std::vector<double> mean_, var_, weight_, bias_;
 };
 
 }  // namespace shuffle_attention

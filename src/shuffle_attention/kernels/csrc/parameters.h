@@ -20,16 +20,18 @@ using torch::stable::Tensor;
 
 enum Parameter { kChannelWeight, kChannelBias, kSpatialWeight, kSpatialBias, kNormWeight, kNormBias };
 using ParameterTensors = std::array<Tensor, 6>;
+using Option = std::optional<Tensor>;
 
 template <class A>
 constexpr ScalarType scalar_type = sizeof(A) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
 template <class A>
 std::vector<A> values_of(const Tensor& t) {
-  const Tensor typed = t.scalar_type() == scalar_type<A> ? t : torch::stable::to(t, scalar_type<A>);
-  const Tensor flat = typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
-  const A* const values = flat.template const_data_ptr<A>();
-  return {values, values + t.numel()};
+  const Tensor flat = t.is_contiguous() ? t : torch::stable::contiguous(t);
+  const auto all = [&](const auto* values) { return std::vector<A>(values, values + t.numel()); };
+  if (t.scalar_type() == ScalarType::Float) return all(flat.template const_data_ptr<float>());
+  if (t.scalar_type() == ScalarType::Double) return all(flat.template const_data_ptr<double>());
+  return values_of<A>(torch::stable::to(flat, scalar_type<A>));
 }
 
 // A tensor like `like`, rounded to its type.

@@ -69,26 +69,31 @@ struct Plan {
   Map map;
   Kernels kernels;
   Tensor like;  // a map as the kernels want it
-  bool tail;    // or the layer
+  Op op;
   bool fits_cache;  // whether a span does
-  bool rounds;      // whether maps are in NCHW and of a smaller type than sums
+  bool rounds;      // whether du would round what it keeps of itself: in NCHW, where maps have a smaller type than sums
   bool direct;  // whether `like` has the layout and type of u
   int64_t width, spans;
   int64_t column_width;  // of the spans of for_columns; 0 if it is not for this map
 
-  Plan(const Tensor& u, const ParameterTensors& parameters, bool shuffle, bool tail)
-      : like(torch::stable::empty_like(u)), tail(tail), direct(true) {
+  // With `over` true, results may be written over u.
+  Plan(const Tensor& u, Op op, const ParameterTensors& parameters, bool shuffle, bool over = false)
+      : like(over ? u : torch::stable::empty_like(u)), op(op), direct(true) {
     STD_TORCH_CHECK(u.dim() >= 3 && u.dim() <= 5, "the map must have 3 to 5 dimensions, got ", u.dim());
-    const int64_t n = parameters[0].numel(), channels = u.size(1), half = channels / 2;
-    for (const Tensor& p : parameters) {
-      STD_TORCH_CHECK(p.numel() == n, "the six parameters must all have the same number of values");
+    const int64_t channels = u.size(1);
+    STD_TORCH_CHECK(channels > 0, "the map must have channels");
+    if (attends(op)) {
+      const int64_t n = parameters[0].numel();
+      for (const Tensor& p : parameters) {
+        STD_TORCH_CHECK(p.numel() == n, "the six parameters must all have the same number of values");
+      }
+      STD_TORCH_CHECK(
+          n > 0 && channels % (2 * n) == 0, "the map must have a multiple of 2 * n channels, got ", channels,
+          " for n = ", n);
     }
-    STD_TORCH_CHECK(
-        n > 0 && channels > 0 && channels % (2 * n) == 0, "the map must have a multiple of 2 * n channels, got ",
-        channels, " for n = ", n);
     int64_t plane = 1;
     for (int64_t i = 2; i < u.dim(); ++i) plane *= u.size(i);
-    map = {u.size(0), channels, plane, shuffle};
+    map = {u.size(0), channels, plane, shuffle && attends(op)};
 
     auto type = kernel_type(u.scalar_type());
     auto layout = layout_of(like);
@@ -98,38 +103,39 @@ struct Plan {
       layout = kNCHW;
       direct = false;
     }
-    kernels = (tail ? kernel_table().block_tail : kernel_table().layer).at[*layout][*type];
-    rounds = *layout == kNCHW && (*type == kBFloat16 || *type == kHalf);
+    kernels = kernel_table().at[op].at[*layout][*type];
+    rounds = attends(op) && *layout == kNCHW && (*type == kBFloat16 || *type == kHalf);
     const int64_t threads = torch::stable::get_num_threads();
     const auto whole = [&](int64_t count) { return (count + kernels.width - 1) / kernels.width * kernels.width; };
     column_width = 0;
     if (*layout == kNCHW) {
       // As many planes as stay in the nearer caches together.
-      const int64_t bytes = 2 * std::max<int64_t>(plane, 1) * like.element_size();
-      const auto planes = [&](int64_t most) { return most > kernels.width / 2 ? std::min(whole(most), half) : most; };
-      width = planes(std::clamp<int64_t>((1 << 16) / bytes, 1, half));
-      const int64_t fit = std::clamp<int64_t>((1 << 18) / (bytes * std::max<int64_t>(map.batch, 1)), 1, half);
-      const int64_t columns = ((half + fit - 1) / fit + threads - 1) / threads * threads;  // as many for every thread
-      if (columns <= half) column_width = planes((half + columns - 1) / columns);
+      const int64_t bytes = parts_of(op) * std::max<int64_t>(plane, 1) * like.element_size();
+      const auto planes = [&](int64_t most) { return most > kernels.width / 2 ? std::min(whole(most), part()) : most; };
+      width = planes(std::clamp<int64_t>((1 << 16) / bytes, 1, part()));
+      const int64_t fit = std::clamp<int64_t>((1 << 18) / (bytes * std::max<int64_t>(map.batch, 1)), 1, part());
+      const int64_t columns = ((part() + fit - 1) / fit + threads - 1) / threads * threads;  // as many for every thread
+      if (columns <= part()) column_width = planes((part() + columns - 1) / columns);
     } else {
       // Whole images, which are read in the order of memory, or parts if threads would have nothing to do.
-      int64_t parts = 1;
-      const auto idle = [&] { return map.batch * parts < 2 * threads && map.batch * parts % threads != 0; };
-      while (idle() && half / (2 * parts) >= 2 * kernels.width) parts *= 2;
-      width = whole((half + parts - 1) / parts);
+      int64_t cuts = 1;
+      const auto idle = [&] { return map.batch * cuts < 2 * threads && map.batch * cuts % threads != 0; };
+      while (idle() && part() / (2 * cuts) >= 2 * kernels.width) cuts *= 2;
+      width = whole((part() + cuts - 1) / cuts);
       if (map.batch == 1) column_width = width;
     }
-    spans = (half + width - 1) / width;
-    fits_cache = 2 * width * plane * like.element_size() <= (1 << 20);
+    spans = (part() + width - 1) / width;
+    fits_cache = parts_of(op) * width * plane * like.element_size() <= (1 << 20);
   }
 
+  int64_t part() const { return map.channels / parts_of(op); }  // of the channels
   bool is_double() const { return like.scalar_type() == ScalarType::Double; }
   ScalarType wide() const { return is_double() ? ScalarType::Double : ScalarType::Float; }
   Tensor arrange(const Tensor& t) const { return arranged(t, like); }
 
-  Tensor returned(const Tensor& u, const Tensor& work) const {
+  Tensor returned(const Tensor& u, const Tensor& work, bool over = false) const {
     if (direct) return work;
-    Tensor out = torch::stable::empty_like(u);
+    Tensor out = over ? u : torch::stable::empty_like(u);
     torch::stable::copy_(out, work);
     return out;
   }
@@ -139,7 +145,7 @@ struct Plan {
   class Worker {
    public:
     Worker(const Plan& plan, const Operands& all)
-        : map_(plan.map), all_(all), o_(all), own_(new A[(kStatistics + kCoefficients + kRawSums) * map_.channels]),
+        : map_(plan.map), part_channels_(plan.part()), all_(all), o_(all), own_(new A[(kStatistics + kCoefficients + kRawSums) * map_.channels]),
           part_(all.grad && all.cached && plan.rounds ? new A[2 * plan.width * (map_.plane + 16)] : nullptr) {
       o_.coefficients = own_.get();
       o_.raw_sums = own_.get() + kCoefficients * map_.channels;
@@ -156,11 +162,12 @@ struct Plan {
       if (all_.statistics) o_.statistics = of_image(all_.statistics, kStatistics);
       if (all_.gate_sums) o_.gate_sums = of_image(all_.gate_sums, kGateSums);
       if (all_.norm_sums) o_.norm_sums = of_image(all_.norm_sums, kNormSums);
-      run(o_, Span{image, first, std::min(count, map_.channels / 2 - first)});
+      run(o_, Span{image, first, std::min(count, part_channels_ - first)});
     }
 
    private:
     const Map& map_;
+    int64_t part_channels_;
     const Operands& all_;
     Operands o_;
     std::unique_ptr<A[]> own_, part_;
@@ -184,17 +191,17 @@ struct Plan {
   // step(operands, span) on them. Nothing else waits for the sums over the images of a column.
   template <class A, class Run>
   void for_columns(const Operands& all, const Run& run) const {
-    const int64_t half = map.channels / 2, columns = (half + column_width - 1) / column_width;
+    const int64_t columns = (part() + column_width - 1) / column_width;
     const int64_t size = map.batch * map.channels * map.plane / columns;
     torch::stable::parallel_for(0, columns, size < 16384 ? 16384 / size : 1, [&](int64_t begin, int64_t end) {
       Worker<A> worker(*this, all);
-      for (int64_t first = begin * column_width; first < std::min(end * column_width, half); first += column_width) {
+      for (int64_t first = begin * column_width; first < std::min(end * column_width, part()); first += column_width) {
         const auto visit = [&](const auto& step, bool back) {
           for (int64_t b = 0; b < map.batch; ++b) {
             worker(step, back ? map.batch - 1 - b : b, first, column_width);
           }
         };
-        run(visit, first, std::min(column_width, half - first));
+        run(visit, first, std::min(column_width, part() - first));
       }
     });
   }

@@ -232,8 +232,8 @@ def pool_statistics(
     invstd = (1.0 / tl.sqrt(variance_of + norm_eps)).to(tl.float32)
     scale = tl.load(weight + c, valid, 0.0).to(tl.float32) * invstd
     shift = tl.load(bias + c, valid, 0.0).to(tl.float32) - scale * far
-    tl.store(moments + c, near, valid)
-    tl.store(moments + channels + c, variance_of.to(tl.float32), valid)
+    tl.store(moments + c, centre, valid)
+    tl.store(moments + channels + c, variance_of, valid)
     spatial, cw, alpha, beta = parameters_of(cweight, cbias, sweight, sbias, gn_weight, gn_bias, c, n, valid)
     tl.store(numbers + SCALE * channels + c, scale, valid)
     tl.store(numbers + SHIFT * channels + c, shift, valid)

@@ -108,10 +108,8 @@ def _pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return BatchNorm's moments, and the constants of channels and planes that follow from the statistics."""
     weight, bias, mean, var = (p if p is None else p.contiguous() for p in norm)
-    moments, numbers = (
-        plan.numbers(statistics, 2, plan.channels),
-        plan.numbers(statistics, formulas.NUMBERS, plan.channels),
-    )
+    moments = torch.empty((2, plan.channels), dtype=torch.float64, device=statistics.device)
+    numbers = plan.numbers(statistics, formulas.NUMBERS, plan.channels)
     coefficients = plan.numbers(statistics, plan.batch, formulas.COEFFICIENTS.value, plan.channels)
     by_batch = mean is None or var is None
     given = (weight, weight) if by_batch else (mean, var)
