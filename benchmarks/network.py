@@ -14,8 +14,10 @@ import torch
 import torchvision
 from timing import FORMATS, STAGES, interleaved
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from shuffle_attention import attach
+from shuffle_attention.deploy import rewrite
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.models.detectors import create_detector
 from shuffle_attention.sanet.profile.costs import kept_for_backward, training_step
@@ -41,27 +43,14 @@ def attached(model: nn.Module, attention: str) -> nn.Module:
     return model
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """Return a copy of a model whose BatchNorms are folded into the convolutions by PyTorch's own pass."""
-    from torch.fx.experimental.optimization import fuse
-
-    return fuse(model.eval())
-
-
-def rewritten(model: nn.Module) -> nn.Module:
-    from shuffle_attention.deploy import rewrite
-
-    return rewrite(model.eval())
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": resnet50,
-    "plain, norms folded": lambda: folded(resnet50()),
-    "plain rewritten": lambda: rewritten(resnet50()),
+    "plain, norms folded": lambda: fuse(resnet50().eval()),
+    "plain rewritten": lambda: rewrite(resnet50())[0],
     "plain with none": lambda: attached(resnet50(), "none"),
     "sa": lambda: resnet50("shuffle"),
     "sa by modules": lambda: by_modules(resnet50("shuffle")),
-    "sa rewritten": lambda: rewritten(resnet50("shuffle")),
+    "sa rewritten": lambda: rewrite(resnet50("shuffle"))[0],
     "sa rebuild": lambda: resnet50("shuffle", memory="rebuild"),
     "se": lambda: resnet50("se"),
     "eca": lambda: resnet50("eca"),
