@@ -6,7 +6,7 @@ import itertools
 import torch
 import triton_on_cpu  # noqa: F401
 
-from maps import channels_last, contiguous, transposed
+from maps import channels_last, contiguous, every_other, transposed
 from shuffle_attention.kernels.backends.triton import launch
 from shuffle_attention.kernels.schema import REFERENCES
 from shuffle_attention.models.fused_block import block_tail
@@ -30,7 +30,8 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 launch.SIZES = BROAD
 check_maps_without_values((0, 8, 4, 4), True)
-del REFERENCES["block_tail"], REFERENCES["block_tail_backward"]  # nothing below falls back on them
+for name in ("block_tail", "block_tail_backward", "block_tail_"):
+    del REFERENCES[name]  # nothing below falls back on them
 
 ends = list(itertools.product([True, False], repeat=3))  # training, shortcut, ReLU
 shapes = [((3, 12, 5, 3), 2), ((2, 20, 37), 5), ((2, 8, 3, 4, 5), 2), ((3, 16, 1, 1), 4), ((1, 12, 4, 4), 3)]
@@ -52,6 +53,19 @@ for sizes, layout in ((TINY, contiguous), (TINY, channels_last), (BROAD, channel
     check_large_mean(6, layout)
     check_zero_weight_and_values_that_are_not_finite(layout)
     checked += 3
+
+with torch.no_grad():
+    for layout in (contiguous, channels_last, every_other):
+        case = Case((3, 12, 5, 3), 3, layout, shuffle=False)
+        norm, attention = (module.float().eval() for module in case.modules())
+        u, shortcut, _ = case.maps(F32)
+        for added in (None, shortcut, u):
+            expected, target = block_tail(u, added, norm, attention), layout(u.clone())
+            assert block_tail(target, target if added is u else added, norm, attention, over=True) is target
+            assert torch.equal(target, expected)
+    memory = torch.randn(4, 12, 5, 3)
+    expected = block_tail(memory[1:].clone(), memory[:3].clone(), norm, attention)
+    assert torch.equal(block_tail(memory[1:], memory[:3], norm, attention, over=True), expected)
 
 case = Case((3, 8, 5, 3), 2)
 for momentum in (0.1, None):

@@ -11,8 +11,8 @@ COUNTS = ("planes", "batch", "channels", "half", "units", "pixels", "chunks", "t
 FORWARD = {"shuffle": True, "add": True, "relu": True}
 SUMS = {"shuffle": True, "relu": True, "separate": True}
 BACKWARD = {"shuffle": True, "relu": False}
-NCHW = {"NHWC": False, "MULTIPLE": 16, "GROUP": 1, "BLOCK": 4096}
-NHWC = {"NHWC": True, "MULTIPLE": 1, "GROUP": 64, "BLOCK": 16}
+NCHW = {"NHWC": False, "MULTIPLE": 16, "GROUP": 1, "BLOCK": 4096, "STAGES": 1}
+NHWC = {"NHWC": True, "MULTIPLE": 1, "GROUP": 64, "BLOCK": 8, "STAGES": 3}
 MERGED, POOLED = {"CHUNKS": 16, "CHANNELS": 64}, {"SAMPLES": 128, "CHANNELS": 8, "by_batch": True}
 KERNELS = [
     *(
@@ -41,10 +41,15 @@ for kernel, fixed in KERNELS:
     names = kernel.arg_names
     signature = {name: "constexpr" if name in fixed else kind(name) for name in names}
     constants = {(names.index(name),): value for name, value in fixed.items()}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in fixed and name in MAPS}
+    multiples = [
+        name for name in names if name not in fixed and name in (*MAPS, "half")
+    ]  # of 16, in bytes and channels
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert "cubin" in compiled.asm
     if fixed.get("NHWC") is False:
         assert "ld.global.v4" in compiled.asm["ptx"], kernel  # planes of a multiple of 16 pixels, 16 bytes at a time
+    elif fixed.get("NHWC"):
+        assert "cp.async" in compiled.asm["ptx"], kernel  # the next tiles are on their way while one is computed
 print("compiled")

@@ -1,10 +1,11 @@
 """Compare the layer's Triton kernels with the reference over the table of cases."""
 
+import pytest
 import torch
 import triton_on_cpu  # noqa: F401
 
 from layer_cases import CASES, LAYOUTS, parameters, random_layer, random_map
-from shuffle_attention.kernels import reference
+from shuffle_attention.kernels import backends, reference
 from shuffle_attention.kernels.backends.triton import launch
 
 forward = torch.ops.shuffle_attention.shuffle_attention
@@ -58,4 +59,13 @@ for x in (large, large.to(memory_format=torch.channels_last)):
     exact = reference.shuffle_attention(x.double(), *(w.double() for w in weights), 1e-5, True)
     error = (forward(x, *weights, 1e-5, True).double() - exact).abs().max() / exact.abs().max()
     assert error < 1e-3, error
+
+# A kernel is launched on the device of its map, where all its tensors must be.
+devices, device_of = [], torch.cuda.device_of
+torch.cuda.device_of = lambda x: (devices.append(x), device_of(x))[1]
+forward(large, *weights, 1e-5, True)
+assert len(devices) == 1
+assert devices[0] is large
+with pytest.raises(RuntimeError, match="the map is on cpu, but a tensor is on meta"):
+    backends.triton._run("shuffle_attention", large, weights[0].to("meta"), *weights[1:], 1e-5, True)
 print("checked", checked)

@@ -240,6 +240,7 @@ def _write_without_gradient(u: Tensor, *inputs: Any) -> None:
     torch.autograd.graph.increment_version(u)
 
 
+REFERENCES["block_tail_"] = _write_reference
 LIBRARY.impl("block_tail_", _write_reference, "CompositeExplicitAutograd")
 LIBRARY.impl("block_tail_", _write_without_gradient, "Autograd")
 torch.library.register_fake("shuffle_attention::block_tail_", lambda *_: None, lib=LIBRARY)

@@ -20,16 +20,35 @@ def register(library: torch.library.Library, key: str = "CUDA") -> None:
 
 
 def supports(x: Tensor, whole: bool = True) -> bool:
-    """Return whether the kernels serve a map: float64, and a block tail without a part, run on the reference."""
-    return whole and HAS_TRITON and x.device.type == "cuda" and x.dtype != torch.float64
+    """Return whether the kernels serve a map.
+
+    float64, a block tail without BatchNorm or attention, and GPUs before Volta run on the reference.
+    """
+    return whole and HAS_TRITON and x.device.type == "cuda" and _compiles(x)
+
+
+def _compiles(x: Tensor) -> bool:
+    if x.dtype == torch.float64:
+        return False
+    # The compiler of PyTorch refuses older GPUs itself; a CPU is Triton's interpreter.
+    return x.device.type == "cpu" or torch.compiler.is_compiling() or _capability(x.device) >= (7, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _run(name: str, *inputs: Any) -> Any:
     x = inputs[1] if name.endswith("backward") else inputs[0]
-    part = 2 if name == "block_tail" else 4  # BatchNorm's weight and the attention's first parameter may be absent
+    for value in inputs:
+        if isinstance(value, Tensor) and value.device != x.device:
+            raise RuntimeError(f"{name}: the map is on {x.device}, but a tensor is on {value.device}")
+    part = 4 if name.endswith("backward") else 2  # BatchNorm's weight and the attention's first parameter may be absent
     whole = "tail" not in name or not (inputs[part] is None or inputs[part + 4] is None)
-    if x.dtype == torch.float64 or x.numel() == 0 or not whole:
+    if x.numel() == 0 or not whole or not _compiles(x):
         return REFERENCES[name](*inputs)
     from . import launch
 
-    return getattr(launch, name)(*inputs)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return getattr(launch, name)(*inputs)

@@ -29,15 +29,19 @@ class Sizes:
 
     In NCHW a tile is a plane or ``values`` of one, 16 for each thread of up to 8 warps; planes of less than
     ``warp_values`` share a tile of one warp, since what a thread must know of a plane costs it as much as a value.
-    In NHWC a tile has ``values_in_nhwc``, 8 a thread, and is ``channels`` of each half wide: whole lines of 128 bytes
-    in half precision. A program takes up to ``most_tiles`` one after the other, as long as
-    there remain ``programs``, several times what a large GPU runs at once: the last to finish are few then, and
-    the statistics of chunks are small beside the map.
+    In NHWC a tile has ``values_in_nhwc``, and is ``channels`` of each half wide: whole lines of 128 bytes in half
+    precision. A thread keeps up to a dozen numbers for each of its channels. With ``thread_values`` of 8, the backward
+    passes need 160 to 250 registers, and a multiprocessor runs one program at a time; with 4 it runs two to four.
+    ``stages`` tiles are in flight at once, in shared memory. A program takes up to ``most_tiles`` one after the other,
+    as long as there remain ``programs``, several times what a large GPU runs at once: the last to finish are few then,
+    and the statistics of chunks are small beside the map.
     """
 
     values: int = 4096
     warp_values: int = 512
-    values_in_nhwc: int = 2048
+    values_in_nhwc: int = 1024
+    thread_values: int = 4
+    stages: int = 3
     channels: int = 64
     layer_channels: int = 32
     most_tiles: int = 16
@@ -63,7 +67,7 @@ class _Plan:
             group = min(triton.next_power_of_2(half), sizes.layer_channels if whole_planes else sizes.channels)
             self.block = min(longest, max(sizes.values_in_nhwc // (2 * group), 1))
             groups, multiple = self.batch * triton.cdiv(half, group), 1
-            warps = 2 * group * self.block // (sizes.warp_values // 2)
+            warps = 2 * group * self.block // (32 * sizes.thread_values)
         else:
             self.block = min(longest, sizes.values)
             group = max(sizes.warp_values // self.block, 1)
@@ -77,7 +81,13 @@ class _Plan:
         self.chunks = triton.cdiv(per_plane, self.tiles)
         self.programs = groups * self.chunks
         self.cut = self.batch * self.channels, half, self.pixels // multiple, self.chunks, self.tiles
-        self.tile = {"NHWC": self.nhwc, "MULTIPLE": multiple, "GROUP": group, "BLOCK": self.block}
+        self.tile = {
+            "NHWC": self.nhwc,
+            "MULTIPLE": multiple,
+            "GROUP": group,
+            "BLOCK": self.block,
+            "STAGES": sizes.stages if self.nhwc else 1,
+        }
 
     def arrange(self, x: Tensor) -> Tensor:
         """Return the map, copied if it does not have the layout."""
@@ -154,8 +164,9 @@ def block_tail(
     mean: Tensor | None,
     var: Tensor | None,
     *arguments,
+    over: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs of the op; arguments as those of the op."""
+    """Return the outputs of the op, the first of them written over ``u`` if asked for; arguments as those of the op."""
     attention, (norm_eps, eps, shuffle, relu, gain) = list(arguments[:6]), (*arguments[6:], 1.0)[:5]
     plan = _Plan(u)
     attention = [p.contiguous() for p in attention]
@@ -168,13 +179,24 @@ def block_tail(
         plan.merge(formulas.merge_statistics, partial, statistics, plan.pixels, plan.chunks, length)
     norm = (weight, bias, mean, var)
     moments, _, coefficients = _pool(plan, statistics, norm, attention, norm_eps, eps)
-    out = torch.empty_like(dense)
+    out = dense if over else torch.empty_like(dense)
     added = dense if shortcut is None else plan.arrange(shortcut)
+    if over and added.untyped_storage()._cdata == out.untyped_storage()._cdata and added.data_ptr() != out.data_ptr():
+        added = added.clone()  # it would be written before it is read
     plan.over_map(
         passes.output, dense, added, out, coefficients, gain,
         shuffle=shuffle, add=shortcut is not None, relu=relu,
     )  # fmt: skip
+    if over:
+        return u if out.data_ptr() == u.data_ptr() else u.copy_(out), statistics, moments
     return _like(u, out), statistics, moments
+
+
+def block_tail_(u: Tensor, shortcut: Tensor | None, *arguments) -> None:
+    """Write the output over ``u``, without shuffle; arguments as those of the op."""
+    if arguments[2] is None or arguments[3] is None:
+        raise RuntimeError("block_tail_ needs the statistics of BatchNorm")
+    block_tail(u, shortcut, *arguments[:12], False, *arguments[12:], over=True)
 
 
 def block_tail_backward(

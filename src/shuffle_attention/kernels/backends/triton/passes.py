@@ -4,9 +4,11 @@ A program takes some planes, GROUP of them in NCHW, GROUP channels of each half 
 BLOCK pixels: ``tiles`` of them, the chunk of its number. Only the first functions know the layout. What belongs to
 planes has the shape (GROUP,) in NCHW and (GROUP, 2) in NHWC, a tile (GROUP, BLOCK) or (BLOCK, GROUP, 2); the halves are
 neighbours after the shuffle, so that NHWC is read and written in whole runs on both sides. Pixels are counted in units
-of MULTIPLE, which divides them, so that the compiler knows how planes are aligned in NCHW.
+of MULTIPLE, which divides them, so that the compiler knows how planes are aligned in NCHW. While a tile is computed,
+STAGES - 1 others are on their way to shared memory.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false
 # Triton's types describe neither the arguments of a launch nor the operators of a tensor.
 # ruff: noqa: RET505 - a branch on a constant is compiled alone only if the other one is its `else`
 
@@ -128,7 +130,7 @@ def _total(partial, NHWC: tl.constexpr):
 @triton.jit
 def _statistics(
     u, sample, c, inside, first, begin, pixels, half, tiles,
-    NHWC: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Return pivot, rest and variance of a chunk, and its first tile.
 
@@ -140,7 +142,7 @@ def _statistics(
     _, mask = _pointers(u, sample, c, inside, first, begin, pixels, half, False, NHWC, GROUP, BLOCK)
     total = tl.where(mask, value - _spread(pivot, NHWC), 0.0)
     square = total * total
-    for tile in range(1, tiles):
+    for tile in tl.range(1, tiles, num_stages=STAGES):
         start = begin + tile * BLOCK
         _, mask = _pointers(u, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
         more = _load(u, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
@@ -168,11 +170,11 @@ def _passed(
 @triton.jit
 def statistics(
     u, partial, planes, half, units, chunks, tiles,
-    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     sample, c, inside, first, chunk, begin = _locate(planes, half, chunks, tiles, NHWC, GROUP, BLOCK)
     pivot, rest, variance, _ = _statistics(
-        u, sample, c, inside, first, begin, units * MULTIPLE, half, tiles, NHWC, GROUP, BLOCK
+        u, sample, c, inside, first, begin, units * MULTIPLE, half, tiles, NHWC, GROUP, BLOCK, STAGES
     )
     at = partial + (sample * chunks + chunk) * (6 * half) + c
     tl.store(at, pivot, inside)
@@ -184,12 +186,12 @@ def statistics(
 def output(
     u, shortcut, out, coefficients, gain, planes, half, units, chunks, tiles,
     shuffle: tl.constexpr, add: tl.constexpr, relu: tl.constexpr,
-    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     sample, c, inside, first, _, begin = _locate(planes, half, chunks, tiles, NHWC, GROUP, BLOCK)
     pixels = units * MULTIPLE
     pivot, centre, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, inside)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=STAGES):
         start = begin + tile * BLOCK
         x = _load(u, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
         t = exponent_of(x, _spread(pivot, NHWC), _spread(slope, NHWC), _spread(offset, NHWC))
@@ -205,7 +207,7 @@ def output(
 def gradient_sums(
     grad, u, out, dshortcut, raw, coefficients, gain, planes, half, units, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr, separate: tl.constexpr,
-    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of q, q d, h and h d, and the gradient that ReLU let through, if it is asked for."""
     sample, c, inside, first, chunk, begin = _locate(planes, half, chunks, tiles, NHWC, GROUP, BLOCK)
@@ -215,7 +217,7 @@ def gradient_sums(
     sum_qd = _zeros(NHWC, GROUP, BLOCK)
     sum_h = _zeros(NHWC, GROUP, BLOCK)
     sum_hd = _zeros(NHWC, GROUP, BLOCK)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=STAGES):
         start = begin + tile * BLOCK
         g = _passed(grad, out, sample, c, inside, first, start, pixels, half, shuffle, relu, NHWC, GROUP, BLOCK)
         if separate:
@@ -240,13 +242,13 @@ def gradient_sums(
 def gradient(
     grad, u, out, du, coefficients, gain, planes, half, units, chunks, tiles,
     shuffle: tl.constexpr, relu: tl.constexpr,
-    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     sample, c, inside, first, _, begin = _locate(planes, half, chunks, tiles, NHWC, GROUP, BLOCK)
     pixels = units * MULTIPLE
     pivot, centre, scale, shift, slope, offset = gate_coefficients(coefficients, sample, c, 2 * half, inside)
     by_mean, by_distance = gradient_coefficients(coefficients, sample, c, 2 * half, inside)
-    for tile in range(tiles):
+    for tile in tl.range(0, tiles, num_stages=STAGES):
         start = begin + tile * BLOCK
         x = _load(u, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
         g = _passed(grad, out, sample, c, inside, first, start, pixels, half, shuffle, relu, NHWC, GROUP, BLOCK)
@@ -262,7 +264,7 @@ def gradient(
 def layer(
     x, grad, out, plane_sums, cweight, cbias, sweight, sbias, gn_weight, gn_bias, eps, gain, n,
     planes, half, units, chunks, tiles, shuffle: tl.constexpr, backward: tl.constexpr, whole: tl.constexpr,
-    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, MULTIPLE: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Run the layer, forward or backward, in one read of memory: a program has whole planes, in one chunk.
 
@@ -270,13 +272,15 @@ def layer(
     """
     sample, c, inside, first, _, begin = _locate(planes, half, chunks, tiles, NHWC, GROUP, BLOCK)
     pixels = units * MULTIPLE
-    pivot, rest, variance, v = _statistics(x, sample, c, inside, first, begin, pixels, half, tiles, NHWC, GROUP, BLOCK)
+    pivot, rest, variance, v = _statistics(
+        x, sample, c, inside, first, begin, pixels, half, tiles, NHWC, GROUP, BLOCK, STAGES
+    )
     spatial, cw, alpha, beta = parameters_of(cweight, cbias, sweight, sbias, gn_weight, gn_bias, c, n, inside)
     rho = reciprocal_deviation(spatial, variance, eps)
     slope = alpha * rho
     offset = gate_line(spatial, cw, slope, beta, pivot + rest, rest)
     if not backward:
-        for tile in range(tiles):
+        for tile in tl.range(0, tiles, num_stages=STAGES):
             start = tile * BLOCK
             if not whole:
                 v = _load(x, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
@@ -288,7 +292,7 @@ def layer(
         sum_h = _zeros(NHWC, GROUP, BLOCK)
         sum_hd = _zeros(NHWC, GROUP, BLOCK)
         g = _load(grad, sample, c, inside, first, begin, pixels, half, shuffle, NHWC, GROUP, BLOCK)
-        for tile in range(tiles):
+        for tile in tl.range(0, tiles, num_stages=STAGES):
             start = tile * BLOCK
             if not whole:
                 v = _load(x, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
@@ -303,7 +307,7 @@ def layer(
         tl.store(at, h_sum, inside)
         tl.store(at + 2 * half, weighted, inside)
         by_mean, by_distance = through_statistics(h_sum, weighted, slope, rho, cw, rest, pixels)
-        for tile in range(tiles):
+        for tile in tl.range(0, tiles, num_stages=STAGES):
             start = tile * BLOCK
             if not whole:
                 v = _load(x, sample, c, inside, first, start, pixels, half, False, NHWC, GROUP, BLOCK)
