@@ -51,6 +51,7 @@ CASES = [
     Case((3, 84, 5, 3), 3, channels_last, shuffle=False),
     Case((2, 84, 6, 11), 3, channels_last),
     Case((2, 96, 5, 3), 3, channels_last),
+    Case((2, 72, 5, 3), 1, channels_last, shuffle=False),
     Case((2, 20, 37), 5),
     Case((2, 20, 37), 5, channels_last),
     Case((2, 8, 3, 4, 5), 2),

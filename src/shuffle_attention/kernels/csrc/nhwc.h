@@ -127,9 +127,10 @@ SIMD_INLINE bool writes_are_cold(const Map& map) {
   return map.channels * map.plane * static_cast<int64_t>(sizeof(T)) > (1 << 20);
 }
 
-// The lanes of a tile whose gates need an exponential per pixel: half of the channels have one gate per plane. If it is
-// half of the lanes of each vector, two vectors share the exponential: the second borrows lanes of the first.
-enum GateLanes { kNone, kHalf, kAll };
+// The lanes of a tile whose gates need an exponential per pixel, since half of the channels have one gate per plane: those
+// of the vectors in the second half of the channels (kSecond), or half of each vector. Then two vectors share the
+// exponential: the second borrows lanes of the first.
+enum GateLanes { kNone, kSecond, kHalf, kAll };
 
 template <class Tile, Op kOp, GateLanes kLanes>
 struct TilePlanes {
@@ -162,7 +163,8 @@ struct TilePlanes {
       }
       return spatial[k] != 0 ? shared[k] : of_plane[k];
     } else {
-      return attends(kOp) && kLanes == kNone ? of_plane[k] : at[k].gate(u(k));
+      const bool per_plane = kLanes == kNone || (kLanes == kSecond && k < K / 2);
+      return attends(kOp) && per_plane ? of_plane[k] : at[k].gate(u(k));
     }
   }
 };
@@ -172,13 +174,14 @@ template <Op kOp, bool kShares, class Tile, class Run>
 SIMD_INLINE void with_planes(const Operands& o, const Tile& tile, const Run& run) {
   if constexpr (!attends(kOp)) return run(TilePlanes<Tile, kOp, kNone>(o, tile));
   const auto& gates = channels_of<typename Tile::A>(o).gates;
-  if (Tile::kFull && o.map.channels % (4 * gates.n) == 0) {  // the branches alternate alike in both halves of the channels
+  if (Tile::kFull && o.map.channels % (4 * gates.n) == 0) {  // both halves of the channels alternate alike
     const bool spatial = gates.spatial[tile.channel[kBefore][0]] != 0;
     if (gates.n % (Tile::K / 2 * Tile::W) == 0 && !spatial) return run(TilePlanes<Tile, kOp, kNone>(o, tile));
     if constexpr (kExchanges && kShares) {
       if (Tile::W % (2 * gates.n) == 0) return run(TilePlanes<Tile, kOp, kHalf>(o, tile));
     }
   }
+  if (2 * gates.n == o.map.channels) return run(TilePlanes<Tile, kOp, kSecond>(o, tile));
   run(TilePlanes<Tile, kOp, kAll>(o, tile));
 }
 
