@@ -1,19 +1,14 @@
-"""Files that are written completely or not at all, folders that one process reserves, and error messages."""
+"""Files that are written completely or not at all, and error messages."""
 
 import errno
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import filelock
 import pytest
 
-from shuffle_attention.errors import InputError, unknown
-from shuffle_attention.files import atomic_write, locked, write_csv, write_json
+from shuffle_attention.errors import unknown
+from shuffle_attention.files import atomic_write, write_csv, write_json
 
 
 def test_an_interrupted_write_leaves_the_previous_content(tmp_path):
@@ -42,50 +37,6 @@ def test_nan_and_infinity_are_null_in_json(tmp_path):
     write_json(tmp_path / "figures.json", {"loss": math.nan, "of": [(1, -math.inf), "NaN", None, True]})
     read = json.loads((tmp_path / "figures.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert read == {"loss": None, "of": [[1, None], "NaN", None, True]}
-
-
-def test_a_folder_is_reserved_by_one_process_at_a_time(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(InputError, match="another process is working in"), locked(tmp_path):
-            pass
-        with pytest.raises(InputError), locked(tmp_path):  # the refusal has not released it
-            pass
-    with locked(tmp_path):
-        pass
-
-
-def test_where_workers_inherit_the_lock_it_is_waited_for_with_a_line(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sys, "version_info", (3, 10))
-    acquire, timeouts = filelock.FileLock.acquire, []
-
-    def soon(lock, timeout):
-        timeouts.append(timeout)
-        return acquire(lock, timeout=0)
-
-    with locked(tmp_path):
-        assert not caplog.messages
-        monkeypatch.setattr(filelock.FileLock, "acquire", soon)
-        with pytest.raises(InputError, match="another process is working in"), locked(tmp_path):
-            pass
-    assert timeouts == [0, 6]
-    assert caplog.messages == [f"waiting up to 6 seconds for another process to leave {tmp_path}"]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_process_releases_its_folder_while_its_workers_live_on(tmp_path):
-    script = Path(__file__).parent / "programs" / "hold_folder.py"
-    process = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, text=True)
-    worker = int(process.stdout.readline())
-    with pytest.raises(InputError), locked(tmp_path):
-        pass
-    process.kill()
-    process.wait()
-    try:
-        with locked(tmp_path):
-            os.kill(worker, 0)  # it still runs
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        process.stdout.close()
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

@@ -1,22 +1,18 @@
-"""Files that are written completely or not at all, and folders that one process at a time writes to."""
+"""Files that are written completely or not at all."""
 
 import csv
 import io
 import json
-import logging
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import InputError
 
-logger = logging.getLogger(__name__)
-LOCK = ".lock"  # in a folder while a process has reserved it
 _UNFINISHED = ".unfinished-"
 
 
@@ -93,37 +89,3 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], column
         for row in rows:
             writer.writerow({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()})
     write_text(path, text.getvalue())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Reserve a folder for this process until the block ends or the process dies, however it dies.
-
-    Raises:
-        InputError: If another process has reserved it.
-    """
-    from filelock import FileLock, Timeout
-
-    # Only filelock 4, for Python 3.11, releases the lock in forked loader processes. With an older one they hold it for
-    # the 5 seconds in which they notice that the main process was killed.
-    patience = 0 if sys.version_info >= (3, 11) else 6
-    lock = FileLock(folder / LOCK)
-    try:
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            if not patience:
-                raise
-            logger.warning("waiting up to %d seconds for another process to leave %s", patience, folder)
-            held = lock.acquire(timeout=patience)
-    except Timeout as error:
-        raise InputError(f"another process is working in {folder}; wait for it, or name another folder") from error
-    except NotImplementedError:  # a file system without locks
-        yield
-        return
-    with held:
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows does not remove an open file
-                (folder / LOCK).unlink()

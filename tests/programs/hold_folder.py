@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from shuffle_attention.files import locked
+from shuffle_attention.sanet.training.run_lock import run_lock
 
-with locked(Path(sys.argv[1])):
+with run_lock(Path(sys.argv[1])):
     if not os.fork():
         print(os.getpid(), flush=True)
     time.sleep(60)

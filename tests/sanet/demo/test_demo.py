@@ -20,7 +20,6 @@ from conftest import CPU, sanet_here
 from pages import write_classifier, write_detector
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.explain.gates import attention_layers
-from shuffle_attention.files import LOCK, locked
 from shuffle_attention.sanet.commands.demo import is_finished, train_digits
 from shuffle_attention.sanet.demo import guard as guards
 from shuffle_attention.sanet.demo import uploads
@@ -39,6 +38,7 @@ from shuffle_attention.sanet.demo.server import Waiting
 from shuffle_attention.sanet.demo.uploads import Uploads, read_upload, upload_folder
 from shuffle_attention.sanet.recipes.recipe import load_recipe
 from shuffle_attention.sanet.report.html import render_part
+from shuffle_attention.sanet.training.run_lock import LOCK, run_lock
 
 torchcam = pytest.mark.skipif(sys.version_info < (3, 11), reason="torchcam needs Python 3.11")
 
@@ -311,7 +311,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
     (tmp_path / "elsewhere" / LOCK).touch()
     (tmp_path / "sanet-demo-link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "sanet-demo-file").symlink_to(tmp_path / "file")
-    with locked(tmp_path / "sanet-demo-alive"), upload_folder() as own:
+    with run_lock(tmp_path / "sanet-demo-alive"), upload_folder() as own:
         left = {path.name for path in tmp_path.glob("sanet-demo-*")} - {own.name}
         assert left == {f"sanet-demo-{name}" for name in ("alive", "new", "link", "file")}
         assert (tmp_path / "elsewhere/visitor").exists()

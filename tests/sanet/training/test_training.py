@@ -18,7 +18,6 @@ from PIL import Image
 
 from conftest import CPU, QUICK, sanet_here
 from shuffle_attention.checkpoints import read_checkpoint
-from shuffle_attention.files import locked
 from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.loading import evaluation_batches
 from shuffle_attention.sanet.recipes.recipe import Recipe
@@ -26,6 +25,7 @@ from shuffle_attention.sanet.tasks.classification.predictor import restore_netwo
 from shuffle_attention.sanet.tasks.classification.task import Classification, ClassificationTask, evaluate
 from shuffle_attention.sanet.training.loop import train
 from shuffle_attention.sanet.training.progress import Progress
+from shuffle_attention.sanet.training.run_lock import run_lock
 from shuffle_attention.sanet.training.signals import Interrupted, StopRequest, stop_signals_raised
 
 # Everything random that a run can have: augmentation in workers, mixing, stochastic depth, averaged weights.
@@ -248,7 +248,7 @@ def test_a_run_is_not_overwritten(run, capsys):
 
 def test_one_process_at_a_time_writes_to_a_run(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with locked(run):
+    with run_lock(run):
         assert sanet_here("train", "--resume", run, "--epochs", 3) == 2
     assert f"another process is working in {run}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before

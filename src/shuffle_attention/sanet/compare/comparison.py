@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from ...errors import InputError
-from ...files import LOCK, locked, remove_left_over, write_text
+from ...files import remove_left_over, write_text
 from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
@@ -22,6 +22,7 @@ from ..recipes.settings import read_yaml
 from ..tasks.classification.task import Classification
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
+from ..training.run_lock import LOCK, run_lock
 from ..training.signals import Interrupted
 from .variants import Variant
 
@@ -130,7 +131,7 @@ class Comparison:
             InputError: If the folder holds something else, or another process is working in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
+        with run_lock(self.folder):
             remove_left_over(self.folder)
             self._write_settings()
             yield

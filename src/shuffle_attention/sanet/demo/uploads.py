@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image
 
 from ...errors import DataError
-from ...files import LOCK, locked
 from ..data.images import FORMATS, open_image, to_mode, turned
+from ..training.run_lock import LOCK, run_lock
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
@@ -28,14 +29,12 @@ _PREFIX = "sanet-demo-"
 def upload_folder() -> Iterator[Path]:
     """Yield a new folder for uploads, which is removed at the end of the block; remove those of killed processes."""
     _remove_abandoned(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder, locked(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder, run_lock(Path(folder)):
         yield Path(folder)
 
 
 def _remove_abandoned(parent: Path) -> None:
     """Remove this user's folders of uploads that no process has locked; links are not followed."""
-    from filelock import FileLock
-
     for folder in parent.glob(f"{_PREFIX}*"):
         with suppress(OSError, NotImplementedError):  # it is in use or vanishes, or there are no locks
             own = not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ...attach.weights import fit_attention
 from ...checkpoints import read_checkpoint, write_checkpoint
 from ...errors import InputError, counted
-from ...files import locked
 from ..data.loading import TrainingBatches
 from ..device import Process, autocast
 from ..recipes.recipe import RunRecipe
 from ..tasks.task import Task
 from .progress import Progress
 from .run_folder import RunFolder
+from .run_lock import run_lock
 from .signals import Interrupted, StopRequest
 from .state import RunState
 
@@ -86,7 +86,7 @@ def train(
                 state.restore(content, files.last)
             if process.rank == 0:
                 files.folder.mkdir(parents=True, exist_ok=True)
-                entered.enter_context(locked(files.folder))
+                entered.enter_context(run_lock(files.folder))
         if content is None:
             state.keep_start()
         stop = entered.enter_context(StopRequest(process))
