@@ -49,11 +49,12 @@ def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CPU = Process(torch.device("cpu"))
-# A network and a length of training that a test can afford; what it tests does not depend on them.
-QUICK = (
-    "--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0 "
-    "--device cpu --no-report"
-).split()
+# A model and a length of training that a test can afford; what it tests does not depend on them.
+NARROW = ["--model-args", "{channels: [8, 8, 16, 16]}"]
+QUICK = [
+    *"--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0".split(),
+    *("--device", "cpu", "--no-report", *NARROW),
+]
 
 
 DIGITS = tuple(f"digit{label}" for label in range(4))

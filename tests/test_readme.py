@@ -15,17 +15,19 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch.distributed.run import config_from_args, get_args_parser
 
 import shuffle_attention.models  # noqa: F401 - registers the models
-from conftest import sanet_here, write_tree
+from conftest import NARROW, sanet_here, write_tree
+from forked import sanet
 from shuffle_attention.attention import spec
+from shuffle_attention.sanet.cli import collect, parse
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("kernels", "results", "detection", "explain", "networks")  # pages with tables from benchmarks/results
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What makes a run of hours one of seconds. What the commands themselves say stands before it.
-NARROW = ["--model-args", "{channels: [8, 8, 16, 16]}"]
 SMALL = [
     *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split(),
     "--no-report",  # `sanet report` writes it
@@ -44,6 +46,7 @@ SMALL_FOR = {
     "train": SMALL,
     # In place of a network that is trained first.
     "demo": "--checkpoint runs/imagenette/best.pt --device cpu --no-browser".split(),
+    "explain": "--limit 2 --steps 4".split(),
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
         *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
@@ -57,8 +60,10 @@ LARGE = {
     "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18",
     "profile resnet50 seresnet50 sa_resnet50": "profile resnet18 sa_resnet18",
 }
-# One machine and two processes in place of four and eight.
-CLUSTER = {"--nnodes 4": "--nnodes 1", "--nproc-per-node 8": "--nproc-per-node 2", "head-node:29500": "localhost:0"}
+
+
+# Nothing depends on what these write: with the same options as one that ran before, they are only parsed.
+ALONE = ("eval", "inspect", "export", "explain")
 
 
 def blocks(language: str) -> list[str]:
@@ -77,7 +82,7 @@ def desk(tmp_path_factory) -> Path:
     for name in ("cifar10", "cifar10-small"):
         write_tree(folder / name)
     shutil.move(write_tree(folder / "undivided") / "train", folder / "photos")
-    write_tree(folder / "imagenet", 16, ("n01440764", "n02979186", "n03888257"))
+    write_tree(folder / "imagenet", 8, ("n01440764", "n02979186", "n03888257"))
     for name, split in product(("coco", "coco-small", "nuclei"), ("train", "val")):
         digits_coco(split, 2, size=64).write(folder / name, split)
     shutil.copy(folder / "coco/val/00001.png", folder / "photo.jpg")
@@ -92,8 +97,8 @@ def test_the_pages_have_commands():
     assert len(blocks("python")) >= 3
 
 
-def run(command: str, desk: Path) -> None:
-    for said, small in (CLUSTER | LARGE).items():
+def run(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
+    for said, small in LARGE.items():
         command = command.replace(said, small)
     words = shlex.split(command)
     if words[0] == "make":  # the suite cannot run itself; CI runs both of the targets whole
@@ -104,39 +109,39 @@ def run(command: str, desk: Path) -> None:
         name, value = words[1].split("=")
         assert (name, value) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         return
+    if words[0] == "torchrun":  # its own options are parsed; tests/sanet/training/test_distributed.py runs it
+        launched = get_args_parser().parse_args(words[1:])
+        assert config_from_args(launched)[0].nproc_per_node == 8
+        assert (launched.module, launched.training_script) == (True, "shuffle_attention")
+        words = ["sanet", *launched.training_script_args]
+    assert words[0] == "sanet"
     goes_on = "--resume" in words or "--report-only" in words
     small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
     if {"--from", "--initial", "--model-args"} & set(words) and "--model-args" in small:  # the model is given
         small = small[: small.index("--model-args")]
     if "--model" in words and "--model" in small:
         small = [*small[: small.index("--model")], *small[small.index("--model") + 2 :]]
-    if words[:2] == ["sanet", "demo"]:
+    options = (words[1], *sorted(word for word in words if word.startswith("--")), Path(words[-1]).suffix)
+    if words[1] in ALONE and options in seen:
+        parse(collect()[words[1]], words[2:])
+        return
+    seen.add(options)
+    if words[1] == "demo":
         answers([*words[1:], *small], desk)
         return
-    if words[0] == "sanet":
-        assert sanet_here(*words[1:], *small) == 0, command
-        return
-    assert words[0] == "torchrun"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1:], *small]
-    done = subprocess.run(torchrun, cwd=desk, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert sanet_here(*words[1:], *small) == 0, command
 
 
 def answers(arguments: list[str], desk: Path) -> None:
-    """Starts a page, asks it for its first file, and stops it."""
-    command = [sys.executable, "-m", "shuffle_attention", *arguments]
-    options = {"cwd": desk, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **options) as server:
-        said = server.stdout.readline()
-        try:
-            address = re.fullmatch(r"the page is at (\S+), until Ctrl-C\n", said)
-            assert address, said
-            with urllib.request.urlopen(address[1]) as answer:
-                assert b"shuffle-attention" in answer.read()
-        finally:
-            server.terminate()
-    assert server.returncode == 128 + signal.SIGTERM
+    """Start a page, ask it for its first file, and stop it."""
+    server = sanet(*arguments, output=desk / "demo.txt")
+    server.wait_for(desk / "demo.txt", "until Ctrl-C\n")
+    address = re.fullmatch(r"the page is at (\S+), until Ctrl-C\n", server.printed())
+    assert address, server.printed()
+    with urllib.request.urlopen(address[1]) as answer:
+        assert b"shuffle-attention" in answer.read()
+    os.kill(server.pid, signal.SIGTERM)
+    assert server.wait() == 128 + signal.SIGTERM
 
 
 def remove_runs(desk: Path, but: list[str]) -> None:
@@ -149,9 +154,9 @@ def remove_runs(desk: Path, but: list[str]) -> None:
 def test_every_command_runs(desk, monkeypatch):
     """In the order in which they are read: some continue or evaluate what those before them made."""
     monkeypatch.chdir(desk)
-    all_commands = commands()
+    all_commands, seen = commands(), set()
     for number, command in enumerate(all_commands):
-        run(command, desk)
+        run(command, desk, seen)
         remove_runs(desk, but=all_commands[number + 1 :])
     assert (desk / "metrics.json").exists()
 

@@ -207,7 +207,7 @@ def test_shufflenet_takes_timms_arguments():
 
 
 def test_shufflenet_is_trained_and_evaluated_by_the_commands(shared_tree, tmp_path):
-    arguments = [*QUICK, "--model", "shufflenet_v2_x0_5", "--epochs", "1", "--grad-checkpointing"]
+    arguments = [*QUICK, "--model", "shufflenet_v2_x0_5", "--model-args", "{}", "--epochs", "1", "--grad-checkpointing"]
     assert sanet_here("train", *arguments, "--data", shared_tree, "--output", tmp_path / "run") == 0
     checkpoint = tmp_path / "run" / "last.pt"
     restored = restore_network(checkpoint)

@@ -21,7 +21,7 @@ from shuffle_attention.sanet.tasks.classification.task import evaluate
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
-SMALL = (*QUICK[:2], *QUICK[4:], "--epochs", 1, "--no-small-stem", "--model-args", "{channels: [8, 8, 16, 16]}")
+SMALL = (*QUICK[:2], *QUICK[4:], "--epochs", 1, "--no-small-stem")
 TWO = ("--attention", "none,shuffle")
 
 

@@ -6,19 +6,19 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from conftest import sanet_here
+from conftest import NARROW, sanet_here
+from forked import Forked, torchrun
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 # With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
 PROCESSES = (
     "train --recipe digits --model sa_resnet18 --img-size 32 --workers 0 --batch-size 16 --epochs 3 --device cpu "
     "--freeze-bn --lr 0.001 --warmup-epochs 0"
-).split()
+).split() + NARROW
 
 
 DETECTOR = [
@@ -28,21 +28,9 @@ DETECTOR = [
 ]
 
 
-def torchrun(*arguments: object, command: list[str] = PROCESSES, restarts: int = 0) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    return [sys.executable, *launcher, "-m", "shuffle_attention", *command, *map(str, arguments)]
-
-
 def rows(folder: Path) -> list[dict[str, float]]:
     with open(folder / "metrics.csv") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def start(command: list[str]) -> subprocess.Popen:
-    # Otherwise a restarted process can read the addresses that those before it left in torchrun's store
-    # (pytorch/pytorch issue 135712).
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +41,15 @@ def one_process(shared_tree, tmp_path_factory) -> Path:
 
 
 def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path):
-    process = start(torchrun("--data", shared_tree, "--output", tmp_path / "run"))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    """Started as a user does; the tests below start torchrun's agent and its workers without new interpreters."""
+    launcher = [
+        sys.executable,
+        *"-m torch.distributed.run --standalone --nproc-per-node 2 -m shuffle_attention".split(),
+    ]
+    command = [*launcher, *PROCESSES, "--data", shared_tree, "--output", tmp_path / "run"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
+    output = done.stdout
+    assert done.returncode == 0, output
     assert "2 processes on cpu" in output
     assert output.count("epoch   1/3") == 1
     for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
@@ -67,9 +61,9 @@ def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
     for split, count in (("train", 8), ("val", 3)):  # an odd number: one image is dealt out twice
         digits_coco(split, count, size=64, digits=(1, 3)).write(tmp_path / "data", split)
     assert sanet_here(*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "one") == 0
-    process = start(torchrun("--data", tmp_path / "data", "--output", tmp_path / "two", command=DETECTOR))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    arguments = [*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "two"]
+    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    assert process.wait() == 0, process.printed()
     for row, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         row.pop("images_per_second")
         for figure, value in row.items():
@@ -79,9 +73,10 @@ def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
 def test_a_broken_image_is_reported_once(tree, tmp_path):
     path = tree / "train/digit1/003.png"
     path.write_bytes(path.read_bytes()[:-60])
-    process = start(torchrun("--data", tree, "--output", tmp_path / "run"))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    arguments = [*PROCESSES, "--data", tree, "--output", tmp_path / "run"]
+    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    assert process.wait() != 0
+    output = process.printed()
     assert output.count("1 of 64 images cannot be read") == 1
     assert "Connection closed" not in output
     assert not (tmp_path / "run").exists()
@@ -89,54 +84,39 @@ def test_a_broken_image_is_reported_once(tree, tmp_path):
 
 def test_a_signal_to_torchrun_saves(shared_tree, tmp_path):
     folder = tmp_path / "run"
-    process = start(torchrun("--data", shared_tree, "--output", folder, "--epochs", 100, "--workers", 1))
-    deadline = time.monotonic() + 120
-    while not (folder / "best.pt").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "stopped by SIGTERM after step" in output
+    arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--epochs", 100, "--workers", 1]
+    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    process.wait_for(folder / "best.pt")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() != 0
+    assert "stopped by SIGTERM after step" in process.printed()
 
 
-def kill_a_worker(process: subprocess.Popen, folder: Path) -> int:
-    """Kills the second of the workers once a checkpoint is written, and returns its number."""
-    deadline = time.monotonic() + 120
-    while not (folder / "last.pt").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = {}
-    for child in children:
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        ranks = [entry for entry in environment if entry.startswith(b"RANK=")]
-        if ranks:
-            workers[ranks[0]] = int(child)
-    os.kill(workers[b"RANK=1"], signal.SIGKILL)
-    return workers[b"RANK=1"]
+def kill_a_worker(process: Forked, folder: Path, workers: Path) -> int:
+    """Kill the second of the workers once a checkpoint is written, and return its number."""
+    process.wait_for(folder / "last.pt")
+    worker = int((workers / "1").read_text())
+    os.kill(worker, signal.SIGKILL)
+    return worker
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
 def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
-    folder = tmp_path / "run"
-    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30))
-    worker = kill_a_worker(process, folder)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    folder, workers = tmp_path / "run", tmp_path / "workers"
+    arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30]
+    process = torchrun(*arguments, output=tmp_path / "printed", workers=workers)
+    worker = kill_a_worker(process, folder, workers)
+    assert process.wait() != 0
+    output = process.printed()
     assert re.search(rf"rank\s*: 1.*\(local_rank: 1\)[\s\S]*exitcode\s*: -9 \(pid: {worker}\)", output), output
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding the worker needs Linux's /proc")
 def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tmp_path):
-    folder = tmp_path / "run"
-    process = start(torchrun("--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, restarts=1))
-    kill_a_worker(process, folder)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "continuing sa_resnet18" in output
+    folder, workers = tmp_path / "run", tmp_path / "workers"
+    arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1]
+    process = torchrun(*arguments, output=tmp_path / "printed", workers=workers, restarts=1)
+    kill_a_worker(process, folder, workers)
+    assert process.wait() == 0, process.printed()
+    assert "continuing sa_resnet18" in process.printed()
     for row, other in zip(rows(one_process), rows(folder), strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
 

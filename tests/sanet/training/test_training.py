@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from conftest import CPU, QUICK, sanet_here
+from forked import sanet
 from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.loading import evaluation_batches
@@ -55,19 +56,6 @@ def same_run(one: Path, other: Path) -> None:
         for values in (row, other_row):
             values.pop("images_per_second")
         assert str(row) == str(other_row)
-
-
-def start(*arguments: object, output: int = subprocess.PIPE) -> subprocess.Popen:
-    command = [sys.executable, "-m", "shuffle_attention", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +106,14 @@ def test_the_same_seed_gives_the_same_run_with_other_workers(uninterrupted, shar
 )
 def test_interrupted_in_mid_epoch_it_ends_as_if_it_had_not_been(uninterrupted, shared_tree, tmp_path, number, after):
     folder = tmp_path / "run"
-    process = start(*EVENTFUL, "--data", shared_tree, "--output", folder)
-    wait_for(folder / after, process)
+    process = sanet("train", *EVENTFUL, "--data", shared_tree, "--output", folder, output=tmp_path / "printed")
+    process.wait_for(folder / after)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     else:
-        assert process.returncode == 128 + number
+        assert process.wait() == 128 + number
+        output = process.printed()
         assert f"stopped by {number.name} after step" in output
         assert f"Continue with: sanet train --resume {folder}" in output
     saved = read_checkpoint(folder / "last.pt")
@@ -212,13 +200,18 @@ def test_the_end_of_the_terminal_is_told_twice_and_not_to_nohup():
 def test_a_run_whose_terminal_is_closed_saves(shared_tree, tmp_path):
     folder = tmp_path / "run"
     terminal, inside = os.openpty()
-    process = start(*EVENTFUL, "--epochs", 30, "--data", shared_tree, "--output", folder, output=inside)
+    there = Path(os.ttyname(inside))
+    process = sanet("train", *EVENTFUL, "--epochs", 30, "--data", shared_tree, "--output", folder, output=there)
+    os.read(terminal, 1)  # the process has opened it
     os.close(inside)
     while not (folder / "best.pt").exists():
         os.read(terminal, 4096)
+    time.sleep(0.2)  # it has printed the line of the epoch
+    os.killpg(process.pid, signal.SIGSTOP)  # the terminal is closed and the signal sent at once
     os.close(terminal)
     os.killpg(process.pid, signal.SIGHUP)
-    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.wait() == 128 + signal.SIGHUP
     assert 0 < len(read_checkpoint(folder / "last.pt")["history"]) < 30
 
 
@@ -234,7 +227,7 @@ def step(self, *_):
 Progress.step = step
 main({[*map(str, [*"train --data".split(), shared_tree, *EVENTFUL, "--output", tmp_path / "run"])]})
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert done.stderr.endswith("RuntimeError: out of memory\n")
 
@@ -322,6 +315,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_state(shared_
 
 def quick(data: Path, **fields) -> Recipe:
     settings = {"img_size": 32, "batch_size": 16, "workers": 0, "epochs": 1, "device": "cpu", "model": "resnet10t"}
+    settings["model_args"] = {"channels": [8, 8, 16, 16]}
     settings["report"] = False
     return Recipe(**{"data": str(data), "num_classes": 4, "sched": "cosine", "lr": 0.01, **settings, **fields})
 
@@ -372,7 +366,7 @@ def test_starting_from_a_checkpoint_with_a_new_head(run, shared_tree, tmp_path):
     train(recipe.replaced(may_differ=["fc.*"]), tmp_path / "run", CPU, task=Classification)
     started, found = read_checkpoint(run / "best.pt"), read_checkpoint(tmp_path / "run/last.pt")
     assert torch.equal(found["state_dict"]["layer3.0.conv1.weight"], started["state_dict"]["layer3.0.conv1.weight"])
-    assert found["state_dict"]["fc.weight"].shape == (9, 512)
+    assert found["state_dict"]["fc.weight"].shape == (9, 16)
 
 
 def test_classes_in_another_order_keep_the_meaning_that_the_checkpoint_gives_them(run, shared_tree, tmp_path, caplog):
