@@ -115,12 +115,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def train_digits(folder: Path, process: Process, recipe: Recipe | None = None) -> None:
-    """Train the model that is shown if none is named, or continue a run that was stopped.
-
-    Args:
-        folder: Folder of the run.
-        process: Process to train in.
-        recipe: Settings; by default those of ``digits``.
+    """Train the model that is shown if none is named, or continue a run; by default with the recipe ``digits``.
 
     Raises:
         InputError: If the folder cannot be used.

@@ -59,11 +59,7 @@ def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[st
 def attached_variants(attentions: Sequence[Attention], plain: Any, where: str, preserve: str) -> list[Variant]:
     """Return the model of a recipe with attentions attached, preserving its function, not preserving it, or both.
 
-    Args:
-        attentions: Attentions; ``none`` leaves the model as it is.
-        plain: Recipe that the model was trained with.
-        where: Where the attention goes, as :func:`attach` takes it.
-        preserve: ``yes``, ``no`` or ``both``.
+    The attention ``none`` leaves the model as it is.
 
     Raises:
         InputError: If there is no such attention, the model has one already, or there are fewer than two variants.

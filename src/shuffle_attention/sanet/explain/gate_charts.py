@@ -156,16 +156,10 @@ def draw_groups(
     path: Path,
     best: int = 6,
 ) -> None:
-    """Draw the class scores under the masks of the groups, by depth, and the masks of the highest scores.
+    """Draw the class scores under the masks of the groups, by depth, and the masks of the ``best`` highest scores.
 
-    Args:
-        by_layer: Scores of each layer's groups.
-        whole: Probability of each class for the unmasked image.
-        names: Names of the classes.
-        pixels: The image as the model sees it, (height, width, 3).
-        title: Title of the chart.
-        path: PNG to write.
-        best: Number of masks to show per layer.
+    ``whole`` are the probabilities of the classes for the unmasked image, ``pixels`` the image as the model sees it,
+    (height, width, 3).
     """
     layers = spread_layers(by_layer)
     height = _ROW_HEIGHT * len(layers)

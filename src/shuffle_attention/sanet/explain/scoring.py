@@ -173,13 +173,7 @@ def write_scores(
 ) -> list[str]:
     """Print how faithful the maps of each model are, and write it as JSON and, image by image, as CSV.
 
-    Args:
-        classifiers: The models.
-        images: The images.
-        batch_size: Images at a time.
-        coco: Boxes in the images, for the pointing game.
-        settings: Further arguments of :func:`score`.
-        folder: Output folder.
+    ``settings`` are further arguments of :func:`score`.
 
     Returns:
         Lines that name the files.

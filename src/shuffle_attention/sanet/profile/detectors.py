@@ -40,16 +40,11 @@ class DetectorSize:
 
 @torch.inference_mode()
 def detector_cost(model: nn.Module, height: int = 800, width: int = 1333) -> DetectorSize:
-    """Return the size of a detector for an image that is resized to ``height`` x ``width``.
+    """Return the size of a detector for an image that is resized to ``height`` x ``width`` pixels.
 
     The image is padded to a multiple of 32 as always, 800 x 1344 by default. R-CNNs are counted with as many
     proposals, and for masks as many detections, as they keep at most (1,000 and 100 by default), whatever their
     weights.
-
-    Args:
-        model: The detector, from :func:`create_detector`.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
     """
     # Thresholds are changed below, and a copy on the CPU leaves the detector as it is.
     model = deepcopy(model).float().cpu().eval()
@@ -109,10 +104,7 @@ def work_alike(model: nn.Module, size: tuple[int, int]) -> None:
 def random_objects(size: tuple[int, int], count: int, *, masks: bool) -> list[dict[str, Tensor]]:
     """Return the targets of a training step for images of a size: the same random boxes each time, all of class 1.
 
-    Args:
-        size: Height and width of the images in pixels.
-        count: Number of images.
-        masks: Whether the targets have masks, each of the whole image.
+    The size is height and width in pixels; a mask covers the whole image.
     """
     torch.manual_seed(0)  # other objects would have more or fewer proposals to learn from
     corners = torch.rand(count, _OBJECTS, 2) * torch.tensor([size[1], size[0]]) * 0.7

@@ -68,10 +68,9 @@ def sources() -> dict[str, str]:
 
 
 def compare_with_paper(layers: Sequence[tuple[str, int]]) -> list[tuple[str, Size, Published | None]]:
-    """Return name, size at 224 pixels, as published sizes are counted, and published metrics of each ResNet.
+    """Return name, size at 224 pixels as published sizes are counted, and published metrics of ResNets.
 
-    Args:
-        layers: Attention layer and depth of each.
+    The ResNets are given by attention layer and depth.
     """
     rows = []
     for attention, depth in layers:

@@ -18,10 +18,7 @@ _NOT_SHARED = ("model", "seed")
 def write_comparison_report(comparison: Comparison, results: list[Finding], failed: Mapping[str, str]) -> Path:
     """Write ``report.html`` of a comparison beside its other files and return its path.
 
-    Args:
-        comparison: The comparison.
-        results: The results of its variants, from :func:`findings`.
-        failed: Reasons of failed runs, by folder.
+    ``failed`` has the reasons of failed runs, by folder.
     """
     base, folder = comparison.base, comparison.folder
     table = findings_table(comparison, results)

@@ -37,13 +37,7 @@ def templates() -> Environment:
 
 
 def write_page(template: str, values: dict[str, Any], path: Path) -> None:
-    """Write a page completely or not at all.
-
-    Args:
-        template: A file of ``report/templates``.
-        values: Values of its variables.
-        path: HTML file to write.
-    """
+    """Write a page from a file of ``report/templates``, completely or not at all."""
     # File names may hold bytes that are not text, which UTF-8 cannot encode.
     page = templates().get_template(template).render(values)
     write_text(path, page.encode(errors="replace").decode())

@@ -16,13 +16,8 @@ from .html import embedded_figure, write_page
 def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_with: RunRecipe | None = None) -> Path:
     """Write ``report.html`` of a finished run and return its path.
 
-    The best checkpoint is evaluated on the validation data once more, in this process alone.
-
-    Args:
-        task: The task of the run, with its data.
-        files: The run's folder.
-        process: Device to compute on.
-        trained_with: The recipe of the run, if that of ``task`` differs in where its data are.
+    The best checkpoint is evaluated on the validation data once more, in this process alone. ``trained_with`` is the
+    recipe of the run, if that of the task names other data.
 
     Raises:
         InputError: If the results or the images cannot be read.

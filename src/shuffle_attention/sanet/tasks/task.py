@@ -254,22 +254,11 @@ class Task(ABC, Generic[R]):
         model.train()
 
     def sections(self, model: nn.Module, best: Mapping[str, float], process: Process) -> list[Section]:
-        """Return what a report shows besides the metrics over the epochs; one process calls it alone.
-
-        Args:
-            model: The best model, in evaluation mode.
-            best: Row of its epoch.
-            process: Process of the run.
-        """
+        """Return what a report shows of the best model besides the metrics over the epochs, in one process alone."""
         return []
 
     def failed(self, row: Mapping[str, float], first: float) -> bool:
-        """Return whether training has failed though every number is finite.
-
-        Args:
-            row: Metrics of the last epoch.
-            first: Loss of the first steps of this process.
-        """
+        """Return whether training failed though every number is finite; ``first`` is the loss of the first steps."""
         return False
 
     @property

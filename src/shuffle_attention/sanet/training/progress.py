@@ -16,13 +16,8 @@ _SILENCE, _SHARE = 30.0, 0.05
 class Progress:
     """A bar with metrics, speed and time left, and a line per epoch; only the first process prints.
 
-    Without a terminal there are lines within an epoch in place of the bar, of which even a long run has few.
-
-    Args:
-        task: The task that is trained.
-        steps: Optimiser steps per epoch.
-        process: This process.
-        done: Steps done before this run was continued.
+    Without a terminal there are lines within an epoch in place of the bar, of which even a long run has few. ``done``
+    steps were done before the run was continued.
 
     Attributes:
         images_per_second: Training speed of the last epoch, loading included.

@@ -134,12 +134,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def curves_figure(history: Sequence[Mapping[str, float]], shown: Mapping[str, Sequence[Metric]]) -> Any:
-    """Return a figure of metrics over the epochs, one panel beside the other.
-
-    Args:
-        history: One row of metrics per epoch.
-        shown: Title of each panel with the metrics in it.
-    """
+    """Return a figure of metrics over the epochs, one panel beside the other, by title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -29,13 +29,6 @@ _OF_RECIPE = ("lr", "initial_lr", "weight_decay", "momentum")
 class RunState:
     """Model, optimiser, schedule, loss scaling, averaged weights, randomness and position of a run.
 
-    Args:
-        task: The task with its data and settings.
-        model: Model on the CPU.
-        steps_per_epoch: Optimiser steps per epoch.
-        process: This process.
-        files: Folder of the run.
-
     Attributes:
         epoch: Epochs finished.
         step: Steps finished in the current epoch.
@@ -181,9 +174,6 @@ class RunState:
 
     def stop_diverged(self, what: str) -> NoReturn:
         """Put the last good state into ``last.pt`` and end the run with advice; all processes call it together.
-
-        Args:
-            what: What has happened.
 
         Raises:
             InputError: In the first process; the others exit.

@@ -96,16 +96,9 @@ def predict(
     precision: str = "fp32",
     channels_last: bool = False,
 ) -> Predictions:
-    """Return the predictions of a classifier for the images of this process.
+    """Return the predictions of a classifier for the images of this process, with its worst mistakes.
 
-    Args:
-        model: Model that returns logits (B, classes).
-        batches: Images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
-        process: This process.
-        classes: Number of classes.
-        worst: Number of mistakes to keep.
-        precision: fp32, bf16 or fp16.
-        channels_last: Whether the model receives NHWC images.
+    Batches are images (B, C, H, W) and labels (B,), of which -1 marks an unreadable image.
 
     Raises:
         DataError: If no image can be read.
@@ -142,16 +135,7 @@ def predict(
 def classifier_sections(
     model: nn.Module, validation: Any, recipe: Recipe, process: Process, classes: Sequence[str] | None, num_classes: int
 ) -> list[Section]:
-    """Return the sections of a model over the validation images of its run; this process computes alone.
-
-    Args:
-        model: The model.
-        validation: The images.
-        recipe: Settings of the run.
-        process: This process.
-        classes: Class names, or None if unknown.
-        num_classes: Number of classes.
-    """
+    """Return the sections of a model over the validation images of its run; this process computes alone."""
     share = recipe.batch_size // (process.world_size * recipe.grad_accum)
     batch_size = max(1, min(share, _MOST_AT_A_TIME))
     alone = Process(process.device)

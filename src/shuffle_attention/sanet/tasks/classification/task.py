@@ -36,15 +36,7 @@ _ACCURACY = "accuracy, %"
 
 
 class Classification(Task[Recipe]):
-    """A classifier and its labelled images.
-
-    Args:
-        recipe: Settings of the run.
-        training: Images to train on.
-        validation: Images to evaluate on.
-        classes: Class names, or None if unknown.
-        num_classes: Number of classes.
-    """
+    """A classifier and its labelled images."""
 
     Recipe = Recipe
     metric = "val_top1"
@@ -248,16 +240,9 @@ def evaluate(
 ) -> Scores:
     """Return ``loss``, ``top1`` and ``top5`` of a classifier over the batches of all processes.
 
-    The results are, for each readable image, its index in the data, its label, and the most probable class with its
-    probability.
-
-    Args:
-        model: Model that returns logits (B, classes).
-        batches: Loader of images (B, C, H, W) and labels (B,); the label -1 marks an unreadable image.
-        process: This process.
-        precision: fp32, bf16 or fp16.
-        channels_last: Whether the model receives NHWC images.
-        watch: Called with the number of images after each batch.
+    Batches are images (B, C, H, W) and labels (B,), of which -1 marks an unreadable image; ``watch`` is called with the
+    number of images after each. The results are, for each readable image, its index in the data, its label, and the
+    most probable class with its probability.
 
     Raises:
         DataError: If a label exceeds the classes of the model, or no image can be read.

@@ -74,14 +74,7 @@ def scores_by_class(
     masks: bool = False,
     image_ids: Sequence[int] | None = None,
 ) -> ClassScores:
-    """Return the scores of detections by class.
-
-    Args:
-        data: The annotated objects.
-        results: Detections as COCO records.
-        masks: Whether the average precision is that of masks.
-        image_ids: Images to evaluate on; all by default.
-    """
+    """Return the scores of detections, COCO's records, by class, on all images or those that are named."""
     evaluation = evaluator_of(data, results, "segm" if masks else "bbox", image_ids)
     # Thresholds of overlap, points of recall, classes; -1 without objects. All sizes, the 100 best detections.
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]

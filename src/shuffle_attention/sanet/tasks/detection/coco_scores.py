@@ -46,15 +46,8 @@ def evaluate_detector(
 ) -> Scores:
     """Return the COCO scores of a detector over the batches of all processes.
 
-    ``results`` are the detections as COCO records, in the order of the image ids.
-
-    Args:
-        model: Detector from :func:`create_detector`.
-        batches: Loader of lists of images and of targets, of which the ``image_id`` is read.
-        data: The annotated objects.
-        process: This process.
-        precision: fp32, bf16 or fp16.
-        watch: Called with the number of images after each batch.
+    ``results`` are the detections as COCO records, in the order of the image ids. ``watch`` is called with the
+    number of images after each batch.
 
     Raises:
         DataError: If no image can be read.
@@ -128,12 +121,7 @@ def coco_scores(
     AP is the mean over categories and over thresholds of 0.5 to 0.95 of the intersection over union; 50 and 75 are one
     threshold; s, m and l are the objects of less than 32 x 32, up to 96 x 96 and more pixels. The 100 best detections
     per image and category count. The evaluator returns -1 where no object falls in the category.
-
-    Args:
-        data: The annotated objects.
-        results: Records as :func:`coco_results` returns them.
-        masks: Whether to return ``mask_AP`` and so on as well; by default if all results have masks.
-        image_ids: Images to evaluate on; all by default.
+    Masks are evaluated too, as ``mask_AP`` and so on, by default if all results have one.
 
     Raises:
         DataError: If a result belongs to an image or category that the data do not have, or lacks a mask where masks
@@ -155,14 +143,7 @@ def coco_scores(
 def evaluator_of(
     data: CocoData, results: Sequence[Mapping[str, Any]], kind: str, image_ids: Sequence[int] | None
 ) -> Any:
-    """Return the evaluator of faster-coco-eval after it has evaluated results.
-
-    Args:
-        data: The annotated objects.
-        results: Records as :func:`coco_results` returns them.
-        kind: "bbox" or "segm".
-        image_ids: Images to evaluate on; None for all.
-    """
+    """Return the evaluator of faster-coco-eval after it has evaluated results, of the kind "bbox" or "segm"."""
     library = require_evaluator()
     # Copies, because the evaluator writes into the records. Masks go without their boxes: with them the evaluator would
     # take the area of the box for the size of the mask.

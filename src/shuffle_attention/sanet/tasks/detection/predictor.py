@@ -69,13 +69,7 @@ def open_coco(
     categories: list[dict[str, Any]] | None = None,
     check: bool = True,
 ) -> list[CocoData]:
-    """Return data of a recipe, checked; all have the categories of the first.
-
-    Args:
-        recipe: Says where the data are, and whether objects must have masks.
-        splits: "train", "val".
-        categories: Categories that the detector knows.
-        check: Whether to open every image file.
+    """Return the data of splits, "train" and "val"; all have the given categories, or those of the first.
 
     Raises:
         DataError: If there are no such data, they cannot be used, or have no object.
@@ -174,12 +168,7 @@ class Detector(Predictor):
 def restore_detector(
     path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
 ) -> Detector:
-    """Return the detector in a checkpoint of ``sanet detect train``.
-
-    Args:
-        path: The checkpoint.
-        ema: Whether to take averaged weights; None takes them where the file has them.
-        settings: Fields of the recipe to take in place of those of the file, such as ``min_size``.
+    """Return the detector in a checkpoint of ``sanet detect train``, with some settings replaced.
 
     Raises:
         CheckpointError: If the file cannot be read, or holds no detector.

@@ -36,12 +36,7 @@ def detector_sections(
 ) -> list[Section]:
     """Return the sections of a detector: scores of its best epoch, its classes, and some images.
 
-    Args:
-        data: Validation images.
-        results: Detections of the best epoch on them, as COCO records.
-        best: Metrics of the best epoch.
-        masks: Whether the detector predicts masks.
-        reading: How images are read.
+    The results are the detections of that epoch, as COCO records.
     """
     kinds = [kind for kind in ("box", "mask") if f"val_{kind}_AP" in best]
     rows = [(kind, [score_text(best[f"val_{kind}_{name}"]) for name in COCO_SCORES]) for kind in kinds]

@@ -112,11 +112,6 @@ def detection_transform(*, training: bool, hflip: float = 0.5, vflip: float = 0.
 
     The detector itself resizes and normalises. Boxes are cut at the edge of the image; in training, those of less
     than a pixel are left out with their masks.
-
-    Args:
-        training: Whether to flip at random.
-        hflip: Probability of a flip from left to right.
-        vflip: Probability of a flip upside down.
     """
     flips = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip)] if training else []
     boxes = [v2.ClampBoundingBoxes(), *([v2.SanitizeBoundingBoxes()] if training else [])]

@@ -31,13 +31,7 @@ _TRIED_SIZE = 128  # pixels; enough for every level of a pyramid
 
 
 class Detection(Task[DetectionRecipe]):
-    """A detector and its images with objects.
-
-    Args:
-        recipe: Settings of the run.
-        training: Images to train on; None for an evaluation.
-        validation: Images to evaluate on.
-    """
+    """A detector and its images with objects; there are no training images in an evaluation."""
 
     Recipe = DetectionRecipe
     metric = "val_box_AP"
