@@ -268,7 +268,7 @@ def test_the_report_of_a_comparison_has_its_table_and_leads_to_its_runs(oddly_na
     assert sanet_here("report", folder, "--runs", "--device", "cpu") == 0
     page = Page(folder / "report.html")
     comparison = read_comparison(folder)
-    found = findings(comparison, comparison.sizes())
+    found = findings(comparison)
     table = findings_table(comparison, found)
     assert table.columns[-1] == "over\nnone"  # one seed has no interval
     assert "Student" not in table.note

@@ -173,9 +173,7 @@ def _report(comparison: Comparison, failed: dict[str, str], *, process: Process 
 
     if process is not None and process.rank != 0:
         return 0
-    if not comparison.seeds:
-        raise InputError(f"{comparison.folder} has no run yet")
-    result = findings(comparison, comparison.sizes())
+    result = findings(comparison)
     print_findings(comparison, result)
     for path in write_findings(comparison, result, failed):
         console.print(f"wrote {path}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, counted
-from ...files import atomic_write, require_folder_of, write_json
+from ...files import require_folder_of, write_csv, write_json
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
 from ..tasks.detection.recipe import DetectionRecipe
@@ -77,7 +76,10 @@ class Evaluate(Command):
         self.show(metrics)
         if scores.unreadable:
             console.print(f"{counted(scores.unreadable, 'image')} could not be read and not counted")
-        self.write(metrics, opened, scores)
+        if self.json is not None:
+            write_json(self.json, metrics)
+        if self.predictions is not None:
+            self.write_predictions(self.predictions, opened, scores)
         return 0
 
     def details(self, opened: Any, scores: Scores) -> dict[str, Any]:
@@ -109,39 +111,42 @@ class Evaluate(Command):
         scores.add_row(*accuracy, *speed, *size, metrics["weights"] or "state dict")
         console.print(scores)
         classes = [each for each in metrics["by_class"] if each["images"]]
-        if len(classes) > 1:
-            title = f"lowest recall first; the mean of all classes is {metrics['mean_recall']:.2f} %"
-            by_class = table(("class", "images", "recall %", "precision %"), title=title)
-            for each in classes[:_MOST_CLASSES]:
-                precision = "-" if each["precision"] is None else f"{each['precision']:.2f}"
-                by_class.add_row(each["name"], f"{each['images']:,}", f"{each['recall']:.2f}", precision)
-            console.print(by_class)
-            if len(classes) > _MOST_CLASSES:
-                console.print(f"and {counted(len(classes) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
+        rows = [
+            (each["name"], f"{each['images']:,}", f"{each['recall']:.2f}", _percent(each["precision"]))
+            for each in classes
+        ]
+        title = f"lowest recall first; the mean of all classes is {metrics['mean_recall']:.2f} %"
+        _print_classes(("class", "images", "recall %", "precision %"), rows, title)
 
-    def write(self, metrics: dict[str, Any], opened: Any, scores: Scores) -> None:
-        """Write the files that were asked for."""
-        if self.json is not None:
-            write_json(self.json, metrics)
-        if self.predictions is not None:
-            _write_predictions(self.predictions, opened, scores)
+    def write_predictions(self, path: str, opened: Any, scores: Scores) -> None:
+        """Write a row per readable image: file, class, most probable class, and its probability."""
+        from ..data.datasets import Samples
 
-
-def _write_predictions(path: str, opened: Any, scores: Scores) -> None:
-    """Write a row per readable image: file, class, most probable class, and its probability."""
-    from ..data.datasets import Samples
-
-    classes = opened.classes or range(opened.num_classes)
-    with atomic_write(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        rows = csv.writer(text)
-        rows.writerow(["file", "label", "predicted", "probability"])
+        classes, rows = opened.classes or range(opened.num_classes), []
         for each in scores.results:
             index = each["index"]
             name = opened.validation.name(index) if isinstance(opened.validation, Samples) else index
-            rows.writerow([name, classes[each["label"]], classes[each["predicted"]], f"{each['probability']:.6g}"])
-        text.flush()
-        text.detach()
+            predicted = {"label": classes[each["label"]], "predicted": classes[each["predicted"]]}
+            rows.append({"file": name, **predicted, "probability": f"{each['probability']:.6g}"})
+        write_csv(path, rows, ("file", "label", "predicted", "probability"))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _print_classes(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print the scores of the first classes as a table, unless there is only one class."""
+    from ..console import console, table
+
+    if len(rows) < 2:
+        return
+    by_class = table(columns, title=title)
+    for row in rows[:_MOST_CLASSES]:
+        by_class.add_row(*row)
+    console.print(by_class)
+    if len(rows) > _MOST_CLASSES:
+        console.print(f"and {counted(len(rows) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
 
 
 @dataclass(kw_only=True)
@@ -182,20 +187,15 @@ class EvaluateDetector(Evaluate):
                 scores.add_row(kind, *(score_text(metrics[f"{kind}_{name}"]) for name in COCO_SCORES))
         console.print(scores)
         classes = [each for each in metrics["by_class"] if each["AP"] is not None]
-        if len(classes) > 1:
-            title = f"lowest AP first; recall and precision at a score of {metrics['score_threshold']:.2f}"
-            by_class = table(("class", "objects", "AP", "AP50", "recall", "precision"), title=title)
-            for each in sorted(classes, key=lambda each: each["AP"])[:_MOST_CLASSES]:
-                values = (f"{each[name]:.3f}" for name in ("AP", "AP50", "recall", "precision"))
-                by_class.add_row(each["name"], f"{each['objects']:,}", *values)
-            console.print(by_class)
-            if len(classes) > _MOST_CLASSES:
-                console.print(f"and {counted(len(classes) - _MOST_CLASSES, 'more class')}, which --json FILE has too")
+        names = ("AP", "AP50", "recall", "precision")
+        rows = [
+            (each["name"], f"{each['objects']:,}", *(f"{each[name]:.3f}" for name in names))
+            for each in sorted(classes, key=lambda each: each["AP"])
+        ]
+        title = f"lowest AP first; recall and precision at a score of {metrics['score_threshold']:.2f}"
+        _print_classes(("class", "objects", *names), rows, title)
         console.print(f"{counted(metrics['images'], 'image')}, {metrics['images_per_second']:,.1f} images/s")
 
-    def write(self, metrics: dict[str, Any], opened: Any, scores: Scores) -> None:
-        """Write the files that were asked for."""
-        if self.json is not None:
-            write_json(self.json, metrics)
-        if self.predictions is not None:
-            write_json(self.predictions, scores.results, indent=None)
+    def write_predictions(self, path: str, opened: Any, scores: Scores) -> None:
+        """Write the detections as COCO's results."""
+        write_json(path, scores.results, indent=None)

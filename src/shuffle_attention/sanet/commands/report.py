@@ -12,7 +12,6 @@ from ..recipes.settings import option
 from . import Command
 
 if TYPE_CHECKING:
-    from ..compare.comparison import Comparison
     from ..training.run_folder import RunFolder
 
 
@@ -31,7 +30,9 @@ class Report(Command):
     def run(self) -> int:
         """Write the report."""
         from ..compare.comparison import read_comparison
+        from ..compare.findings import findings, write_findings
         from ..console import console
+        from ..report.comparison import write_comparison_report
         from ..training.run_folder import RunFolder
 
         overrides, path = self.overrides, Path(self.folder)
@@ -45,7 +46,9 @@ class Report(Command):
                         _report_run(run.files, overrides)
             elif overrides:
                 raise InputError(f"{', '.join(overrides)}: read for the reports of the runs alone, with --runs")
-            console.print(f"wrote {_report_comparison(comparison)}")
+            results = findings(comparison)
+            write_findings(comparison, results, {})  # the charts that the report shows
+            console.print(f"wrote {write_comparison_report(comparison, results, {})}")
             return 0
         files = RunFolder(path)
         if not files.summary.exists():
@@ -57,17 +60,6 @@ class Report(Command):
             raise InputError(f"--runs is for comparisons, and {path} holds a run")
         _report_run(files, overrides)
         return 0
-
-
-def _report_comparison(comparison: Comparison) -> Path:
-    from ..compare.findings import findings, write_findings
-    from ..report.comparison import write_comparison_report
-
-    if not comparison.seeds:
-        raise InputError(f"{comparison.folder} has no run yet")
-    result = findings(comparison, comparison.sizes())
-    write_findings(comparison, result, {})  # the charts that the report shows
-    return write_comparison_report(comparison, result, {})
 
 
 def _report_run(files: RunFolder, overrides: dict[str, Any]) -> None:

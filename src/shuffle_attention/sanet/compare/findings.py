@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import counted
+from ...errors import InputError, counted
 from ...files import write_csv, write_json
 from ..charts import Circle, Curve, draw_accuracy, draw_steps
 from ..console import console, table
@@ -51,8 +51,15 @@ class FindingsTable:
     note: str
 
 
-def findings(comparison: Comparison, sizes: Mapping[str, Size]) -> list[Finding]:
-    """Return the results of the finished runs of a comparison, in the order of its variants."""
+def findings(comparison: Comparison) -> list[Finding]:
+    """Return the results of the finished runs of a comparison, in the order of its variants.
+
+    Raises:
+        InputError: If no run has begun, or results cannot be read.
+    """
+    if not comparison.seeds:
+        raise InputError(f"{comparison.folder} has no run yet")
+    sizes = comparison.sizes()
     histories: dict[str, dict[int, list[float]]] = {variant.name: {} for variant in comparison.variants}
     for run in comparison.runs:
         if run.finished:
