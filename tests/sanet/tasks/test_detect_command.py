@@ -131,7 +131,7 @@ def test_stopped_in_mid_epoch_it_ends_as_if_it_had_not_been(data, tmp_path, monk
 def test_the_backbone_starts_from_a_classifier_which_continuing_does_not_need(run, data, tmp_path):
     weights = shutil.copy(run / "best.pt", tmp_path / "classifier.pt")
     folder = tmp_path / "run"
-    frozen = ["--weights", weights, "--trainable-layers", 0, "--backbone-args", "{}", "--epochs", 1]
+    frozen = ["--weights", weights, "--trainable-layers", 0, "--epochs", 1]
     assert sanet_here("detect", "train", *options("retinanet", data), *frozen, "--output", folder) == 0
     classifier = read_checkpoint(weights)["state_dict"]
     state = read_checkpoint(folder / "last.pt")["state_dict"]
