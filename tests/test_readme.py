@@ -46,7 +46,7 @@ SMALL_FOR = {
     "train": SMALL,
     # In place of a network that is trained first.
     "demo": "--checkpoint runs/imagenette/best.pt --device cpu --no-browser".split(),
-    "explain": "--limit 2 --steps 4".split(),
+    "explain": "--steps 4".split(),
     "profile": "--img-size 32 --batch-size 2 --repetitions 1 --device cpu".split(),
     "compare": [
         *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --warmup-epochs 0 --seeds 1".split(),
@@ -54,9 +54,11 @@ SMALL_FOR = {
         *("--attention", "none,shuffle", *NARROW),
     ],
 }
-# Fourteen networks of up to 50 million parameters, of which tests/test_profiling.py runs three, and two detectors.
+# Fourteen networks of up to 50 million parameters, of which tests/test_profiling.py runs three, and many images.
 LARGE = {
     "--paper": "resnet18 sa_resnet18",
+    "--limit 1000": "--limit 2",
+    "--limit 8": "--limit 2",
     "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18",
     "profile resnet50 seresnet50 sa_resnet50": "profile resnet18 sa_resnet18",
 }
