@@ -40,14 +40,20 @@ class Curve:
     dashed: bool = False
 
 
-@contextmanager
-def drawing(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
-    """Yield a figure to draw on, its sides in inches, which is written to ``path`` as PNG when the block ends."""
+def new_figure(width: float, height: float) -> Any:
+    """Return a figure of matplotlib, its sides in inches, that needs no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained", figsize=(width, height))
     FigureCanvasAgg(figure)
+    return figure
+
+
+@contextmanager
+def drawing(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
+    """Yield a figure to draw on, its sides in inches, which is written to ``path`` as PNG when the block ends."""
+    figure = new_figure(width, height)
     if title:
         figure.suptitle(title, fontsize=10)
     yield figure

@@ -12,7 +12,7 @@ from typing import Any
 from ...checkpoints import read_checkpoint
 from ...errors import InputError
 from ...files import atomic_write, remove_left_over, write_csv, write_json, write_text
-from ..charts import save
+from ..charts import new_figure, save
 from ..environment import environment
 from ..recipes.recipe import RunRecipe
 from ..tasks.task import Metric, Task, panels
@@ -135,12 +135,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def curves_figure(history: Sequence[Mapping[str, float]], shown: Mapping[str, Sequence[Metric]]) -> Any:
     """Return a figure of metrics over the epochs, one panel beside the other, by title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5 * len(shown), 4)
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 30 else None
     for axes, (title, metrics) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):

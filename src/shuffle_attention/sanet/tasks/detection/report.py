@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2.functional import to_pil_image
 
+from ...charts import new_figure
 from ...data.coco import CocoData
 from ...data.masks import decode_mask
 from ...report.html import embedded, embedded_figure
@@ -54,12 +55,8 @@ def detector_sections(
 
 
 def _curves(scores: ClassScores) -> dict[str, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lowest = sorted(scores.precision.items(), key=lambda item: np.mean(item[1]))[:_CURVES]
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5, 4)
     axes = figure.add_subplot()
     labels = {each.name: label for label, each in enumerate(scores.classes, 1)}
     for name, precision in lowest:
