@@ -49,7 +49,7 @@ def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CPU = Process(torch.device("cpu"))
-# A model and a length of training that a test can afford; what it tests does not depend on them.
+# A short training of a small model; what a test checks does not depend on them.
 NARROW = ["--model-args", "{channels: [8, 8, 16, 16]}"]
 QUICK = [
     *"--recipe digits --model resnet10t --img-size 32 --workers 0 --batch-size 32 --epochs 2 --warmup-epochs 0".split(),
@@ -61,7 +61,7 @@ DIGITS = tuple(f"digit{label}" for label in range(4))
 
 
 def write_tree(root: Path, per_class: int = 16, names: tuple[str, ...] = DIGITS) -> Path:
-    """Writes real digits as ``train/NAME/n.png`` and ``val/NAME/n.png``, one class for each name."""
+    """Write real digits as ``train/NAME/n.png`` and ``val/NAME/n.png``, one class for each name."""
     for split, count in (("train", per_class), ("val", per_class // 2)):
         images, _ = load_digits(split)
         for label, name in enumerate(names):
@@ -86,7 +86,7 @@ def shared_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sanet(*arguments: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    """Runs the command in a process of its own, as a user does."""
+    """Run the command in another process, as a user does."""
     command = [sys.executable, "-m", "shuffle_attention", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     if check and done.returncode:
@@ -95,7 +95,7 @@ def sanet(*arguments: object, cwd: Path | None = None, check: bool = True) -> su
 
 
 def sanet_here(*arguments: object) -> int:
-    """Runs the command in this process, where nothing depends on its being another: six seconds sooner."""
+    """Run the command in this process, which saves the seconds of the imports."""
     return main([str(argument) for argument in arguments])
 
 

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported the package: seconds sooner than by Python."""
+"""Commands in separate processes, forked from one that has imported the package: seconds sooner than by Python."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(
 
 
 class Forked:
-    """A function in a process and session of its own.
+    """A function that runs in a separate process and session.
 
     Args:
         function: A function of a module; its result is the exit code.

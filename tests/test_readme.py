@@ -27,7 +27,7 @@ from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 ROOT = Path(__file__).parents[1]
 TABLES = ("kernels", "results", "detection", "explain", "networks")  # pages with tables from benchmarks/results
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# What makes a run of hours one of seconds. What the commands themselves say stands before it.
+# Options that shorten a run from hours to seconds; they follow those of the command.
 SMALL = [
     *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split(),
     "--no-report",  # `sanet report` writes it
@@ -147,7 +147,7 @@ def answers(arguments: list[str], desk: Path) -> None:
 
 
 def remove_runs(desk: Path, but: list[str]) -> None:
-    """Removes the runs that no command to come speaks of, which together would have gigabytes."""
+    """Remove the runs that no later command names; all of them together would have gigabytes."""
     for folder in desk.glob("runs/*"):
         if f"runs/{folder.name}" not in "\n".join(but):
             shutil.rmtree(folder)
