@@ -81,12 +81,12 @@ def slow_main(arguments: list[str]) -> int:
     return main(arguments)
 
 
-def sanet(*arguments: object, output: Path, **environment: str) -> Forked:
+def start_sanet(*arguments: object, output: Path, **environment: str) -> Forked:
     """Start the command."""
     return Forked(slow_main, [*map(str, arguments)], output=output, **environment)
 
 
-def torchrun(*arguments: object, output: Path, workers: Path, restarts: int = 0) -> Forked:
+def start_torchrun(*arguments: object, output: Path, workers: Path, restarts: int = 0) -> Forked:
     """Start the command in two processes under torchrun's agent; each writes its number to ``workers/RANK``."""
     workers.mkdir()
     options = (

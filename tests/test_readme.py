@@ -19,7 +19,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 import shuffle_attention.models  # noqa: F401 - registers the models
 from conftest import NARROW, sanet_here, write_tree
-from forked import sanet
+from forked import start_sanet
 from shuffle_attention.attention import spec
 from shuffle_attention.sanet.cli import collect, parse
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
@@ -136,7 +136,7 @@ def run(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
 
 def answers(arguments: list[str], desk: Path) -> None:
     """Start a page, ask it for its first file, and stop it."""
-    server = sanet(*arguments, output=desk / "demo.txt")
+    server = start_sanet(*arguments, output=desk / "demo.txt")
     server.wait_for(desk / "demo.txt", "until Ctrl-C\n")
     address = re.fullmatch(r"the page is at (\S+), until Ctrl-C\n", server.printed())
     assert address, server.printed()

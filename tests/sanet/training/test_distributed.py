@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NARROW, sanet_here
-from forked import Forked, torchrun
+from forked import Forked, start_torchrun
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 # With small steps: two orders of summation differ by 1e-7, and large steps make that grow from one to the next.
@@ -62,7 +62,7 @@ def test_two_processes_train_and_evaluate_a_detector_as_one_does(tmp_path):
         digits_coco(split, count, size=64, digits=(1, 3)).write(tmp_path / "data", split)
     assert sanet_here(*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "one") == 0
     arguments = [*DETECTOR, "--data", tmp_path / "data", "--output", tmp_path / "two"]
-    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    process = start_torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
     assert process.wait() == 0, process.printed()
     for row, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         row.pop("images_per_second")
@@ -74,7 +74,7 @@ def test_a_broken_image_is_reported_once(tree, tmp_path):
     path = tree / "train/digit1/003.png"
     path.write_bytes(path.read_bytes()[:-60])
     arguments = [*PROCESSES, "--data", tree, "--output", tmp_path / "run"]
-    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    process = start_torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
     assert process.wait() != 0
     output = process.printed()
     assert output.count("1 of 64 images cannot be read") == 1
@@ -85,7 +85,7 @@ def test_a_broken_image_is_reported_once(tree, tmp_path):
 def test_a_signal_to_torchrun_saves(shared_tree, tmp_path):
     folder = tmp_path / "run"
     arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--epochs", 100, "--workers", 1]
-    process = torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
+    process = start_torchrun(*arguments, output=tmp_path / "printed", workers=tmp_path / "workers")
     process.wait_for(folder / "best.pt")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() != 0
@@ -103,7 +103,7 @@ def kill_a_worker(process: Forked, folder: Path, workers: Path) -> int:
 def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
     folder, workers = tmp_path / "run", tmp_path / "workers"
     arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30]
-    process = torchrun(*arguments, output=tmp_path / "printed", workers=workers)
+    process = start_torchrun(*arguments, output=tmp_path / "printed", workers=workers)
     worker = kill_a_worker(process, folder, workers)
     assert process.wait() != 0
     output = process.printed()
@@ -113,7 +113,7 @@ def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
 def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tmp_path):
     folder, workers = tmp_path / "run", tmp_path / "workers"
     arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1]
-    process = torchrun(*arguments, output=tmp_path / "printed", workers=workers, restarts=1)
+    process = start_torchrun(*arguments, output=tmp_path / "printed", workers=workers, restarts=1)
     kill_a_worker(process, folder, workers)
     assert process.wait() == 0, process.printed()
     assert "continuing sa_resnet18" in process.printed()

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from conftest import CPU, QUICK, sanet_here
-from forked import sanet
+from forked import start_sanet
 from shuffle_attention.checkpoints import read_checkpoint
 from shuffle_attention.sanet.data.datasets import open_split
 from shuffle_attention.sanet.data.loading import evaluation_batches
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_run_with_other_workers(uninterrupted, shar
 )
 def test_interrupted_in_mid_epoch_it_ends_as_if_it_had_not_been(uninterrupted, shared_tree, tmp_path, number, after):
     folder = tmp_path / "run"
-    process = sanet("train", *EVENTFUL, "--data", shared_tree, "--output", folder, output=tmp_path / "printed")
+    process = start_sanet("train", *EVENTFUL, "--data", shared_tree, "--output", folder, output=tmp_path / "printed")
     process.wait_for(folder / after)
     os.killpg(process.pid, number)
     if number == signal.SIGKILL:
@@ -201,7 +201,7 @@ def test_a_run_whose_terminal_is_closed_saves(shared_tree, tmp_path):
     folder = tmp_path / "run"
     terminal, inside = os.openpty()
     there = Path(os.ttyname(inside))
-    process = sanet("train", *EVENTFUL, "--epochs", 30, "--data", shared_tree, "--output", folder, output=there)
+    process = start_sanet("train", *EVENTFUL, "--epochs", 30, "--data", shared_tree, "--output", folder, output=there)
     os.read(terminal, 1)  # the process has opened it
     os.close(inside)
     while not (folder / "best.pt").exists():
