@@ -63,7 +63,7 @@ class Rows:
         row = {"job": job, "wrong": "", **row, **self.about}
         self.rows = [other for other in self.rows if other is not before] + [row]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        print(job, f"WRONG {row['wrong']}" if row["wrong"] else row.get("text", "right"), sep=": ", flush=True)
+        print(job, *(["WRONG", row["wrong"]] if row["wrong"] else []), row.get("text", ""), sep=": ", flush=True)
 
     def run(self, jobs: dict[str, tuple[float, Callable[[], Row | None]]]) -> list[str]:
         """Run jobs that are not done; an error does not end the others.

@@ -18,35 +18,34 @@ import timm
 import torch
 import torchvision
 from published import Published
-from timing import Times, judged
+from tail import by_modules, plain
+from timing import FORMATS, STAGES, Times, judged
 from torch import Tensor, nn
 
 from shuffle_attention import ShuffleAttention, attach
+from shuffle_attention.deploy import rewrite
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.models.fused_block import block_tail
 from shuffle_attention.sanet.profile.costs import kept_for_backward
 
-STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # of ResNet-50: channels, height and width
-FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Maps that have to be read or written, where no pass can keep one.
 FLOORS = {"layer forward": 2, "layer backward": 3, "tail forward": 4, "tail backward": 7}
 BANDWIDTH_TARGET, LARGE = 0.85, 64 << 20  # for maps of 64 MiB and up
 NETWORK_TARGETS = {"eager": 1.00, "compiled": 1.03}
+# Other ways to cut maps in channels_last than the default, to choose by: Sizes in kernels/backends/triton/launch.py.
+CUTS: tuple[dict[str, int], ...] = (
+    {"stages": 1},
+    {"stages": 2},
+    {"stages": 4},
+    {"values_in_nhwc": 2048, "thread_values": 8},
+    {"values_in_nhwc": 2048, "thread_values": 8, "stages": 1},
+    {"values_in_nhwc": 512},
+    {"channels": 32},
+    {"programs": 1024},
+    {"programs": 4096},
+)
 NEEDS = {"map": 15.0, "eager": 60.0, "compiled": 240.0}  # seconds of a row at least, most of them for compilation
-
-
-def plain(u: Tensor, shortcut: Tensor, norm: nn.Module, _: nn.Module) -> Tensor:
-    """Compute the end of a block without attention as timm does."""
-    y = norm(u)
-    y += shortcut
-    return y.relu_()
-
-
-def one_by_one(u: Tensor, shortcut: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
-    y = attention(norm(u))
-    y += shortcut
-    return y.relu_()
 
 
 class Clock:
@@ -93,8 +92,24 @@ class Clock:
         return torch.cuda.max_memory_allocated() - before
 
 
-def measure_map(clock: Clock, shape: tuple[int, ...], layout: str, dtype: str) -> dict[str, Any]:
-    """Time layer and block tail, forward and backward, beside a copy, the plain tail and the published operations."""
+def measure_map(clock: Clock, shape: tuple[int, ...], layout: str, dtype: str, cut: dict[str, int]) -> dict[str, Any]:
+    """Time layer and block tail, forward and backward, beside a copy, the plain tail and the published operations.
+
+    Maps that are cut in another way than the default are timed beside the copy alone.
+    """
+    if cut:
+        from shuffle_attention.kernels.backends.triton import launch
+
+        default = launch.SIZES
+        try:
+            launch.SIZES = launch.Sizes(**cut)
+            return time_map(clock, shape, layout, dtype, others=False) | {"cut": cut}
+        finally:
+            launch.SIZES = default
+    return time_map(clock, shape, layout, dtype)
+
+
+def time_map(clock: Clock, shape: tuple[int, ...], layout: str, dtype: str, others: bool = True) -> dict[str, Any]:
     torch.manual_seed(0)
     channels = shape[1]
     u, shortcut, grad = (
@@ -118,9 +133,10 @@ def measure_map(clock: Clock, shape: tuple[int, ...], layout: str, dtype: str) -
             y, wanted, grad, retain_graph=True, allow_unused=True
         )
 
-    for name, module in modules.items():
+    for name, module in list(modules.items())[: 1 + others]:
         add(f"layer {{}} {name}", lambda x, layer: layer(x), (u,), module)
-    for name, function in (("kernel", block_tail), ("plain", plain), ("published", one_by_one)):
+    tails = {"kernel": block_tail, "plain": plain, "published": by_modules}
+    for name, function in list(tails.items())[: 1 + 2 * others]:
         add(
             f"tail {{}} {name}",
             function,
@@ -138,14 +154,14 @@ def measure_map(clock: Clock, shape: tuple[int, ...], layout: str, dtype: str) -
     for part, floor in FLOORS.items():
         kernel = times[f"{part} kernel"]
         row[f"{part} share"] = share = round(floor * count / kernel.median / bandwidth, 3)
-        others = [name for name in ("plain", "published") if f"{part} {name}" in times]
-        against = [f"{name} x{times[f'{part} {name}'].over(kernel)[0]:.2f}" for name in others]
+        present = [name for name in ("plain", "published") if f"{part} {name}" in times]
+        against = [f"{name} x{times[f'{part} {name}'].over(kernel)[0]:.2f}" for name in present]
         met = "" if count < LARGE else " met" if share >= BANDWIDTH_TARGET else " MISSED"
         text.append(f"{part} {share:.2f}{met} ({', '.join(against)})")
     return row | {"text": "  ".join(text)}
 
 
-def models(depth: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
+def models(depth: int, device: str) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
     """Return baseline and constructor of each model; all start with the last norm of a branch at 1."""
 
     def create(attention: str, **options: Any) -> nn.Module:
@@ -162,6 +178,7 @@ def models(depth: int) -> dict[str, tuple[str, Callable[[], nn.Module]]]:
         "sa": ("plain", lambda: create("shuffle")),
         "se": ("plain", lambda: create("se")),
         "rebuild": ("plain", lambda: create("shuffle", memory="rebuild")),
+        "rewritten": ("plain", lambda: rewrite(create("shuffle").to(device).eval())[0]),
         "torchvision": ("torchvision", lambda: torchvision.models.get_model(f"resnet{depth}")),
         "attached": ("torchvision", attached),
     }
@@ -202,29 +219,34 @@ def measure_models(clock: Clock, how: str, job: str, dtype: str, dry_run: bool) 
     batch, size = (2, 32) if dry_run else (128, 224)
     half = dtype == "bfloat16"
     images = torch.randn(batch, 3, size, size, device=clock.device).to(memory_format=torch.channels_last)
-    made = models(18 if dry_run else 50)
-    names = list(made) if how == "eager" else ["plain", "sa"]
+    made = models(18 if dry_run else 50, clock.device)
+    skipped = {"inference": "rebuild", "training step": "rewritten"}[job]  # differ from "sa" in the other job alone
+    names = [name for name in made if name != skipped] if how == "eager" else ["plain", "sa"]
     row: dict[str, Any] = {"how": how, "model_job": job, "dtype": dtype, "batch": batch, "size": size}
     row |= {"target": NETWORK_TARGETS[how], "peak_bytes": {}, "kept_bytes": {}, "ms": {}, "over_baseline": {}}
     calls = {}
     for name in names:
         torch.manual_seed(0)
-        model = made[name][1]().to(clock.device, memory_format=torch.channels_last).train(job == "training step")
-        if how == "eager" and job == "training step":
-            with torch.autocast(clock.device, torch.bfloat16, enabled=half):
-                row["kept_bytes"][name] = kept_for_backward(model, images)
-        if how == "compiled":
-            model = torch.compile(model, backend="eager" if dry_run else "inductor")
-        calls[name] = JOBS[job](model, images, half)
-        calls[name](), calls[name]()  # compiled, and with the optimiser's state
-        row["peak_bytes"][name] = clock.peak(calls[name])
+        try:
+            model = made[name][1]().to(clock.device, memory_format=torch.channels_last).train(job == "training step")
+            if how == "eager" and job == "training step":
+                with torch.autocast(clock.device, torch.bfloat16, enabled=half):
+                    row["kept_bytes"][name] = kept_for_backward(model, images)
+            if how == "compiled":
+                model = torch.compile(model, backend="eager" if dry_run else "inductor")
+            call = JOBS[job](model, images, half)
+            call(), call()  # compiled, and with the optimiser's state
+            row["peak_bytes"][name] = clock.peak(call)
+            calls[name] = call
+        except Exception as error:  # the others can be compared
+            row["wrong"] = f"{row.get('wrong', '')}{name}: {type(error).__name__}: {str(error)[:500]}\n"
     times = clock.interleaved(calls)
     text = []
-    for name in names:
+    for name in calls:
         baseline = made[name][0]
         row["ms"][name] = round(times[name].median * 1e3, 2)
         line = f"{name} {row['ms'][name]} ms"
-        if name != baseline:
+        if name != baseline and baseline in calls:
             row["over_baseline"][name] = [round(ratio, 3) for ratio in times[name].over(times[baseline])]
             judgement = judged(row["over_baseline"][name][0], row["target"] if name == "sa" else None)
             line += f" x{row['over_baseline'][name][0]:.3f} {judgement}".rstrip()
@@ -239,12 +261,20 @@ def run(rows, options: argparse.Namespace) -> list[str]:
     """Add a row for each map and each job of the models, and return their names."""
     clock = Clock(options.device, 2 if options.dry_run else options.repetitions)
     shapes = [(2, 128, 7, 7)] if options.dry_run else [(128, channels, size, size) for channels, size in STAGES]
-    jobs = {}
-    for dtype, layout, shape in itertools.product(DTYPES, FORMATS, shapes):
-        call = functools.partial(measure_map, clock, shape, layout, dtype)
-        jobs[f"map {dtype} {layout} {'x'.join(map(str, shape))}"] = (NEEDS["map"], call)
-    kinds = [("eager", "bfloat16"), ("compiled", "bfloat16"), ("eager", "float32")]
-    for (how, dtype), job in itertools.product(kinds, JOBS):
-        call = functools.partial(measure_models, clock, how, job, dtype, options.dry_run)
-        jobs[f"models {dtype} {how} {job}"] = (NEEDS[how], call)
+    jobs: dict[str, tuple[float, Callable[[], dict[str, Any]]]] = {}
+
+    def add(kind: str, name: str, function: Callable[..., dict[str, Any]], *arguments: object) -> None:
+        needs = 0.0 if options.dry_run else NEEDS[kind]
+        jobs[name] = (needs, functools.partial(function, clock, *arguments))
+
+    for dtype in DTYPES:
+        for layout, shape in itertools.product(FORMATS, shapes):
+            add("map", f"map {dtype} {layout} {'x'.join(map(str, shape))}", measure_map, shape, layout, dtype, {})
+        for job in JOBS:
+            add("eager", f"models {dtype} eager {job}", measure_models, "eager", job, dtype, options.dry_run)
+    for job in JOBS:
+        add("compiled", f"models bfloat16 compiled {job}", measure_models, "compiled", job, "bfloat16", options.dry_run)
+    for shape, cut in itertools.product(shapes, CUTS[:1] if options.dry_run else CUTS):
+        name = f"cut {cut} {'x'.join(map(str, shape))}"
+        add("map", name, measure_map, shape, "channels_last", "bfloat16", cut)
     return rows.run({name: job for name, job in jobs.items() if options.only in name})

@@ -176,7 +176,11 @@ def train(
     accuracy = evaluate(model, data, options)
     path.unlink(missing_ok=True)
     row = {"variant": variant, "seed": seed, "epochs": options.epochs, "accuracy": accuracy, "loss": state["loss"]}
-    row |= {"seconds": round(state["seconds"], 1), "images": [len(data[0]), len(data[2])], "recipe": RECIPE}
+    row |= {
+        "seconds": round(state["seconds"], 1),
+        "images": [len(data[0]), len(data[2])],
+        "recipe": RECIPE | {"batch": batch},
+    }
     return row | {"text": f"accuracy {accuracy:.2%}, {row['seconds']} s"}
 
 
