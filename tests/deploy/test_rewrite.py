@@ -264,6 +264,15 @@ def test_what_depends_on_the_numbering_keeps_it_and_is_reported(case):
     assert set(attention) | set(report.unshuffled) == {"sa1", "sa2"}
 
 
+def test_attention_added_to_its_own_input_keeps_its_shuffle():
+    class Added(Net):
+        def between(self, x: Tensor) -> Tensor:
+            return x + self.sa1(x)
+
+    report = same(spread(Added().double()))
+    assert "added to its input" in report.kept["sa1"]
+
+
 def test_half_precision_is_renumbered_and_not_folded():
     model = spread(Net()).bfloat16()
     fast, report = rewrite(model)

@@ -325,6 +325,11 @@ def test_eval_prints_and_writes_the_metrics(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{metrics['top1']:.3f}" in printed
     assert "images/s" in printed
+    assert metrics["rewritten"]["folded"]
+    assert sanet_here("eval", run / "best.pt", "--workers", 0, "--no-rewrite", *files[:2]) == 0
+    as_trained = json.loads((tmp_path / "metrics.json").read_text())
+    assert as_trained["rewritten"] is None
+    assert (as_trained["top1"], as_trained["loss"]) == pytest.approx((metrics["top1"], metrics["loss"]), rel=1e-5)
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     right = [row["label"] == row["predicted"] for row in rows]
     assert (len(rows), 100 * sum(right) / len(rows)) == (32, pytest.approx(metrics["top1"]))

@@ -48,6 +48,7 @@ class PredictObjects(Command):
     output: str = option(..., "folder for the drawn images and detections.json", metavar="DIR")
     threshold: float = option(0.5, "lowest score of an object", minimum=0, maximum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
+    rewrite: bool = option(True, "use a faster copy that computes the same, with folded norms and no shuffle")
 
     def run(self) -> int:
         """Find the objects in all images, and write one image each and detections.json."""
@@ -65,6 +66,8 @@ class PredictObjects(Command):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {folder} is a file and not a folder")
         detector = restore_detector(self.checkpoint, ema=self.ema, settings={"device": "auto", **overrides})
+        if self.rewrite:
+            detector.rewrite()
         with open_process(detector.recipe.device) as process:
             detector.to(process)
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
+from ...deploy.rewrite import RewriteReport, rewrite
 from ...errors import InputError, listed
 from ..device import Process
 from ..recipes.recipe import RunRecipe
@@ -48,6 +49,7 @@ class Predictor(ABC):
         label: Name of the model in tables and images.
         weights: Entry of the checkpoint that the weights were loaded from.
         process: Device that :meth:`predict` computes on.
+        rewritten: Report of :meth:`rewrite`; None if the model is as it was trained.
         has_maps: Whether the model returns logits, so that class activation maps exist.
     """
 
@@ -61,6 +63,7 @@ class Predictor(ABC):
     label: str
     weights: str = ""
     process: Process = Process(torch.device("cpu"))
+    rewritten: RewriteReport | None = None
 
     @property
     def names(self) -> list[str]:
@@ -83,6 +86,10 @@ class Predictor(ABC):
     def target(self, name: str) -> int:
         """Return the index of a class given by name or number; raise InputError if there is no such class."""
         return class_index(name, self.classes, len(self.names))
+
+    def rewrite(self) -> None:
+        """Rewrite the model for inference, which computes the same; explanations need the model as it was."""
+        self.model, self.rewritten = rewrite(self.model)
 
     @abstractmethod
     def inputs(self, image: Image.Image) -> Any:
