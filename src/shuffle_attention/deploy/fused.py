@@ -21,6 +21,7 @@ class FusedConv2d(nn.Conv2d):
     """
 
     relu = False
+    writes_new_map = True  # so that the end of a block may be written over it
     _packed: tuple[Any, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:

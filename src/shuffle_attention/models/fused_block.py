@@ -116,7 +116,8 @@ def block_end(
 
 
 def _fused(u: Tensor, shortcut: Tensor | None, norm: Any, attention: Any, act: Any, conv: nn.Module | None) -> Tensor:
-    owned = type(conv) is nn.Conv2d and not is_hooked(conv)
+    plain = type(conv) is nn.Conv2d or getattr(type(conv), "writes_new_map", False)
+    owned = conv is not None and plain and not is_hooked(conv)
     return block_tail(u, shortcut, norm, attention, relu=not _is_absent(act), over=owned)
 
 
