@@ -316,3 +316,32 @@ def test_a_parametrised_block_is_not_detached_in_part():
     nn.utils.parametrize.remove_parametrizations(model[1], "scale")
     detach(model)
     assert type(model[1]) is torchvision.models.resnet.BasicBlock
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_attached_none_fuses_a_plain_model_and_leaves_nothing_behind(name):
+    model, plain = create(name), create(name)
+    state, traces = state_of(model), traces_of(model)
+    report = attach(model, "none")
+    assert report.parameters == 0
+    assert all(row.fused for row in report.layers)
+    assert alike(model.state_dict(), state)
+    for each in (model, plain):
+        for module in each.train().modules():
+            if isinstance(module, DropPath):
+                module.eval()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y = output(model)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["shuffle_attention::block_tail"] > 2 * len(report.layers)
+    expected = output(plain)
+    assert difference(y, expected) < EXACT
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for (key, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11, msg=key)
+    detach(model)
+    assert traces_of(model.eval()) == traces
+    model.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(output(model), output(create(name)))

@@ -93,6 +93,7 @@ def attach(
     where: Where = "residual",
     start: Start = "identity",
     example: Example | None = None,
+    memory: Literal["keep", "rebuild"] = "keep",
     **options: Any,
 ) -> AttachReport:
     """Insert attention layers into a model, in place, and return what was inserted where.
@@ -118,6 +119,7 @@ def attach(
         start: ``"identity"`` or ``"published"``.
         example: Input for finding the places, if the model does not run on one image of 64 pixels: a tensor,
             a tuple of positional inputs or a dict of inputs by name.
+        memory: ``"rebuild"`` recomputes relu(norm(u)) of residual blocks in the backward pass instead of keeping it.
         **options: Options of the layer, as :func:`create_attention` takes them. ``groups`` is ``"auto"`` by default.
 
     Raises:
@@ -144,7 +146,10 @@ def attach(
             names = new.owner_name.split(".")
             caller = next(n for n in range(len(names) - 1, -1, -1) if ".".join(names[:n]) in called)
             insert.guard(new, model.get_submodule(".".join(names[:caller])), ".".join(names[caller:]))
-    _verify(model, example, flow, [new for new, _, _ in plans])
+    inserted = [new for new, _, _ in plans]
+    _verify(model, example, flow, inserted)
+    if memory != "keep":
+        _set_memory(model, memory, inserted)
     return AttachReport(spec.name, tuple(row for _, _, row in plans))
 
 
@@ -236,6 +241,16 @@ def _refuse_wrapped(model: nn.Module) -> None:
     compiled = next((name for name, module in model.named_modules() if hasattr(module, "_orig_mod")), None)
     if compiled is not None:
         raise InputError(f"attach before compiling: {compiled} is compiled already")
+
+
+def _set_memory(model: nn.Module, memory: Any, inserted: list[Attached]) -> None:
+    from ..models.branch import set_memory  # loads timm, which hooks do not need
+
+    try:
+        set_memory(model, memory)
+    except InputError:
+        insert.remove(model, inserted)
+        raise
 
 
 def _verify(model: nn.Module, example: Example | None, before: Dataflow, inserted: list[Attached]) -> None:

@@ -229,6 +229,7 @@ def _set_insertions(module: nn.Module, insertions: tuple[Insertion, ...]) -> Non
         module.__class__ = _attended(root, tuple(insertion.how for insertion in insertions))
     else:
         delattr(module, _INSERTIONS)
+        vars(module).pop("memory", None)
         module.__class__ = root
 
 
@@ -249,6 +250,7 @@ def _attended(root: type[nn.Module], how: tuple[str, ...]) -> type[nn.Module]:
     namespace |= {"_root": root, "__reduce_ex__": reduce}
     if "block" in how:
         namespace["forward"] = _forward_of(BLOCKS[f"{root.__module__}.{root.__qualname__}"])
+        namespace["memory"] = "keep"
     cls = type(root.__name__, (root,), namespace)
     return cls
 
@@ -280,7 +282,7 @@ def _forward_of(block: Block) -> Any:
             u, norm, conv = _get(self, around[0])(x), None, None
         else:
             branch = [_get(self, name) for name in before]
-            u, conv = run_branch(x, branch), branch[-1]
+            u, conv = run_branch(x, branch, self.memory), branch[-1]
         shortcut = x if downsample is None else run_branch(x, (downsample,))
         return block_end(u, shortcut, norm, self.sa, act, drop_path, conv=conv)
 

@@ -7,9 +7,18 @@ from typing import Any
 
 from . import attention_resnet, shufflenet  # noqa: F401 - both register their models
 from .attention_resnet import AttentionResNet, resnet_with
+from .branch import set_memory
 from .sa_resnet import SABasicBlock, SABottleneck, SAResNet, small_input_stem
 
-__all__ = ["AttentionResNet", "SABasicBlock", "SABottleneck", "SAResNet", "resnet_with", "small_input_stem"]
+__all__ = [
+    "AttentionResNet",
+    "SABasicBlock",
+    "SABottleneck",
+    "SAResNet",
+    "resnet_with",
+    "set_memory",
+    "small_input_stem",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -179,7 +179,7 @@ def block_tail(
         u, shortcut, *of_norm, *six, norm_eps, eps, shuffle, relu, gain
     )
     if norm is not None and norm.training and norm.track_running_stats:
-        _update_running_statistics(norm, moments, values)
+        update_running_statistics(norm, moments, values)
     return out
 
 
@@ -210,7 +210,7 @@ def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm | None, attentio
 
 
 @torch.no_grad()
-def _update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
+def update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
     """Update the running statistics as BatchNorm does in training; the running variance is the unbiased one."""
     running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if running_mean is None or running_var is None:

@@ -35,7 +35,7 @@ from ..attach.weights import fit_attention
 from ..attention import create_attention, gate_names, largest_groups
 from ..checkpoints import CheckpointError, find_state_dict, read_checkpoint, renamed, require_finite
 from ..errors import InputError, listed
-from .branch import run_branch
+from .branch import Memory, run_branch, set_memory
 from .fused_block import block_end
 
 __all__ = ["SABasicBlock", "SABottleneck", "SAResNet", "small_input_stem"]
@@ -75,6 +75,7 @@ class _SABlock(nn.Module):
     aa: nn.Module
     downsample: nn.Module | None
     drop_path: nn.Module | None
+    memory: Memory = "keep"
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class _SABlock(nn.Module):
         self.sa = create_attention("shuffle", channels, device=device, dtype=dtype, **options)
 
     def _run(self, x: Tensor, branch: Sequence[nn.Module], norm: nn.Module, act: nn.Module) -> Tensor:
-        u = run_branch(x, branch)
+        u = run_branch(x, branch, self.memory)
         shortcut = x if self.downsample is None else run_branch(x, (self.downsample,))
         return block_end(u, shortcut, norm, self.sa, act, self.drop_path, conv=branch[-1])
 
@@ -128,10 +129,12 @@ class _AfterStem:
 class SAResNet(ResNet):
     """timm's ResNet, which also tells optimisers to leave the gates out of weight decay."""
 
+    memory: Memory = "keep"
+
     def forward_features(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return super().forward_features(x)
-        x = run_branch(x, (self.conv1, self.bn1, self.act1, self.maxpool))
+        x = run_branch(x, (self.conv1, self.bn1, self.act1, self.maxpool), self.memory)
         return ResNet.forward_features(cast(Any, _AfterStem(self)), x)
 
     def no_weight_decay(self) -> set[str]:
@@ -288,11 +291,14 @@ def _create(
     groups: int = 64,
     attention_options: Mapping[str, Any] | None = None,
     block_args: Mapping[str, Any] | None = None,
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> SAResNet:
     block_args = {"groups": groups, "attention_options": attention_options, **(block_args or {})}
     blocks = SABasicBlock, SABottleneck
-    return build_resnet(SAResNet, f"sa_resnet{depth}", depth, pretrained, blocks, block_args=block_args, **kwargs)
+    model = build_resnet(SAResNet, f"sa_resnet{depth}", depth, pretrained, blocks, block_args=block_args, **kwargs)
+    set_memory(model, memory)
+    return model
 
 
 for _depth in STAGES:

@@ -10,7 +10,7 @@ from torch import nn
 from ..attach import attach
 from ..checkpoints import CheckpointError
 from ..errors import InputError, asked_for, unknown
-from ..models import small_input_stem  # importing it registers all models
+from ..models import set_memory, small_input_stem  # importing it registers all models
 from .recipes.recipe import Recipe, RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
@@ -42,6 +42,7 @@ def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) 
         small_input_stem(model)
     if recipe.attach:
         _attach(model, recipe)
+    set_memory(model, recipe.memory)
     return model
 
 

@@ -1,6 +1,7 @@
 """Runs that start from plain weights or with attached attention, as the commands start them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,8 +11,10 @@ from torch import nn
 from conftest import QUICK, sanet_here
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.checkpoints import read_checkpoint
+from shuffle_attention.errors import InputError
 from shuffle_attention.sanet.cli import parse
 from shuffle_attention.sanet.commands.train import Train
+from shuffle_attention.sanet.network import create_network
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.tasks.classification.predictor import restore_network
 from shuffle_attention.sanet.tasks.detection.predictor import detector_of
@@ -68,3 +71,14 @@ def test_detectors_are_created_with_attached_attention_and_from_plain_weights(pl
             model = detector_of(recipe, 3, restored=restored)
             assert sum(isinstance(module, ShuffleAttention) for module in model.modules()) == 8
             assert not model.backbone.body.layer1[0].sa.cweight.requires_grad  # its first stages are frozen
+
+
+def test_memory_is_set_on_every_block_that_can_rebuild():
+    model: Any = create_network(Recipe(memory="rebuild", small_stem=True), 3)
+    assert all(block.memory == "rebuild" for block in (model, *model.layer1, *model.layer4))
+    with pytest.raises(InputError, match="memory='rebuild' needs an SA-ResNet"):
+        create_network(Recipe(memory="rebuild", model="resnet18"), 3)
+    model = create_network(Recipe(memory="rebuild", model="resnet18", attach={"name": "none"}), 3)
+    assert model.layer2[1].memory == "rebuild"
+    detector: Any = detector_of(DetectionRecipe(memory="rebuild", backbone="sa_resnet18"), 3)
+    assert detector.backbone.body.layer3[0].memory == "rebuild"

@@ -99,6 +99,9 @@ class RunRecipe(Settings):
     )
     seed: int = option(0, "seed of all random numbers", "machine", minimum=0, below=2**32)
     channels_last: bool = option(False, "NHWC memory format", "machine")
+    memory: Literal["keep", "rebuild"] = option(
+        "keep", "rebuild: recompute normalised maps in the backward pass, which keeps a fifth less memory", "machine"
+    )
     eval_steps: int = option(0, "steps between evaluations, into curve.csv; 0 for none", "machine", minimum=0)
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine", minimum=0)
     report: bool = option(True, "end with report.html, which takes one more pass over the validation data", "machine")

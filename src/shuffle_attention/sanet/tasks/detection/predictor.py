@@ -16,6 +16,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
 from ....errors import DataError, InputError, listed
+from ....models.branch import set_memory
 from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
 from ...data.coco import CocoData
 from ...data.formats import Location, find_data, read_data, require_data
@@ -44,7 +45,7 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
         require_arguments(recipe.arch, recipe.detector_args)
     except InputError as error:
         raise InputError(f"{error}; for none of the recipe's: --detector-args '{{}}'") from error
-    return create_detector(
+    detector = create_detector(
         recipe.arch,
         recipe.backbone,
         num_classes,
@@ -61,6 +62,8 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
         attention=recipe.attach,
         **recipe.detector_args,
     )
+    set_memory(detector, recipe.memory)
+    return detector
 
 
 def open_coco(
