@@ -1,6 +1,7 @@
 """``sanet inspect``: which model a file of weights belongs to, and how to load it."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.models import detection
 import shuffle_attention.models  # noqa: F401 - registers the models with timm
 from conftest import sanet_here
 from shuffle_attention import attach, attention_names, load_checkpoint
-from shuffle_attention.checkpoints import read_checkpoint, write_checkpoint
+from shuffle_attention.checkpoints import architecture, read_checkpoint, write_checkpoint
 from shuffle_attention.checkpoints.architecture import recognise
 from shuffle_attention.models import resnet_with
 from shuffle_attention.models.detectors import create_detector
@@ -117,6 +118,24 @@ def test_weights_that_are_not_finite_are_named_and_used_by_no_command(command, t
     assert examine(str(path))["NaN or infinity"].startswith("fc.bias (1 of ")
     assert sanet_here(*command.split(), path) == 2
     assert "has NaN or infinity in 1 tensor: fc.bias (1 of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "hint", [{"arch": "vit_tiny_patch16_224"}, {"args": Namespace(model="vit_tiny_patch16_224")}, {}]
+)
+def test_models_of_timm_are_known_by_their_entries(hint, tmp_path, monkeypatch):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, depth=12)
+    torch.save(
+        {"state_dict": {f"net.{key}": value for key, value in model.state_dict().items()}, **hint}, tmp_path / "a"
+    )
+    monkeypatch.setattr(architecture, "_PATIENCE", 600.0)
+    monkeypatch.setattr(timm, "list_models", lambda: ["resnet18", "vit_small_patch16_224", "deit_tiny_patch16_224"])
+    answer = examine(str(tmp_path / "a"))
+    names = ["vit_tiny_patch16_224"] * bool(hint) + ["deit_tiny_patch16_224"]
+    assert (answer["model"], answer["classes"]) == (f"{' or '.join(names)} of timm, by its entries", "7")
+    scope = {}
+    exec("\n".join(answer["load it"][1:]), scope)
+    assert torch.equal(scope["model"].head.weight, model.head.weight)
 
 
 def test_what_loading_would_refuse_is_named(tmp_path):

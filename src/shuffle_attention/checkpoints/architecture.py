@@ -1,7 +1,9 @@
 """Recognise which model a state dict belongs to, from the names and shapes of its entries."""
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import timm
@@ -25,6 +27,7 @@ _DETECTORS = {
     "head.classification_head.cls_logits.weight": ("retinanet", 9),
 }
 _BODY = "backbone.body."
+_PATIENCE = 5.0  # seconds
 _DENSE = "head.classification_head.cls_logits.weight"
 
 
@@ -126,6 +129,40 @@ def _similar(weights: dict[str, Tensor]) -> Iterator[Architecture]:
         yield architecture
         if not architecture.differing:
             return
+
+
+def in_timm(weights: Mapping[str, Tensor], hints: Iterable[str] = ()) -> tuple[list[str], int | None]:
+    """Return models of timm with exactly the entries of a state dict, at most three, and its number of classes.
+
+    Args:
+        weights: State dict of any model.
+        hints: Names to try first. Others are tried for ``_PATIENCE`` seconds.
+    """
+    weights, names, num_classes = unwrapped(weights), [], None
+    end = time.monotonic() + _PATIENCE
+    for name in dict.fromkeys([*filter(timm.is_model, hints), *timm.list_models()]):
+        cfg = timm.get_pretrained_cfg(name)
+        first, heads = (_each(cfg and cfg.first_conv), _each(cfg and cfg.classifier))
+        if not first or not all(any(key.endswith(f"{layer}weight") for key in weights) for layer in first):
+            continue
+        if len(names) == 3 or time.monotonic() > end:
+            break
+        with suppress(Exception), torch.device("meta"):  # some models cannot be created without values
+            own = timm.create_model(name).state_dict()
+            mine, *_ = renamed(weights, own)
+            bodies = [
+                {key: value.shape for key, value in each.items() if not key.startswith(heads or "\0")}
+                for each in (own, mine)
+            ]
+            if bodies[0] == bodies[1]:
+                names.append(name)
+                num_classes = next((len(mine[f"{h}weight"]) for h in heads if f"{h}weight" in mine), None)
+    return names, num_classes
+
+
+def _each(layers: object) -> tuple[str, ...]:
+    """Return the names in a field of timm's cfg, which has one, several or none, each with a dot."""
+    return tuple(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers or ()))  # pyright: ignore
 
 
 def fitted(model: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], attention: str = "") -> Architecture:

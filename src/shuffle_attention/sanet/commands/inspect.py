@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ...checkpoints.architecture import Architecture
 
 
+_NAMES = ("arch", "architecture", "model", "model_name")  # of models, beside weights
+
+
 @dataclass(kw_only=True)
 class Inspect(Command):
     """Say what a checkpoint holds: its model, attention and classes, what does not fit, and how to load it.
@@ -77,13 +80,7 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
     if isinstance(content.get("recipe"), dict):
         return answer | _of_run(content, path, known)
     if known is None:
-        answer["model"] = "not known by its entries, such as " + listed([brief(k, quoted=False) for k in weights], 3)
-        answer["load it"] = [
-            f"sanet eval {path} --data DIR --model NAME, with the model's name in timm",
-            "from shuffle_attention import load_checkpoint",
-            f"load_checkpoint(your_model, {path!r})",
-        ]
-        return answer
+        return answer | _of_others(content, weights, path)
     return answer | _of_weights(known, path)
 
 
@@ -114,6 +111,39 @@ def _of_run(content: dict[str, Any], path: str, known: Architecture | None) -> d
     if "processes" in content:
         answer["load it"].append(f"{recipe.command} --resume {Path(path).parent}")
     return answer
+
+
+def _of_others(content: dict[str, Any], weights: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return what weights of another family are, if timm has their model."""
+    from pathlib import Path
+
+    import timm
+
+    from ...checkpoints.architecture import in_timm
+
+    beside = [content, *(getattr(value, "attributes", value) for value in content.values())]
+    told = [each[key] for each in beside if isinstance(each, Mapping) for key in _NAMES if key in each]
+    told += sorted((name for name in timm.list_models() if Path(path).name.startswith(name)), key=len)[-1:]
+    names, num_classes = in_timm(weights, [name for name in told if isinstance(name, str)])
+    load = f"load_checkpoint({'model' if names else 'your_model'}, {path!r})"
+    if not names:
+        entries = listed([brief(key, quoted=False) for key in weights], 3)
+        command = f"sanet eval {path} --data DIR --model NAME, with the model's name in timm"
+        return {
+            "model": f"not known by its entries, such as {entries}",
+            "load it": [command, "from shuffle_attention import load_checkpoint", load],
+        }
+    return {
+        "model": f"{' or '.join(names)} of timm, by its entries",
+        "classes": "no classifier" if num_classes is None else str(num_classes),
+        "load it": [
+            f"sanet eval {path} --data DIR --model {names[0]}",
+            "import timm",
+            "from shuffle_attention import load_checkpoint",
+            f"model = timm.create_model({names[0]!r}, num_classes={num_classes or 0})",
+            load,
+        ],
+    }
 
 
 def _of_weights(known: Architecture, path: str) -> dict[str, Any]:
