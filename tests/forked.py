@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -84,6 +85,16 @@ def slow_main(arguments: list[str]) -> int:
 def start_sanet(*arguments: object, output: Path, **environment: str) -> Forked:
     """Start the command."""
     return Forked(slow_main, [*map(str, arguments)], output=output, **environment)
+
+
+def start_program(path: Path, *, output: Path, **environment: str) -> Forked:
+    """Start a program of the folder ``programs``."""
+    return Forked(_program, str(path), output=output, **environment)
+
+
+def _program(path: str) -> int:
+    runpy.run_path(path, run_name="__main__")
+    return 0
 
 
 def start_torchrun(*arguments: object, output: Path, workers: Path, restarts: int = 0) -> Forked:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageFile
 
 from conftest import CPU, sanet_here
+from forked import start_program
 from pages import write_classifier, write_detector
 from shuffle_attention.errors import DataError, InputError
 from shuffle_attention.explain.gates import attention_layers
@@ -556,10 +556,10 @@ def test_an_error_of_the_application_is_no_traceback(tmp_path, late):
     assert answer(guarded(tmp_path, failing)) == (400, "this request cannot be processed")
 
 
-def test_the_server_queues_a_hundred_visitors_refuses_nonsense_and_ends():
+def test_the_server_queues_a_hundred_visitors_refuses_nonsense_and_ends(tmp_path):
     """It starts beside a SOCKS proxy, prints nothing and leaves no thread; alone, as Gradio leaves sockets open."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     program = Path(__file__).parents[2] / "programs/visit_demo.py"
-    environment = {**os.environ, "ALL_PROXY": "socks5://127.0.0.1:1", "http_proxy": "socks://127.0.0.1:1"}
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr, done.returncode) == ("queued 100 of 100\nrefused 12 of 12\n[]\n", "", 0)
+    environment = {"ALL_PROXY": "socks5://127.0.0.1:1", "http_proxy": "socks://127.0.0.1:1"}
+    done = start_program(program, output=tmp_path / "printed", **environment)
+    assert (done.wait(), done.printed()) == (0, "queued 100 of 100\nrefused 12 of 12\n[]\n")
