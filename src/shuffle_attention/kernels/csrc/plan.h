@@ -145,7 +145,8 @@ struct Plan {
   class Worker {
    public:
     Worker(const Plan& plan, const Operands& all)
-        : map_(plan.map), part_channels_(plan.part()), all_(all), o_(all), own_(new A[(kStatistics + kCoefficients + kRawSums) * map_.channels]),
+        : map_(plan.map), part_channels_(plan.part()), all_(all), o_(all),
+          own_(new A[(kStatistics + kCoefficients + kRawSums) * map_.channels]),
           part_(all.grad && all.cached && plan.rounds ? new A[2 * plan.width * (map_.plane + 16)] : nullptr) {
       o_.coefficients = own_.get();
       o_.raw_sums = own_.get() + kCoefficients * map_.channels;
