@@ -13,7 +13,7 @@ from shuffle_attention.kernels.backends import cpu
 from shuffle_attention.kernels.backends import triton as triton_backend
 from shuffle_attention.models import fused_block
 from shuffle_attention.models import sa_resnet as models
-from shuffle_attention.models.fused_block import can_fuse
+from shuffle_attention.models.fused_block import can_fuse, norm_act
 
 pytestmark = pytest.mark.skipif(not cpu.loaded, reason="the CPU kernels were not built")
 BLOCKS = 8  # of a SA-ResNet-18
@@ -147,6 +147,58 @@ def test_it_steps_aside_where_the_device_has_no_kernels(network, monkeypatch, de
     with FakeTensorMode():  # a map on a device that need not be there
         u = torch.empty(2, 64, 8, 8, device=device, dtype=dtype)
         assert can_fuse(u, u, block.bn2, block.sa, block.act2, None) == expected
+
+
+# How BatchNorm and ReLU are changed, and whether they may still run as one op.
+STEPS = {
+    "nothing": (lambda norm, act: (norm, act, None), True),
+    "no-activation": (lambda norm, act: (norm, None, None), True),
+    "nothing-dropped": (lambda norm, act: (norm, act, nn.Dropout2d(0.5).eval()), True),
+    "dropped": (lambda norm, act: (norm, act, nn.Dropout2d(0.5)), False),
+    "hook-on-norm": (lambda norm, act: (norm.register_forward_hook(hook) and norm, act, None), False),
+    "hook-on-activation": (lambda norm, act: (norm, act.register_forward_pre_hook(hook) and act, None), False),
+    "another-activation": (lambda norm, act: (norm, nn.SiLU(), None), False),
+    "another-norm": (lambda norm, act: (nn.GroupNorm(1, 5), act, None), False),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_norm_and_activation_are_one_op_unless_something_is_between_them(monkeypatch, step):
+    calls, op = [], fused_block.block_tail
+    monkeypatch.setattr(fused_block, "block_tail", lambda *a, **o: calls.append(True) or op(*a, **o))
+    change, fused = STEPS[step]
+    norm, act, drop = change(nn.BatchNorm2d(5), nn.ReLU())
+    u = torch.randn(2, 5, 4, 3)
+    torch.manual_seed(0)
+    y = norm_act(u, norm, act, drop)
+    assert len(calls) == fused
+    torch.manual_seed(0)
+    for module in (norm, drop, act):
+        u = u if module is None else module(u)
+    torch.testing.assert_close(y, u)
+
+
+@pytest.mark.parametrize(
+    "reason", ["nothing", "gradient", "training", "shuffle", "hook-on-conv", "unknown-producer", "vmap"]
+)
+def test_the_output_is_written_over_the_convolutions_unless_something_needs_it(reason):
+    norm, act, conv = nn.BatchNorm2d(8).train(reason == "training"), nn.ReLU(), nn.Conv2d(3, 8, 1)
+    attention = ShuffleAttention(8, 2, shuffle=reason == "shuffle")
+    if reason == "hook-on-conv":
+        conv.register_forward_hook(hook)
+    with torch.set_grad_enabled(reason == "gradient"):
+        u = conv(torch.randn(2, 3, 4, 3))
+        before, source = u.detach().clone(), None if reason == "unknown-producer" else conv
+
+        def end(u: torch.Tensor) -> torch.Tensor:
+            return fused_block.block_end(u, torch.ones_like(u), norm, attention, act, None, conv=source)
+
+        y = torch.vmap(end)(u[None])[0] if reason == "vmap" else end(u)
+        over = reason == "nothing"
+        assert (y.data_ptr() == u.data_ptr()) == over
+        assert torch.equal(u, before) != over
+        norm.train(reason == "training")
+        torch.testing.assert_close(y, act(attention(norm(before)) + 1))
 
 
 def test_drop_path_that_drops_nothing_does_not_hinder(network, fused):
