@@ -18,7 +18,7 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "85899
 # By name of the results: the command.
 BENCHMARKS = {
     "figures": "figures.py",
-    "network": "figures.py --table network --processes 1",
+    "network": "figures.py --table network --processes 2",
     "layer": "layer.py",
     "layer_bfloat16": "layer.py --batches 32 --dtype bfloat16 --compiled",
     "call": "call.py",
@@ -27,7 +27,7 @@ BENCHMARKS = {
     "memory": "memory.py",
     "follow": "follow.py",
 }
-ONCE = {"memory", "follow"}  # the instruction set hardly matters
+ONCE = {"network", "layer_bfloat16", "tail_memory_kept", "memory", "follow"}  # for the best set only
 
 
 def main() -> None:

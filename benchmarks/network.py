@@ -142,20 +142,21 @@ class Job:
 
     Attributes:
         calls: Returns the calls for a scene by model.
-        repetitions: Repetitions in one process.
-        processes: Processes whose repetitions are pooled: where a process has its memory changes a ratio by some
-            percent.
+        repetitions: Repetitions in one process, four times as many at batch 1.
+        processes: Processes whose repetitions are pooled at most. Where a process has its memory changes a ratio by up
+            to 3 %, so that more processes say more than more repetitions.
     """
 
     calls: Callable[[Scene, Sequence[str]], Calls]
     repetitions: int
-    processes: int = 3
+    processes: int = 99
 
     def measure(self, scene: Scene, names: Sequence[str], repetitions: int | None) -> dict[str, list[float]]:
         """Return the seconds of each repetition by model."""
         # Calls of more than some milliseconds are not repeated within one repetition, and need one call to warm up.
         least = 2e-3 if scene.job == "block end" else 0
-        times = interleaved(self.calls(scene, names), repetitions or self.repetitions, least)
+        repetitions = repetitions or self.repetitions * (4 if scene.batch == 1 else 1)
+        times = interleaved(self.calls(scene, names), repetitions, least)
         return {name: each.seconds for name, each in times.items()}
 
 
@@ -169,9 +170,9 @@ class Kept(Job):
 JOBS: dict[str, Job] = {
     "inference": Job(inference, 3),
     "compiled inference": Job(compiled_inference, 3),
-    "training step": Job(training, 2),
+    "training step": Job(training, 1),
     "block end": Job(block_end, 15),
     "kept": Kept(training, 1, processes=1),
-    "Mask R-CNN inference": Job(mask_rcnn_inference, 4, processes=1),
-    "Mask R-CNN training step": Job(mask_rcnn_training, 4, processes=1),
+    "Mask R-CNN inference": Job(mask_rcnn_inference, 1, processes=1),
+    "Mask R-CNN training step": Job(mask_rcnn_training, 1, processes=1),
 }
