@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from network import JOBS, MODELS, Scene, model, why_missing
+from network import JOBS, Scene, model
 from timing import FORMATS, Row, Times, judged, options, ratio, write
 
 
@@ -78,23 +78,19 @@ def check(layout: str) -> None:
     """Check that rewritten models compute what they computed before, before they are timed."""
     images = Scene("inference", 2, layout, 64).images()
     for name in ("plain, norms folded", "plain rewritten", "sa rewritten"):
-        if why_missing(name, layout) is None:
-            expected, got = (model(each, layout).eval()(images) for each in (re.split("[ ,]", name)[0], name))
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        expected, got = (model(each, layout).eval()(images) for each in (re.split("[ ,]", name)[0], name))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def measure_part(scenes: dict[Scene, list[str]], part: int, repetitions: int | None) -> None:
-    """Measure the scenes that one process measures, and print a line of JSON for each: times, and what is missing."""
+    """Measure the scenes that one process measures, and print its number and times as a line of JSON for each."""
     with torch.no_grad():
         for layout in {scene.layout for scene in scenes}:
             check(layout)
     for number, (scene, names) in enumerate(scenes.items()):
         job = JOBS[scene.job]
         if part < job.processes:
-            missing = {name: why_missing(name, scene.layout) for name in names if name in MODELS}
-            missing = {name: reason for name, reason in missing.items() if reason}
-            times = job.measure(scene, [name for name in names if name not in missing], repetitions)
-            print(json.dumps([number, times, missing]), flush=True)
+            print(json.dumps([number, job.measure(scene, names, repetitions)]), flush=True)
 
 
 def main() -> None:
@@ -112,25 +108,19 @@ def main() -> None:
         measure_part(scenes, args.part, args.repetitions)
         return
     pooled: dict[Scene, dict[str, list[float]]] = {scene: {} for scene in scenes}
-    missing: dict[str, str] = {}
     for part in range(args.processes):
         command = [sys.executable, __file__, *sys.argv[1:], f"--part={part}"]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        for number, times, absent in map(json.loads, output.splitlines()):
-            missing |= absent
+        for number, times in map(json.loads, output.splitlines()):
             for name, values in times.items():
                 pooled[list(scenes)[number]].setdefault(name, []).extend(values)
     rows: list[Row] = []
     for figure in figures:
         for scene in figure.scenes():
             row = {"what": figure.what, **vars(scene), "target": figure.target}
-            absent = [missing[name] for name in (figure.model, figure.baseline) if name in missing]
-            if absent:
-                row["skipped"] = absent[0]
-            else:
-                times = {name: Times(values) for name, values in pooled[scene].items()}
-                row |= {"baseline": times[figure.baseline].median, "repetitions": len(times[figure.model].seconds)}
-                row["ratio"] = ratio(times, figure.model, figure.baseline)
+            times = {name: Times(values) for name, values in pooled[scene].items()}
+            row |= {"baseline": times[figure.baseline].median, "repetitions": len(times[figure.model].seconds)}
+            row["ratio"] = ratio(times, figure.model, figure.baseline)
             rows.append(row)
             print(line(row), flush=True)
     if args.name:
@@ -140,8 +130,6 @@ def main() -> None:
 def line(row: Row) -> str:
     """Return a figure as printed: its conditions, the ratio [quartiles], and whether its target is met."""
     text = f"{row['job']:24} {row['what']:35} batch {row['batch']} {row['layout']:13}"
-    if "skipped" in row:
-        return f"{text} skipped: {row['skipped']}"
     middle, low, high = row["ratio"]
     return f"{text} {middle:.3f} [{low:.3f}, {high:.3f}] {judged(middle, row['target'])}".rstrip()
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from network import Scene, model, training_step, why_missing
+from network import Scene, model, training_step
 from timing import FORMATS, judged, options, write
 
 from shuffle_attention.sanet.profile.costs import kept_for_backward
@@ -28,9 +28,7 @@ def resident() -> int:
 
 
 def of_one(name: str, scene: Scene) -> dict[str, int]:
-    """Return ``kept`` and ``peak`` of one model, in bytes; empty if it cannot be built."""
-    if why_missing(name, scene.layout):
-        return {}
+    """Return ``kept`` and ``peak`` of one model, in bytes."""
     network, images = model(name, scene.layout), scene.images()
     step = training_step(network, images)
     before = resident()
@@ -57,7 +55,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--of", name, layout]
             sizes[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for what in ("kept", "peak"):
-            mib = {name: round(size[what] / 2**20, 1) for name, size in sizes.items() if size}
+            mib = {name: round(size[what] / 2**20, 1) for name, size in sizes.items()}
             rows.append({"bytes": what, "layout": layout, "batch": args.batch, "size": args.size, "mib": mib})
             ratios = {name: mib[name] / mib["plain"] for name in mib if name != "plain"}
             cells = [f"{name} {r:.3f} {judged(r, TARGETS.get((name, what)))}".strip() for name, r in ratios.items()]

@@ -66,16 +66,6 @@ def model(name: str, layout: str) -> nn.Module:
     return MODELS[name]().to(memory_format=FORMATS[layout])
 
 
-@functools.cache
-def why_missing(name: str, layout: str) -> str | None:
-    """Return why a model cannot be built with these versions of the libraries, or None if it can."""
-    try:
-        model(name, layout)
-    except (ImportError, TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 @dataclass(frozen=True)
 class Scene:
     """The conditions that models are compared in: a job, the batch, the layout, and the side of the images."""

@@ -67,7 +67,7 @@ def draw_models(ax, job: str) -> None:
         medians = {}
         for name, section in read(benchmark).items():
             for row in section["rows"]:
-                if (row["what"], row["job"], row["batch"]) == (what, job, 8) and "ratio" in row:
+                if (row["what"], row["job"], row["batch"]) == (what, job, 8):
                     medians[row["layout"], name] = row["ratio"][0]
         if medians:
             series.append((label, colour, [medians.get(group) for group in groups]))

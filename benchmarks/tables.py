@@ -95,9 +95,7 @@ def grouped(rows: list[Row], *names: str, by: str = "layout") -> list[tuple[list
 
 def over(row: Row | None) -> str:
     """Return the ratio of a row of figures.py as a cell."""
-    if row is None:
-        return ""
-    return "skipped" if "skipped" in row else judged(row["ratio"][0], row["target"], ".3f")
+    return "" if row is None else judged(row["ratio"][0], row["target"], ".3f")
 
 
 def figures() -> str:
@@ -119,8 +117,8 @@ def summary() -> str:
     spans: dict[tuple[str, ...], dict[str, str]] = {}
     for name, rows in sections.items():
         for (job, what, batch), group in grouped(rows, "job", "what", "batch"):
-            medians = sorted(f"{row['ratio'][0]:.2f}" for row in group.values() if "ratio" in row)
-            if medians and job != "block end":
+            medians = sorted(f"{row['ratio'][0]:.2f}" for row in group.values())
+            if job != "block end":
                 cell = medians[0] if medians[0] == medians[-1] else f"{medians[0]} to {medians[-1]}"
                 spans.setdefault((what, f"{job}, batch {batch}"), {})[name] = cell
     lines: list[list[object]] = [[*key, *(cells.get(name, "-") for name in sections)] for key, cells in spans.items()]
