@@ -57,6 +57,16 @@ def test_gate_measures_again_before_it_fails(load, monkeypatch, ratios, recorded
     assert not left
 
 
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 1], 1), ([-11, 0], 1)])
+def test_gate_fails_if_it_fails_or_crashes_on_one_instruction_set(load, monkeypatch, codes, code):
+    gate, left = load("gate"), list(codes)
+    run = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=left.pop(0)))
+    monkeypatch.setattr(gate, "subprocess", run)
+    monkeypatch.setattr(gate, "instruction_sets", lambda: {"AVX512": {}, "AVX2": {}})
+    monkeypatch.setattr("sys.argv", ["gate.py"])
+    assert gate.main() == code
+
+
 def test_gate_records_every_row_and_keeps_other_processors(load, results, monkeypatch):
     gate = load("gate")
     for processor, ratio in (("one", 1.5), ("two", 1.7), ("one", 1.6)):
