@@ -4,6 +4,7 @@ import copy
 import pickle
 import types
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import timm
@@ -23,6 +24,7 @@ from shuffle_attention.errors import InputError
 from shuffle_attention.models.detectors import create_detector
 from shuffle_attention.models.sa_resnet import SABasicBlock, SABottleneck, SAResNet, small_input_stem
 
+STARTS = ("plain", "identity")
 IMAGES = torch.randn(3, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -60,10 +62,12 @@ def distance(y: object, expected: object) -> float:
 
 
 @torch.no_grad()
-def same(model: nn.Module, images: Tensor = IMAGES, *, of: Callable = lambda y: y):
-    """Rewrite a model, compare both types, and return the report of the first."""
+def same(model: nn.Module, images: Tensor = IMAGES, *, of: Callable = lambda y: y, single: bool = True):
+    """Rewrite a model, compare float64 and, if ``single``, float32 in both layouts, and return the first report."""
     fast, report = rewrite(model)
     assert distance(of(fast(images)), of(model(images))) < 1e-12
+    if not single:
+        return report
     single = copy.deepcopy(model).float()
     expected = of(single(images.float()))
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -90,8 +94,10 @@ def test_a_small_stem_computes_the_same():
     assert (len(report.folded), report.kept) == (norms_of(model), {})
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("start", ["plain", "identity", "published"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [*((name, "published") for name in NETWORKS), *product(("torchvision-resnet", "huggingface-resnet"), STARTS)],
+)
 def test_any_network_computes_the_same(name, start):
     if name.startswith("huggingface"):
         pytest.importorskip("transformers")
@@ -99,7 +105,7 @@ def test_any_network_computes_the_same(name, start):
     if start != "plain":
         attach(model, start=start)
     spread(model)
-    report = same(model, photographs()[:2], of=lambda y: output(lambda _: y))
+    report = same(model, photographs()[:1], of=lambda y: output(lambda _: y), single=name == "torchvision-resnet")
     fixed = ("convnext", "yolo", "plain")  # permutations, concatenations and a convolution in groups
     assert bool(report.kept) == (start != "plain" and name.endswith(fixed))
     assert all("shuffle and groups" in reason for reason in report.kept.values())
@@ -118,7 +124,7 @@ def test_other_attention_computes_the_same_with_folded_norms(name):
     assert (len(report.folded), report.unshuffled) == (norms_of(model), [])
 
 
-@pytest.mark.parametrize("arch", ["fcos", "retinanet", "faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("arch", ["fcos", "mask_rcnn"])
 def test_a_detector_computes_the_same_with_the_columns_of_its_pyramid_renumbered(arch):
     options = {"channels": (8, 16, 32, 64), "groups": 4}
     model = spread(create_detector(arch, "sa_resnet18", 3, min_size=64, backbone_options=options, pyramid_channels=64))
