@@ -143,6 +143,7 @@ def test_it_steps_aside_where_something_is_between_the_modules(network, fused, r
 )
 def test_it_steps_aside_where_the_device_has_no_kernels(network, monkeypatch, device, dtype, triton, expected):
     monkeypatch.setattr(triton_backend, "HAS_TRITON", triton)
+    monkeypatch.setattr(triton_backend, "_capability", lambda device: (9, 0))
     block = network.layer1[0]
     with FakeTensorMode():  # a map on a device that need not be there
         u = torch.empty(2, 64, 8, 8, device=device, dtype=dtype)
