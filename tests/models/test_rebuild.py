@@ -2,6 +2,7 @@
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -165,6 +166,19 @@ def test_it_steps_aside(counted, reason):
         expected = ASIDE[reason](model) or 0
         model(images())
     assert len(counted) == expected
+
+
+def test_without_kernels_everything_is_kept_and_a_warning_says_so(counted, caplog):
+    model = small()
+    set_memory(model, "rebuild")
+    rebuild._warn_of_missing_kernels.cache_clear()
+    with mock.patch.object(rebuild, "has_kernels", return_value=False):
+        model(images())
+        model(images())
+    assert not counted
+    assert [record.message for record in caplog.records] == [
+        "memory='rebuild' keeps as much as memory='keep': no kernel computes norm and ReLU as one op for float32 on cpu"
+    ]
 
 
 def test_compiled_and_transformed_it_steps_aside(counted):

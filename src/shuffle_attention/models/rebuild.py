@@ -8,6 +8,8 @@ Autograd itself keeps the tensors: changing one in place before the backward pas
 tensors, gradient checkpointing among them, see them.
 """
 
+import functools
+import logging
 from itertools import compress
 from typing import Any, cast
 
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ..kernels import has_kernels
 from .fused_block import can_fuse, is_hooked, update_running_statistics
 
+logger = logging.getLogger(__name__)
 _tail = torch.ops.shuffle_attention
 _NO_ATTENTION = (None,) * 6
 
@@ -29,6 +33,9 @@ def can_rebuild(u: Tensor, norm: nn.Module, act: nn.Module | None, consumer: nn.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
+    if not has_kernels(u, whole=False):
+        _warn_of_missing_kernels(u.device.type, u.dtype)
+        return False
     if act is None or forward_ad._current_level >= 0 or not can_fuse(u, None, norm, None, act, None):
         return False
     if u.numel() <= u.shape[1] or is_hooked(consumer) or "forward" in vars(consumer):
@@ -36,6 +43,16 @@ def can_rebuild(u: Tensor, norm: nn.Module, act: nn.Module | None, consumer: nn.
     if type(consumer) is nn.Conv2d:
         return consumer.padding_mode == "zeros" and not isinstance(consumer.padding, str)
     return type(consumer) is nn.MaxPool2d and not consumer.return_indices
+
+
+@functools.cache
+def _warn_of_missing_kernels(device: str, dtype: torch.dtype) -> None:
+    """Warn once for each device and type."""
+    logger.warning(
+        "memory='rebuild' keeps as much as memory='keep': no kernel computes norm and ReLU as one op for %s on %s",
+        str(dtype).removeprefix("torch."),
+        device,
+    )
 
 
 def rebuilt(u: Tensor, norm: nn.BatchNorm2d, consumer: nn.Conv2d | nn.MaxPool2d) -> Tensor:

@@ -30,7 +30,7 @@ from shuffle_attention.sanet.training.progress import Progress
 
 SMALL = [
     *"--recipe digits --backbone sa_resnet18 --min-size 64 --max-size 64 --anchor-sizes 8 16 24 32 48".split(),
-    *"--workers 0 --batch-size 2 --epochs 2 --warmup-epochs 0 --pyramid-channels 32 --device cpu --no-report".split(),
+    *"--workers 0 --batch-size 2 --epochs 2 --warmup-epochs 0 --pyramid-channels 64 --device cpu --no-report".split(),
     *("--backbone-args", "{channels: [8, 8, 16, 16]}"),
 ]
 DENSE = ["--detector-args", "{}"]
