@@ -47,10 +47,10 @@ class Forked:
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.printed()}"
         return self.process.exitcode
 
-    def wait_for(self, path: Path, end: str = "", timeout: float = 300) -> None:
-        """Wait until the process has written a file, or a file that ends so."""
+    def wait_for(self, path: Path, text: str = "", timeout: float = 300) -> None:
+        """Wait until the process has written a file, or a text to it."""
         deadline = time.monotonic() + timeout
-        while not path.exists() or (end and not path.read_text().endswith(end)):
+        while not path.exists() or (text and text not in path.read_text()):
             assert self.process.is_alive(), self.printed()
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -256,7 +256,7 @@ def test_the_methods_of_explain_are_those_of_the_library():
         (["--sched", "stairs"], "sched='stairs' cannot be used"),
         (["--auto-augment", "nonsense"], "auto_augment='nonsense', color_jitter=0.0 cannot be used"),
         (["--interpolation", "nonsense"], "interpolation must be one of bilinear, bicubic"),
-        (["--batch-size", "1"], "Expected more than 1 value per channel"),
+        (["--batch-size", "1"], "more than 1 value per channel"),
         (["--model", "vit_tiny_patch16_224"], "model='vit_tiny_patch16_224', img_size=32"),
         (["--grad-checkpointing", "--model", "vgg11"], "grad_checkpointing=True cannot be used"),
         (["--resume", "auto"], "--output DIR --resume auto"),

@@ -42,6 +42,8 @@ class Architecture:
         losses: Names of its losses.
         masks: Whether it predicts masks.
         anchors: Name of its argument for anchors, and their octaves at each level; None without anchors.
+        min_channels: Least width of the pyramid. A group norm in 32 groups needs two channels in each: it fails on a
+            level of one pixel otherwise.
     """
 
     network: type[nn.Module]
@@ -50,6 +52,7 @@ class Architecture:
     losses: tuple[str, ...]
     masks: bool = False
     anchors: tuple[str, tuple[float, ...]] | None = None
+    min_channels: int = 32
 
 
 def _pooled(channels: int) -> ExtraFPNBlock:
@@ -72,7 +75,7 @@ ARCHITECTURES = {
     "retinanet": Architecture(
         RetinaNet, (8, 16, 32), _p6_and_p7, _DENSE_LOSSES, anchors=("anchor_generator", (0.0, 1 / 3, 2 / 3))
     ),
-    "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7, (*_DENSE_LOSSES, "bbox_ctrness")),
+    "fcos": Architecture(FCOS, (8, 16, 32), _p6_and_p7, (*_DENSE_LOSSES, "bbox_ctrness"), min_channels=64),
 }
 
 
@@ -125,7 +128,7 @@ def create_detector(
         anchor_sizes: Side of the anchors of each of the five levels, in pixels of the resized image; 32 to 512 by
             default. Objects half the size of the smallest are rarely detected.
         pyramid_channels: Number of channels of each level of the pyramid and of the convolutions of the heads; a
-            multiple of 32. With 64 instead of 256 the masks of a small data set cost a sixteenth.
+            multiple of 32, for FCOS at least 64. With 64 instead of 256 the masks of a small data set cost a sixteenth.
         backbone_options: Further arguments of ``timm.create_model``.
         attention: Attention that is attached to the backbone: arguments of :func:`attach`, with its ``name``.
         **kwargs: Further arguments of torchvision's detector, such as ``box_detections_per_img``.
@@ -143,9 +146,11 @@ def create_detector(
         raise InputError(f"num_classes must be at least 2, background and one more, got {num_classes}")
     if weights is not None and pretrained:
         raise InputError(f"the backbone has its weights either from {weights} or pretrained, not both")
-    if pyramid_channels < 32 or pyramid_channels % 32:
-        raise InputError(f"pyramid_channels must be a multiple of 32, got {pyramid_channels}")
     chosen = ARCHITECTURES[arch]
+    if pyramid_channels < chosen.min_channels or pyramid_channels % 32:
+        raise InputError(
+            f"pyramid_channels of {arch} must be a multiple of 32 from {chosen.min_channels} on, got {pyramid_channels}"
+        )
     require_arguments(arch, kwargs)
     options, whole = dict(backbone_options or {}), None
     if weights == PLAIN:

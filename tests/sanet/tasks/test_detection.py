@@ -306,6 +306,9 @@ BAD = {
     "channels-last": (("fcos", "swin_tiny_patch4_window7_224"), {}, "NHWC"),
     "classes": (("fcos", "sa_resnet18", 1), {}, "at least 2"),
     "stages": (("fcos", "sa_resnet18"), {"trainable_layers": 6}, "from 0 to 5"),
+    "pyramid": (("retinanet", "sa_resnet18"), {"pyramid_channels": 48}, "multiple of 32 from 32 on, got 48"),
+    # Its group norms would have one value per group on a level of one pixel.
+    "narrow-pyramid": (("fcos", "sa_resnet18"), {"pyramid_channels": 32}, "of fcos .* from 64 on, got 32"),
     "two-sources": (("fcos", "sa_resnet18"), {"weights": "a.pth", "pretrained": True}, "not both"),
     "argument": (
         ("fcos", "sa_resnet18"),

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,14 +93,34 @@ def test_a_signal_to_torchrun_saves(shared_tree, tmp_path):
     assert "stopped by SIGTERM after step" in process.printed()
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="pending signals are in Linux's /proc")
+
+
 def kill_a_worker(process: Forked, folder: Path, workers: Path) -> int:
-    """Kill the second of the workers once a checkpoint is written, and return its number."""
+    """Kill the second of the workers once a checkpoint is written, and return its number.
+
+    The first one pauses until the agent has seen that and told it to end. Its own end, by the connection that it lost,
+    could be seen before.
+    """
     process.wait_for(folder / "last.pt")
-    worker = int((workers / "1").read_text())
-    os.kill(worker, signal.SIGKILL)
-    return worker
+    first, second = (int((workers / rank).read_text()) for rank in "01")
+    os.kill(first, signal.SIGSTOP)
+    os.kill(second, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while not pending_signals(first) >> (signal.SIGTERM - 1) & 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(first, signal.SIGCONT)
+    return second
 
 
+def pending_signals(process: int) -> int:
+    """Return the signals that wait for a process to continue, as bits."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("ShdPnd:")[1].split()[0], 16)
+
+
+@needs_proc
 def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
     folder, workers = tmp_path / "run", tmp_path / "workers"
     arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1, "--epochs", 30]
@@ -110,6 +131,7 @@ def test_a_killed_worker_ends_the_run_by_name(shared_tree, tmp_path):
     assert re.search(rf"rank\s*: 1.*\(local_rank: 1\)[\s\S]*exitcode\s*: -9 \(pid: {worker}\)", output), output
 
 
+@needs_proc
 def test_torchrun_restarts_from_the_last_checkpoint(one_process, shared_tree, tmp_path):
     folder, workers = tmp_path / "run", tmp_path / "workers"
     arguments = [*PROCESSES, "--data", shared_tree, "--output", folder, "--checkpoint-steps", 1]

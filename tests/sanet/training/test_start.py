@@ -64,7 +64,7 @@ def test_attention_by_name_is_a_mapping_in_the_recipe():
 
 
 def test_detectors_are_created_with_attached_attention_and_from_plain_weights(plain):
-    options = {"arch": "fcos", "pyramid_channels": 32, "backbone_args": CHANNELS, "weights": str(plain[1])}
+    options = {"arch": "fcos", "pyramid_channels": 64, "backbone_args": CHANNELS, "weights": str(plain[1])}
     for name, attention in (("resnet18", "shuffle"), ("sa_resnet18", {})):
         recipe = DetectionRecipe(backbone=name, attach=attention, **options)
         for restored in (False, True):
