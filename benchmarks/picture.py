@@ -17,7 +17,7 @@ LAYER = [
 ]
 MODELS = [
     ("SA", "figures", "SA / plain", "#1f6fb4"),
-    ("SA rewritten / plain, norms folded", "figures", "SA rewritten / plain, norms folded", "#3f9b6c"),
+    ("SA rewritten / plain rewritten", "figures", "SA rewritten / plain rewritten", "#3f9b6c"),
     ("torchvision attached / torchvision", "figures", "torchvision attached / plain", "#8f6fb4"),
     ("SA by modules", "network", "sa by modules / plain", "#9cc4e4"),
     ("SE", "network", "se / plain", "#c9c9c9"),
@@ -73,7 +73,7 @@ def draw_models(ax, job: str) -> None:
             series.append((label, colour, [medians.get(group) for group in groups]))
     draw_bars(ax, series, 1, 2)
     ax.axhline(1, color=FLOOR, linewidth=1)
-    ax.set_ylim(0.85, 1.4)
+    ax.set_ylim(0.8, 1.3)
     ax.set_xticks(range(len(groups)), [f"{layout}\n{SETS.get(name, name)}" for layout, name in groups], fontsize=7)
     ax.set_title(f"Models, {job}, batch 8: time over the plain one", fontsize=10, loc="left")
 
