@@ -138,7 +138,7 @@ def answers(arguments: list[str], desk: Path) -> None:
     """Start a page, ask it for its first file, and stop it."""
     server = start_sanet(*arguments, output=desk / "demo.txt")
     server.wait_for(desk / "demo.txt", "until Ctrl-C\n")
-    address = re.fullmatch(r"the page is at (\S+), until Ctrl-C\n", server.printed())
+    address = re.match(r"the page is at (\S+), until Ctrl-C\n", server.printed())
     assert address, server.printed()
     with urllib.request.urlopen(address[1]) as answer:
         assert b"shuffle-attention" in answer.read()

@@ -124,6 +124,8 @@ def card(page: Any, number: int = 0) -> Any:
 
 
 def upload(page: Any, path: Path) -> None:
+    # A visitor acts on what is painted: the field is cleared in the same update that shows an answer.
+    page.evaluate("() => new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))")
     page.locator("#upload input[type=file]").set_input_files(path)
 
 
