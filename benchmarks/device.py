@@ -34,7 +34,7 @@ from shuffle_attention.sanet.environment import environment
 TESTS = Path(__file__).parents[1] / "tests"
 WRONG, MISSING = 1, 4  # bits of the exit code
 Row = dict[str, Any]
-SAME = {"check": (), "measure": ("accelerator", "torch"), "train": ("torch",)}  # what rows must agree in, to count
+SAME = {"check": (), "measure": ("accelerator", "torch"), "train": ("torch",)}  # fields in which rows must agree
 
 
 class Rows:

@@ -95,7 +95,7 @@ def load(options: argparse.Namespace) -> Data:
 def batches(data: Data, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield an epoch of randomly cropped and flipped images (B, 3, H, W), float32, channels_last, and labels."""
     images, labels, *_ = data
-    generator = torch.Generator().manual_seed(seed)  # of the CPU: the same numbers on any device
+    generator = torch.Generator().manual_seed(seed)  # a CPU generator draws the same numbers for any device
     order = torch.randperm(len(images), generator=generator)
     corner = torch.randint(2 * PAD + 1, (len(images), 2, 1), generator=generator)
     flip = torch.randint(2, (len(images), 1), generator=generator) == 1

@@ -22,7 +22,7 @@ __all__ = ["FORMATS", "STAGES", "Times", "interleaved", "judged", "line", "measu
 
 RESULTS = Path(__file__).parent / "results"
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # of ResNet-50: channels, height and width
+STAGES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]  # maps of ResNet-50: channels, and height or width
 # PyTorch's variable limits its own kernels and ours, but neither oneDNN's convolutions nor MKL's matrix products.
 # Inductor's cache does not know for which instruction set a graph was compiled.
 AVX2 = {
