@@ -4,7 +4,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,12 @@ def spread(model: nn.Module) -> nn.Module:
     return model
 
 
-def write_pickle(model: nn.Module, example: Tensor, path: Path) -> None:
+def write_pickle(model: nn.Module, example: Tensor, path: Path, metadata: dict, dynamic_size: bool) -> None:
     torch.save(model, path)
 
 
-def load_pickle(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.load(path, weights_only=False)
+def load_pickle(path: Path) -> deploy.Artefact:
+    return deploy.Artefact(path, torch.load(path, weights_only=False))
 
 
 @pytest.fixture
@@ -57,12 +56,15 @@ def test_a_file_computes_what_the_model_computes_for_any_batch_size(suffix, tmp_
             pytest.importorskip(module, reason="the extra onnx is not installed")
     model = spread(timm.create_model("sa_resnet18", num_classes=5)).train()
     path = tmp_path / f"model{suffix}"
-    difference = deploy.export(model, path, example=IMAGES[:1])
+    difference = deploy.export(model, path, example=IMAGES[:1], metadata={"classes": ["ä", "b"]})
     assert difference < 1e-5
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert all(module.training for module in model.modules())
     model.eval()
-    file = deploy.find_format(None, path).load(path)
+    file = deploy.load(path)
+    assert file.metadata == {"classes": ["ä", "b"]}
+    with pytest.raises(InputError, match=r"takes images of the shape \(any, 3, 32, 32\), got \(3, 3, 33, 32\)"):
+        file(torch.zeros(3, 3, 33, 32))
     with torch.no_grad():
         for batch in (1, 3):
             torch.testing.assert_close(file(IMAGES[:batch]), model(IMAGES[:batch]), rtol=1e-4, atol=1e-5)
@@ -81,11 +83,20 @@ assert not any(name.startswith("shuffle_attention") for name in sys.modules)
     subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt2"], check=True)
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_file_that_cannot_be_read_is_named(suffix, tmp_path):
+    with pytest.raises(InputError, match="no file at"):
+        deploy.load(tmp_path / f"missing{suffix}")
+    (tmp_path / f"broken{suffix}").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=f"broken{suffix} cannot be read as a file of the format"):
+        deploy.load(tmp_path / f"broken{suffix}")
+
+
 @pytest.mark.parametrize("offset", [1.0, float("nan")])
 def test_a_file_that_computes_something_else_is_not_left_behind(offset, toy, tmp_path, monkeypatch):
-    def load_other(path: Path) -> Callable[[Tensor], Tensor]:
+    def load_other(path: Path) -> deploy.Artefact:
         model = load_pickle(path)
-        return lambda images: model(images) + offset
+        return deploy.Artefact(path, lambda images: model(images) + offset)
 
     (tmp_path / "model.toy").write_text("kept")
     monkeypatch.setitem(api._formats, "toy", dataclasses.replace(toy, load=load_other))

@@ -3,8 +3,18 @@
 A format is one file of this folder with a ``FORMAT``, or a :class:`Format` given to :func:`register_format`.
 """
 
-from .api import export, find_format, format_names, register_format
-from .format import Format
+from .api import export, find_format, format_names, load, register_format
+from .format import Artefact, Format
 from .rewrite import RewriteReport, rewrite
 
-__all__ = ["Format", "RewriteReport", "export", "find_format", "format_names", "register_format", "rewrite"]
+__all__ = [
+    "Artefact",
+    "Format",
+    "RewriteReport",
+    "export",
+    "find_format",
+    "format_names",
+    "load",
+    "register_format",
+    "rewrite",
+]

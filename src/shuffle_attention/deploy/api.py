@@ -5,14 +5,16 @@ import importlib
 import os
 import pkgutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, asked_for, require_extra, unknown
 from ..kernels import use_reference
-from .format import Format
+from .format import Artefact, Format
 from .rewrite import rewrite
 
 _formats: dict[str, Format] = {}
@@ -58,12 +60,31 @@ def find_format(name: str | None, path: Path) -> Format:
     return _formats[name]
 
 
+def load(path: str | os.PathLike) -> Artefact:
+    """Open a deployed file in the runtime that its suffix names.
+
+    Raises:
+        InputError: If the file does not exist, its runtime is missing, or the runtime cannot read it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no file at {path}")
+    chosen = find_format(None, path)
+    require_extra(*chosen.modules, extra=chosen.extra)
+    try:
+        return chosen.load(path)
+    except Exception as error:  # runtimes raise errors of many types
+        raise InputError(f"{path} cannot be read as a file of the format {chosen.name}: {str(error)[:300]}") from error
+
+
 def export(
     model: nn.Module,
     path: str | os.PathLike,
     *,
     example: Tensor,
     format: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    dynamic_size: bool = False,
     tolerance: float = 1e-4,
 ) -> float:
     """Write a model as a file that needs neither this package nor its kernels, rewritten by :func:`rewrite` first.
@@ -76,6 +97,8 @@ def export(
         path: File to write.
         example: Images (B, C, H, W) to trace the model with and to compare the outputs on.
         format: Name of the format; by default the one that the suffix of the path belongs to.
+        metadata: Description of the model, values of JSON, to be written into the file.
+        dynamic_size: Whether the file accepts images of any height and width.
         tolerance: Largest difference allowed, relative to the largest output of the model.
 
     Returns:
@@ -101,7 +124,7 @@ def export(
         single = nn.Sequential(rewritten).eval()  # has one input by position, as formats expect
         # A batch of one would be taken for a constant.
         with use_reference(), asked_for(format=chosen.name):
-            chosen.write(single, images[:2] if len(example) == 1 else example, unchecked)
+            chosen.write(single, images[:2] if len(example) == 1 else example, unchecked, metadata or {}, dynamic_size)
         difference = chosen.check(unchecked, model, images)
         if not difference <= tolerance:  # NaN is a difference too
             raise InputError(

@@ -1,10 +1,57 @@
-"""The interface of a deployment format."""
+"""The interface of a deployment format, and of the files that it writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from ..errors import InputError
+
+METADATA = "shuffle_attention"  # key of the metadata in a file, as JSON
+
+
+class Artefact(nn.Module):
+    """A deployed file, run by the runtime of its format on the CPU.
+
+    Args:
+        path: The file.
+        run: Function from images (B, C, H, W) to what the file returns.
+        shape: Sizes of its input (B, C, H, W); None where any size is accepted. None if the file does not say.
+        metadata: Description of the model that was written into the file; empty if another program wrote the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        run: Callable[[Tensor], Any],
+        shape: Sequence[int | None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.path, self.run, self.shape, self.metadata = path, run, shape, dict(metadata or {})
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Any:
+        """Return what the file returns for images (B, C, H, W).
+
+        Raises:
+            InputError: If the file takes images of another size, or its runtime refuses them.
+        """
+        fixed = self.shape or [None] * images.dim()
+        if len(fixed) != images.dim() or any(
+            s not in (None, size) for s, size in zip(fixed, images.shape, strict=True)
+        ):
+            wanted = ", ".join("any" if size is None else str(size) for size in fixed)
+            raise InputError(f"{self.path} takes images of the shape ({wanted}), got {tuple(images.shape)}")
+        try:
+            return self.run(images.detach().cpu())
+        except Exception as error:  # runtimes raise errors of many types
+            raise InputError(
+                f"{self.path} does not run on images of the shape {tuple(images.shape)}: {str(error)[:300]}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -14,17 +61,18 @@ class Format:
     Attributes:
         name: Name of the format, as in ``sanet export --format NAME``.
         suffix: Ending of its files, with the dot.
-        write: Write a model to a file: ``write(model, example, path)``. The model is in evaluation mode and consists
-            of PyTorch's own operators; the example has shape (B, C, H, W) with B > 1, and B must stay free.
-        load: Open a file in the runtime of the format: ``load(path)`` returns a function from images to the output.
+        write: Write a model to a file: ``write(model, example, path, metadata, dynamic_size)``. The model is in
+            evaluation mode and consists of PyTorch's own operators; the example has shape (B, C, H, W) with B > 1, and
+            B must stay free; height and width too if ``dynamic_size`` is set. The metadata are values of JSON.
+        load: Open a file in the runtime of the format: ``load(path)`` returns an :class:`Artefact`.
         modules: Modules that ``write`` and ``load`` import, besides torch.
         extra: Extra of this package that installs the modules.
     """
 
     name: str
     suffix: str
-    write: Callable[[nn.Module, Tensor, Path], None]
-    load: Callable[[Path], Callable[[Tensor], Tensor]]
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, Any], bool], None]
+    load: Callable[[Path], Artefact]
     modules: tuple[str, ...] = ()
     extra: str = ""
 

@@ -1,35 +1,49 @@
 """ONNX, of standard operators only, run by ONNX Runtime."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .format import Format
+from .format import METADATA, Artefact, Format
 
 
-def write(model: nn.Module, example: Tensor, path: Path) -> None:
+def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write one ONNX file with its weights inside and a free batch size, from ``images`` to ``output``."""
-    torch.onnx.export(
+    import onnx
+
+    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
+    program = torch.onnx.export(
         model,
         (example,),
-        path,
         dynamo=True,
-        external_data=False,
         input_names=["images"],
         output_names=["output"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
         verbose=False,
     )
+    proto = program.model_proto  # pyright: ignore[reportOptionalMemberAccess]
+    onnx.helper.set_model_props(proto, {METADATA: json.dumps(metadata)})
+    onnx.save(proto, path)
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs the file in ONNX Runtime on the CPU."""
+def load(path: Path) -> Artefact:
+    """Open a file of one input in ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    (images,) = session.get_inputs()
+    shape = [size if isinstance(size, int) else None for size in images.shape]
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
+
+    def run(batch: Tensor) -> Any:
+        outputs = [torch.from_numpy(output) for output in session.run(None, {images.name: batch.numpy()})]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return Artefact(path, run, shape, metadata)
 
 
 FORMAT = Format("onnx", ".onnx", write, load, modules=("onnx", "onnxscript", "onnxruntime"), extra="onnx")

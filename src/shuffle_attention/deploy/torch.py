@@ -1,25 +1,37 @@
 """The .pt2 files of ``torch.export``, which any PyTorch loads without this package."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .format import Format
+from .format import METADATA, Artefact, Format
 
 
-def write(model: nn.Module, example: Tensor, path: Path) -> None:
+def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write an exported program with a free batch size."""
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, path)
+    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
+    sizes = ({axis: torch.export.Dim(name) for axis, name in free.items()},)
+    program = torch.export.export(model, (example,), dynamic_shapes=sizes)
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return the exported program as a function of the images."""
-    program: Any = torch.export.load(path).module()
-    return program
+def load(path: Path) -> Artefact:
+    """Open an exported program of one input."""
+    extra: dict[str, Any] = {METADATA: ""}
+    program = torch.export.load(path, extra_files=extra)
+    (shape,) = [
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
+    module: Any = program.module()
+    return Artefact(
+        path, module, [size if isinstance(size, int) else None for size in shape], json.loads(extra[METADATA] or "{}")
+    )
 
 
 FORMAT = Format("torch", ".pt2", write, load)
