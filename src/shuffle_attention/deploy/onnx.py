@@ -31,10 +31,14 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, 
 
 
 def load(path: Path) -> Artefact:
-    """Open a file of one input in ONNX Runtime on the CPU."""
+    """Open a file of one input in ONNX Runtime on the CPU, with as many threads as PyTorch has now."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would otherwise keep a core busy for a while after each run, which preprocessing needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
     shape = [size if isinstance(size, int) else None for size in images.shape]
     metadata = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
