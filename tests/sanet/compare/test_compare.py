@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import signal
 from pathlib import Path
@@ -10,13 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scipy import stats
 
 import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
 from shuffle_attention.sanet.compare.variants import Variant, variants_of
 from shuffle_attention.sanet.recipes.recipe import Recipe
-from shuffle_attention.sanet.statistics import paired_difference, summary
 from shuffle_attention.sanet.tasks.classification.task import evaluate
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
@@ -27,30 +24,6 @@ TWO = ("--attention", "none,shuffle")
 
 def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
-
-
-def test_mean_and_deviation():
-    found = summary({0: 1.0, 1: 2.0, 2: 6.0})
-    assert (found.mean, found.count) == (3.0, 3)
-    assert found.deviation == pytest.approx(math.sqrt(7))
-    assert summary({5: 2.0}).deviation is None
-    assert summary({}) is None
-
-
-def test_the_interval_is_that_of_scipys_paired_test():
-    accuracies, baseline = {0: 80.1, 1: 79.4, 2: 81.0, 7: 80.0}, {2: 80.2, 1: 79.1, 0: 79.9, 9: 1.0}
-    difference = paired_difference(accuracies, baseline)
-    test = stats.ttest_rel([80.1, 79.4, 81.0], [79.9, 79.1, 80.2])
-    interval = test.confidence_interval(0.95)
-    assert difference.by_seed == pytest.approx({0: 0.2, 1: 0.3, 2: 0.8})
-    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
-    # t(0.975, 2) = 4.3027; the deviation of 0.2, 0.3, 0.8 is 0.3215.
-    assert difference.high - difference.mean == pytest.approx(4.3027 * 0.32146 / math.sqrt(3), rel=1e-4)
-
-
-def test_one_seed_has_no_interval_and_none_no_difference():
-    assert paired_difference({0: 1.0}, {0: 0.5}).low is None
-    assert paired_difference({0: 1.0}, {1: 0.5}) is None
 
 
 def test_variants_differ_in_their_attention_alone():
