@@ -1,6 +1,8 @@
 """The interface of a deployment format, and of the files that it writes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 METADATA = "shuffle_attention"  # key of the metadata in a file, as JSON
+_DIGEST = "content_sha256"  # of the metadata: digest of what the file computes with
 
 
 class Artefact(nn.Module):
@@ -21,6 +24,7 @@ class Artefact(nn.Module):
         run: Function from images (B, C, H, W) to what the file returns.
         shape: Sizes of its input (B, C, H, W); None where any size is accepted. None if the file does not say.
         metadata: Description of the model that was written into the file; empty if another program wrote the file.
+        content: Function that returns what :func:`described` was given when the file was written.
     """
 
     def __init__(
@@ -29,9 +33,17 @@ class Artefact(nn.Module):
         run: Callable[[Tensor], Any],
         shape: Sequence[int | None] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        content: Callable[[], Iterable[bytes | Tensor]] | None = None,
     ):
         super().__init__()
         self.path, self.run, self.shape, self.metadata = path, run, shape, dict(metadata or {})
+        self.content = content
+
+    @property
+    def unaltered(self) -> bool | None:
+        """Whether the file still has the weights that were written; None if it does not record their digest."""
+        recorded = self.metadata.get(_DIGEST)
+        return None if recorded is None or self.content is None else _digest(self.content()) == recorded
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
@@ -52,6 +64,20 @@ class Artefact(nn.Module):
             raise InputError(
                 f"{self.path} does not run on images of the shape {tuple(images.shape)}: {str(error)[:300]}"
             ) from error
+
+
+def described(metadata: Mapping[str, Any], content: Iterable[bytes | Tensor]) -> str:
+    """Return the metadata of a file as JSON, with a digest of its weights, and of its graph if ``content`` has it."""
+    return json.dumps({**metadata, _DIGEST: _digest(content)})
+
+
+def _digest(content: Iterable[bytes | Tensor]) -> str:
+    digest = hashlib.sha256()
+    for part in content:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+        digest.update(part)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .format import METADATA, Artefact, Format
+from .format import METADATA, Artefact, Format, described
 
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
@@ -26,7 +26,7 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, 
         verbose=False,
     )
     proto = program.model_proto  # pyright: ignore[reportOptionalMemberAccess]
-    onnx.helper.set_model_props(proto, {METADATA: json.dumps(metadata)})
+    onnx.helper.set_model_props(proto, {METADATA: described(metadata, _content(proto))})
     onnx.save(proto, path)
 
 
@@ -47,7 +47,16 @@ def load(path: Path) -> Artefact:
         outputs = [torch.from_numpy(output) for output in session.run(None, {images.name: batch.numpy()})]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    return Artefact(path, run, shape, metadata)
+    def content() -> list[bytes]:
+        import onnx
+
+        return _content(onnx.load(path))
+
+    return Artefact(path, run, shape, metadata, content)
+
+
+def _content(proto: Any) -> list[bytes]:
+    return [proto.graph.SerializeToString(deterministic=True)]
 
 
 FORMAT = Format("onnx", ".onnx", write, load, modules=("onnx", "onnxscript", "onnxruntime"), extra="onnx")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .format import METADATA, Artefact, Format
+from .format import METADATA, Artefact, Format, described
 
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
@@ -16,7 +16,7 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, 
     free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     sizes = ({axis: torch.export.Dim(name) for axis, name in free.items()},)
     program = torch.export.export(model, (example,), dynamic_shapes=sizes)
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(program, path, extra_files={METADATA: described(metadata, _content(program))})
 
 
 def load(path: Path) -> Artefact:
@@ -29,9 +29,13 @@ def load(path: Path) -> Artefact:
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     module: Any = program.module()
-    return Artefact(
-        path, module, [size if isinstance(size, int) else None for size in shape], json.loads(extra[METADATA] or "{}")
-    )
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    return Artefact(path, module, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
+
+
+def _content(program: Any) -> list[Tensor]:
+    tensors = {**program.state_dict, **program.constants}
+    return [tensors[name] for name in sorted(tensors) if isinstance(tensors[name], Tensor)]
 
 
 FORMAT = Format("torch", ".pt2", write, load)
