@@ -21,7 +21,7 @@ WORKBENCH = [
     {"data"},
     {"compare", "explain", "network", "profile", "report", "tasks", "training"},
     {"demo"},
-    {"commands"},
+    {"commands", "parser"},
     {"cli"},
 ]
 FLOORS = {room: number for number, rooms in enumerate(LIBRARY) for room in rooms}

@@ -117,6 +117,8 @@ def run(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
         assert (launched.module, launched.training_script) == (True, "shuffle_attention")
         words = ["sanet", *launched.training_script_args]
     assert words[0] == "sanet"
+    if ">" in words:  # a redirection of the shell
+        words = words[: words.index(">")]
     goes_on = "--resume" in words or "--report-only" in words
     small = next((options for job, options in SMALL_FOR.items() if f" {job} " in command and not goes_on), [])
     if {"--from", "--initial", "--model-args"} & set(words) and "--model-args" in small:  # the model is given

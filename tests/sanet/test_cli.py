@@ -19,7 +19,7 @@ import torch
 import shuffle_attention.models
 from conftest import QUICK, sanet, sanet_here, write_tree
 from shuffle_attention.explain.maps import METHODS
-from shuffle_attention.sanet import cli
+from shuffle_attention.sanet import cli, parser
 from shuffle_attention.sanet.commands import Command, flag_of
 from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe, recipe_about, recipe_fields, recipe_names
 from shuffle_attention.sanet.recipes.settings import option
@@ -58,8 +58,8 @@ def test_help_has_groups_choices_and_defaults(capsys, name):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: sanet {name}")
-    for field, (declared, _) in cli.collect()[name].options().items():
-        assert (declared.metavar or field.upper() if declared.positional else flag_of(field)) in printed
+    for field, (declared, hint) in cli.collect()[name].options().items():
+        assert (parser.metavar_of(field, declared, hint) if declared.positional else flag_of(field)) in printed
 
 
 def test_help_of_train_starts_each_group_with_the_common_options(capsys):
@@ -133,7 +133,7 @@ def test_without_the_extra_help_comes_and_train_names_the_extra(tmp_path):
     [
         ("trian", "no command 'trian'; did you mean train?"),
         ("detect evl", "no command 'detect evl'; did you mean detect eval"),
-        ("abacus", "no command 'abacus'; there are compare, demo"),
+        ("abacus", "no command 'abacus'; there are compare, completion, demo"),
     ],
 )
 def test_an_unknown_command_gets_the_closest(capsys, command, message):

@@ -1,6 +1,7 @@
 """BatchNorm and what follows it in a residual block as one op instead of several modules, and when that is possible."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +37,58 @@ def can_fuse(
         act: The activation at the end; None or ``nn.Identity`` for nothing.
         drop: What drops values or the branch in training (DropBlock or stochastic depth), or None.
     """
+    return not obstacle(u, shortcut, norm, attention, act, drop)
+
+
+def obstacle(
+    u: Tensor,
+    shortcut: Tensor | None,
+    norm: nn.Module | None,
+    attention: nn.Module | None,
+    act: nn.Module | None,
+    drop: nn.Module | None,
+) -> str:
+    """Return why :func:`can_fuse` does not hold, empty if it does."""
     if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return False
-    return (
-        fusable(norm, attention, act)
-        and (drop is None or not drop.training)
-        and has_kernels(u, whole=not (_is_absent(norm) or _is_absent(attention)))
-        and (shortcut is None or (u.dtype == shortcut.dtype and u.shape == shortcut.shape))
-        and not any(is_hooked(module) for module in (norm, attention, act, drop) if module is not None)
-    )
+        return "the graph must show its modules"
+    if not fusable(norm, attention, act):
+        kinds = ", ".join(type(module).__name__ for module in (norm, attention, act) if not _is_absent(module))
+        return f"one op computes BatchNorm2d, ShuffleAttention and ReLU, and not {kinds}"
+    if drop is not None and drop.training:
+        return f"{type(drop).__name__} drops values in training"
+    if not has_kernels(u, whole=not (_is_absent(norm) or _is_absent(attention))):
+        return f"there is no kernel for {u.dtype} on {u.device.type}"
+    if shortcut is not None and (u.dtype != shortcut.dtype or u.shape != shortcut.shape):
+        return "the branch and its shortcut have different types or shapes"
+    if any(is_hooked(module) for module in (norm, attention, act, drop) if module is not None):
+        return "a hook observes its modules"
+    return ""
+
+
+def obstacles(model: nn.Module, x: Tensor) -> tuple[int, dict[str, str]]:
+    """Run a model once, and return how many ends of residual blocks ran as one op, and why others did not.
+
+    Args:
+        model: Model, in the mode to be examined.
+        x: Its input, on its device.
+
+    Returns:
+        The number of fused ends, and the reason of each other one by the name of its norm.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    fused, reasons = 0, {}
+
+    def observe(u: Tensor, shortcut: Tensor | None, norm: nn.Module | None, *others: nn.Module | None) -> bool:
+        nonlocal fused
+        reason = obstacle(u, shortcut, norm, *others)
+        if shortcut is not None and reason:
+            reasons[names.get(id(norm), "a block without a norm")] = reason
+        fused += shortcut is not None and not reason
+        return not reason
+
+    with mock.patch(f"{__name__}.can_fuse", observe), torch.no_grad():
+        model(x)
+    return fused, reasons
 
 
 def fusable(norm: nn.Module | None, attention: nn.Module | None, act: nn.Module | None) -> bool:

@@ -26,6 +26,7 @@ class Command(Settings):
         examples: Lines to end the help with.
         recipe_type: Class of the recipe whose fields are options too, if any.
         recipe_fields: Names of those fields; None for all.
+        modules: Modules of the extra ``sanet`` that it cannot do without.
         overrides: Fields of the recipe that were given.
         known: All commands by name.
     """
@@ -35,6 +36,7 @@ class Command(Settings):
     examples: ClassVar[str] = ""
     recipe_type: ClassVar[Any] = None
     recipe_fields: ClassVar[str | None] = None
+    modules: ClassVar[tuple[str, ...]] = ("rich", "matplotlib", "jinja2", "sklearn", "scipy")
     overrides: dict[str, Any] = field(default_factory=dict)
     known: ClassVar[dict[str, type[Command]]] = {}
 
