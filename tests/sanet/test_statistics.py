@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from shuffle_attention.sanet.statistics import (
+    chance_reach,
     confidence_sequence,
     detectable,
     deviation_of,
@@ -62,7 +63,7 @@ def test_simultaneous_intervals_of_two_variants_are_the_paired_one():
     scores = {0: 80.1, 1: 79.4, 2: 81.0}, {0: 79.9, 1: 79.1, 2: 80.2, 3: 5.0}
     difference, both = paired_difference(*scores), simultaneous(scores)
     assert both.half_width == pytest.approx(difference.high - difference.mean, rel=1e-3)
-    assert (both.seeds, both.deviation.freedom) == (3, 2)
+    assert (both.seeds, both.deviation.freedom) == ([0, 1, 2], 2)
     assert both.deviation.value == pytest.approx(np.std([0.2, 0.3, 0.8], ddof=1))
     assert simultaneous([{0: 1.0}, {0: 2.0}]) is None
     assert simultaneous([{0: 1.0, 1: 2.0}, {2: 2.0, 3: 1.0}]) is None
@@ -96,6 +97,14 @@ def test_a_plan_is_the_least_number_of_seeds():
     assert seeds_needed(0.5, 1000.0) is None
     assert power_of(detectable(0.8, 10), 0.8, 10) == pytest.approx(0.8)
     assert detectable(0.0, 10) == 0
+
+
+def test_chance_stays_within_its_reach_in_95_percent_of_comparisons():
+    pairs, inside = np.random.default_rng(4).normal(size=(2, 1_000, 4)), 0
+    for one, other in zip(*pairs, strict=True):
+        ruler = paired_difference(dict(enumerate(one)), dict.fromkeys(range(4), 0.0))
+        inside += abs(other.mean()) <= chance_reach(ruler)
+    assert inside / 1_000 == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_range_of_a_deviation_contains_it_in_95_percent_of_experiments():

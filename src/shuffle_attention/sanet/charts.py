@@ -40,6 +40,16 @@ class Curve:
     dashed: bool = False
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One row of :func:`draw_differences`: a difference with its interval."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+
+
 def new_figure(width: float, height: float) -> Any:
     """Return a figure of matplotlib, its sides in inches, that needs no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -154,6 +164,23 @@ def _draw_rows(circles: Sequence[Circle], title: str, path: Path, score: str) ->
         axes.set_yticks(range(len(circles)), [f"{circle.label}\n{_cost(circle)}" for circle in circles], fontsize=8)
         axes.set_ylim(len(circles) - 0.4, -0.6)
         axes.set_xlim(*_limits(circles))
+        _label(axes, score, "", title)
+
+
+def draw_differences(bars: Sequence[Bar], reach: float | None, title: str, path: Path, score: str) -> None:
+    """Draw differences to a baseline with their intervals, and as a band how far chance alone reaches from 0."""
+    with drawing(path, 8, 1.5 + 0.45 * len(bars)) as figure:
+        axes = figure.add_subplot()
+        if reach is not None:
+            axes.axvspan(-reach, reach, color="0.88", lw=0, label=f"chance alone, ±{reach:.2f}")
+            figure.legend(loc="outside lower right", fontsize=8)
+        axes.axvline(0, color="0.3", lw=0.8)
+        for row, bar in enumerate(bars):
+            ends = [[bar.mean - bar.low], [bar.high - bar.mean]]
+            axes.errorbar(bar.mean, row, xerr=ends, fmt="o", color="C0", capsize=4)
+            axes.annotate(f"{bar.mean:+.2f}", (bar.mean, row), (0, 5), textcoords="offset points", ha="center")
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
+        axes.set_ylim(len(bars) - 0.4, -0.7)
         _label(axes, score, "", title)
 
 

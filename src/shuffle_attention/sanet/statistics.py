@@ -80,6 +80,19 @@ def paired_difference(
     return PairedDifference(mean, low, high, by_seed)
 
 
+def chance_reach(difference: PairedDifference, confidence: float = 0.95) -> float:
+    """Return how large the mean difference of two models of one distribution becomes by chance.
+
+    From the differences of a pair that is known to be of one distribution, whose mean is therefore 0: another such
+    mean over as many seeds lies within plus and minus this with the given probability.
+    """
+    from scipy.stats import t
+
+    values = list(difference.by_seed.values())
+    squares = statistics.fmean(value**2 for value in values)
+    return float(t.isf((1 - confidence) / 2, len(values))) * math.sqrt(squares / len(values))
+
+
 @dataclass(frozen=True)
 class Deviation:
     """Standard deviation of a paired difference, estimated from few seeds.
@@ -112,12 +125,12 @@ class Simultaneous:
 
     Attributes:
         half_width: Half the length of each interval.
-        seeds: Number of seeds that all variants share.
+        seeds: Seeds that all variants share.
         deviation: Deviation of a paired difference, pooled over all variants.
     """
 
     half_width: float
-    seeds: int
+    seeds: list[int]
     deviation: Deviation
 
 
@@ -147,7 +160,7 @@ def simultaneous(scores: Sequence[Mapping[int, float]], confidence: float = 0.95
     freedom = (len(table) - 1) * (len(shared) - 1)
     deviation = math.sqrt(2 * float(np.square(residuals).sum()) / freedom)
     factor = dunnett_factor(len(table) - 1, freedom, confidence)
-    return Simultaneous(factor * deviation / math.sqrt(len(shared)), len(shared), deviation_of(deviation, freedom))
+    return Simultaneous(factor * deviation / math.sqrt(len(shared)), shared, deviation_of(deviation, freedom))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 
 import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
-from shuffle_attention.sanet.compare.variants import Variant, variants_of
+from shuffle_attention import ShuffleAttention
+from shuffle_attention.errors import InputError
+from shuffle_attention.sanet.compare.variants import Variant, null_of, variants_of
+from shuffle_attention.sanet.network import create_network
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.tasks.classification.task import evaluate
 from shuffle_attention.sanet.training.run_folder import RunFolder
@@ -55,6 +59,7 @@ def test_variants_differ_in_their_attention_alone():
         ((*TWO, "--recipe", "digits", "--model-args", "{nonsense: 1}"), "nonsense=1"),
         (("--models", "resnet10t,resnet17", "--recipe", "digits"), "no model 'resnet17'"),
         (("--report-only",), "no comparison in out"),
+        ((*TWO, "--null", "--recipe", "digits", "--initial", "x.pt"), "--null needs models that start from random"),
     ],
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, message):
@@ -238,6 +243,102 @@ def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> SimpleNam
     files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)])
     files.summary.write_text("{}")
     return SimpleNamespace(stop=None)
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_the_null_of_shuffle_attention_is_the_same_network_without_the_shuffle():
+    base = Recipe(model_args={"channels": [8, 16, 16, 32]})
+    variants = variants_of(["none", "se", "shuffle"], 18, [])
+    null = null_of(variants, base)
+    assert (null.name, null.twin, null.redrawn) == ("shuffle-null", "shuffle", False)
+    models = [create_network(each.recipe(base, 0), 4) for each in (variants[2], null)]
+    layers = [[m for m in model.modules() if isinstance(m, ShuffleAttention)] for model in models]
+    assert [{layer.shuffle for layer in each} for each in layers] == [{True}, {False}]
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    # Where the recipe leaves the shuffle out, the null has it.
+    without = base.replaced(model_args={"attention_options": {"shuffle": False}})
+    assert null_of(variants[2:], without).recipe(without, 0).model_args["attention_options"] == {"shuffle": True}
+    attached = base.replaced(attach={"name": "eca"})  # which reads the channels in their order
+    assert null_of(variants, attached).twin == "none"
+
+
+def test_the_null_of_other_networks_has_other_initial_weights():
+    base = Recipe()
+    null = null_of(variants_of([], 18, ["resnet10t", "resnet18"]), base)
+    assert (null.name, null.model, null.twin) == ("resnet10t-null", "resnet10t", "resnet10t")
+    assert [null.recipe(base, seed).init_seed for seed in (0, 5)] == [2**31, 2**31 + 5]
+    assert null.recipe(base.replaced(init_seed=2**31 + 1), 5).init_seed == 1
+    assert null.recipe(base, 5).seed == 5
+
+
+@pytest.mark.parametrize(
+    "changes", [{"initial": "start.pt"}, {"model_args": {"pretrained": True}}], ids=["initial", "pretrained"]
+)
+def test_a_null_of_trained_weights_is_refused(changes):
+    with pytest.raises(InputError, match="random weights"):
+        null_of(variants_of(["none", "shuffle"], 18, []), Recipe(**changes))
+
+
+def scored(monkeypatch, scores: dict[str, list[float]]) -> list[Recipe]:
+    """Replace training by these scores, by variant and seed, and return the list of recipes that are "trained"."""
+    trained = []
+
+    def train(recipe: Recipe, folder: Path, process, **options) -> SimpleNamespace:
+        trained.append(recipe)
+        files = RunFolder(Path(folder))
+        values = scores[Path(folder).parent.name]
+        files.begin(recipe, [{"epoch": n + 1, "val_top1": values[recipe.seed]} for n in range(recipe.epochs)])
+        files.summary.write_text("{}")
+        return SimpleNamespace(stop=None)
+
+    monkeypatch.setattr(comparing, "train", train)
+    return trained
+
+
+def test_every_table_has_what_chance_does(shared_tree, tmp_path, monkeypatch, capsys):
+    scores = {"none": [50, 52, 51], "shuffle": [51, 52.5, 53], "se": [50, 52, 50.5], "shuffle-null": [51.5, 52, 53.2]}
+    trained = scored(monkeypatch, scores)
+    folder = tmp_path / "out"
+    arguments = ("compare", *SMALL, "--data", shared_tree, "--output", folder, "--seeds", 3)
+    assert sanet_here(*arguments, "--attention", "none,shuffle,se", "--null", "--report") == 0
+    options = [recipe.model_args.get("attention_options") for recipe in trained[:4]]
+    assert options == [None, None, None, {"shuffle": False}]
+    printed = capsys.readouterr().out
+    chance = results(folder)["chance"]
+    assert (chance["null"], chance["twin"]) == ("shuffle-null", "shuffle")
+    assert chance["difference"]["by_seed"] == pytest.approx({"0": 0.5, "1": -0.5, "2": 0.2})
+    reach = 3.182446 * math.sqrt((0.25 + 0.25 + 0.04) / 3 / 3)  # Student's with three degrees of freedom
+    assert chance["reach"] == pytest.approx(reach)
+    page = (folder / "report.html").read_text()
+    for text in (printed, page):
+        assert "chance: shuffle-null minus shuffle" in text
+        assert f"over 3 seeds by up to {reach:.2f} points in 95 % of comparisons" in text
+        assert "with 80 % power" in text
+    by_name = {variant["name"]: variant for variant in results(folder)["variants"]}
+    low, high = by_name["shuffle"]["simultaneous"]
+    assert (low + high) / 2 == pytest.approx(by_name["shuffle"]["difference"]["mean"])
+    # Nulls and the baseline are not among what is compared.
+    assert by_name["shuffle-null"]["simultaneous"] is by_name["none"]["simultaneous"] is None
+    assert (folder / "differences.png").read_bytes().startswith(PNG)
+    # The variant that the null belongs to is known without the option, and so is its recipe.
+    assert sanet_here("compare", "--output", folder, "--report-only") == 0
+    assert results(folder)["chance"] == chance
+    assert sanet_here(*arguments, "--attention", "none,shuffle", "--null", "--no-report") == 0
+    assert len(trained) == 12
+
+
+@pytest.mark.parametrize(("given", "seed"), [((), 3), (("--init-seed", 7), 7)])
+def test_initial_weights_have_a_seed_of_their_own(shared_tree, tmp_path, monkeypatch, capsys, given, seed):
+    def create(*arguments, **options):
+        raise InputError(f"created with {torch.initial_seed()}")
+
+    monkeypatch.setattr("shuffle_attention.sanet.tasks.classification.task.create_network", create)
+    arguments = ("train", *QUICK, "--seed", 3, "--data", shared_tree, "--output", tmp_path / "run", *given)
+    assert sanet_here(*arguments) == 2
+    assert f"created with {seed}" in capsys.readouterr().err
 
 
 def test_a_stop_that_comes_when_a_run_has_ended_stops_the_comparison(shared_tree, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,8 @@ from torch.nn import functional
 from conftest import CPU, QUICK, sanet_here, write_tree
 from shuffle_attention.errors import DataError
 from shuffle_attention.sanet.compare.comparison import read_comparison
-from shuffle_attention.sanet.compare.findings import findings, findings_table
+from shuffle_attention.sanet.compare.findings import findings
+from shuffle_attention.sanet.compare.table import findings_table
 from shuffle_attention.sanet.report.html import embedded
 from shuffle_attention.sanet.tasks.classification.report import (
     Predictions,
@@ -271,9 +272,9 @@ def test_the_report_of_a_comparison_has_its_table_and_leads_to_its_runs(oddly_na
     found = findings(comparison)
     table = findings_table(comparison, found)
     assert table.columns[-1] == "over\nnone"  # one seed has no interval
-    assert "Student" not in table.note
+    assert "Student" not in " ".join(table.notes)
     assert page.tables["findings"] == [[column.replace("\n", "") for column in table.columns], *table.rows]
-    assert table.note in page.text
+    assert all(note in page.text for note in table.notes)
     assert page.links == ["none/seed-0/report.html", "shuffle/seed-0/report.html"]
     assert "One seed gives no interval" in page.text
     assert "probability of a horizontal flip" in page.text  # among all settings

@@ -46,13 +46,14 @@ class Compare(Command):
     preserve: Literal["both", "yes", "no"] | None = option(
         None, "attach so that the model computes what it did before (both)"
     )
+    null: bool = option(False, "add a model of the same distribution as another one: what chance does")
     report_only: bool = option(False, "report the runs in the folder, and train nothing")
 
     def run(self) -> int:
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""
         from ...checkpoints import read_checkpoint
         from ..compare.comparison import Comparison, count_classes
-        from ..compare.variants import attached_variants, variants_of
+        from ..compare.variants import attached_variants, null_of, variants_of
         from ..console import console
         from ..network import recipe_of
         from ..tasks.classification.choice import choose_recipe
@@ -90,6 +91,8 @@ class Compare(Command):
             variants = attached_variants(self.attention, plain, self.where or "residual", self.preserve or "both")
             as_trained = {key: getattr(plain, key) for key in _OF_THE_MODEL if key not in overrides}
             recipe = recipe.replaced(**as_trained, initial=start)
+        if self.null:
+            variants = [*variants, null_of(variants, recipe)]
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
         comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe))
         return run_comparison(comparison, recipe.device)
@@ -166,7 +169,8 @@ def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int],
 
 
 def _report(comparison: Comparison, failed: dict[str, str], *, process: Process | None) -> int:
-    from ..compare.findings import findings, print_findings, write_findings
+    from ..compare.findings import findings, write_findings
+    from ..compare.table import print_findings
     from ..console import console
     from ..report.comparison import write_comparison_report
     from ..report.html import log_failures

@@ -24,7 +24,7 @@ from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
 from ..training.run_lock import LOCK, run_lock
 from ..training.signals import Interrupted
-from .variants import Variant
+from .variants import FURTHER, Variant
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Comparison:
             "kind": self.kind,
             "num_classes": self.num_classes,
             "recipe": self.shared_fields(),
-            "variants": {v.name: [v.model, v.model_args, v.attach] for v in self.variants},
+            "variants": {variant.name: variant.to_list() for variant in self.variants},
         }
         trained = any(RunFolder(config.parent).trained for config in self.folder.glob("*/seed-*/config.yaml"))
         trained = trained or any(self.folder.glob("*/seed-*/weights/last.pt"))  # by ultralytics
@@ -255,7 +255,7 @@ def read_comparison(folder: Path) -> Comparison:
         base = cls.recipe_type().replaced(**{str(name): value for name, value in content["recipe"].items()})
     except InputError as error:
         raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
-    variants = [Variant(name, *what) for name, what in content["variants"].items()]
+    variants = [Variant(name, *what[:3], **dict(*what[3:])) for name, what in content["variants"].items()]
     names = {path.name for variant in variants for path in (folder / variant.name).glob("seed-*")}
     seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch("seed-[0-9]+", name))
     return cls(variants, base, seeds, folder, content.get("num_classes") or count_classes(base))
@@ -276,10 +276,13 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:  # not YAML, or not text
         raise InputError(f"{path} cannot be used: {error}") from error
     right = isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("recipe", "variants"))
-    kinds = (str, dict, dict)
-    if not right or not all(
-        isinstance(what, list) and len(what) == len(kinds) and all(map(isinstance, what, kinds))
-        for what in content["variants"].values()
-    ):
+    if not right or not all(_is_variant(what) for what in content["variants"].values()):
         raise InputError(f"{path} does not name what is compared")
     return content
+
+
+def _is_variant(what: Any) -> bool:
+    """Return whether a value is what :meth:`Variant.to_list` returns."""
+    kinds = (str, dict, dict, dict)
+    right = isinstance(what, list) and len(what) in (3, 4) and all(map(isinstance, what, kinds))
+    return right and set(*what[3:]) <= {*FURTHER}

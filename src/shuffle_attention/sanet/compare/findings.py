@@ -1,5 +1,6 @@
-"""The results of a comparison: a table, and the same as JSON, CSV and charts."""
+"""The results of a comparison, and the files that they are written to: JSON, CSV and charts."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,11 +8,19 @@ from typing import Any
 
 from ...errors import InputError, counted
 from ...files import write_csv, write_json
-from ..charts import Circle, Curve, draw_accuracy, draw_steps
-from ..console import console, table
+from ..charts import Bar, Circle, Curve, draw_accuracy, draw_differences, draw_steps
 from ..environment import environment
 from ..profile.costs import Size
-from ..statistics import PairedDifference, Summary, paired_difference, summary
+from ..statistics import (
+    Deviation,
+    PairedDifference,
+    Summary,
+    chance_reach,
+    detectable,
+    paired_difference,
+    simultaneous,
+    summary,
+)
 from .comparison import Comparison
 
 
@@ -26,6 +35,7 @@ class Finding:
         best: Score of the best epoch, by seed; too high, since the epoch is chosen on the same images.
         mean: Summary of ``scores``; None if no run is finished.
         difference: Difference to the baseline, paired by seed; None for the baseline.
+        simultaneous: Its interval among those that hold for all variants together; None for the baseline and a null.
     """
 
     name: str
@@ -34,24 +44,48 @@ class Finding:
     best: dict[int, float]
     mean: Summary | None
     difference: PairedDifference | None
+    simultaneous: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class FindingsTable:
-    """Results as text.
+class Chance:
+    """What chance does: the difference of a null to the variant that has the same distribution.
 
     Attributes:
-        columns: Heading of each column, of two lines; empty for the names.
-        rows: The cells of each variant.
-        note: Explanation below the table.
+        null: Name of the null.
+        twin: Name of the other variant.
+        difference: Difference of the two, paired by seed.
+        reach: How far from 0 such a mean difference lies by chance, in 95 % of comparisons with as many seeds.
     """
 
-    columns: list[str]
-    rows: list[list[str]]
-    note: str
+    null: str
+    twin: str
+    difference: PairedDifference
+    reach: float
 
 
-def findings(comparison: Comparison) -> list[Finding]:
+@dataclass(frozen=True)
+class Findings:
+    """The results of a comparison.
+
+    Attributes:
+        variants: Results of each variant, the baseline first.
+        chance: What chance does, if a null was trained.
+        deviation: Deviation of a paired difference, pooled over the variants.
+        detectable: True difference that the seeds detect with a power of 80 %, and its range.
+    """
+
+    variants: list[Finding]
+    chance: Chance | None = None
+    deviation: Deviation | None = None
+    detectable: tuple[float, float, float] | None = None
+
+    @property
+    def baseline(self) -> Finding:
+        return self.variants[0]
+
+
+def findings(comparison: Comparison) -> Findings:
     """Return the results of the finished runs of a comparison, in the order of its variants.
 
     Raises:
@@ -66,80 +100,49 @@ def findings(comparison: Comparison) -> list[Finding]:
             histories[run.variant.name][run.seed] = run.scores(comparison.score, comparison.base.epochs)
     last = {name: {seed: scores[-1] for seed, scores in runs.items()} for name, runs in histories.items()}
     baseline = comparison.variants[0].name
-    return [
-        Finding(
-            name,
-            sizes[name],
-            last[name],
-            {seed: max(scores) for seed, scores in runs.items()},
-            summary(last[name]),
-            None if name == baseline else paired_difference(last[name], last[baseline]),
-        )
-        for name, runs in histories.items()
-    ]
+    compared = [v.name for v in comparison.variants[1:] if not v.twin and last[v.name]]
+    together = simultaneous([last[baseline], *(last[name] for name in compared)])
+    results = []
+    for name, runs in histories.items():
+        difference = None if name == baseline else paired_difference(last[name], last[baseline])
+        interval = None
+        if together and difference and name in compared:
+            middle = statistics.fmean(difference.by_seed[seed] for seed in together.seeds)
+            interval = middle - together.half_width, middle + together.half_width
+        best = {seed: max(scores) for seed, scores in runs.items()}
+        results.append(Finding(name, sizes[name], last[name], best, summary(last[name]), difference, interval))
+    if together is None:
+        return Findings(results, _chance(comparison, last))
+    spread, seeds = together.deviation, len(together.seeds)
+    detected = [detectable(value, seeds) for value in (spread.value, spread.low, spread.high)]
+    return Findings(results, _chance(comparison, last), spread, (detected[0], detected[1], detected[2]))
 
 
-def findings_table(comparison: Comparison, results: list[Finding]) -> FindingsTable:
-    """Return the table: without deviations and intervals if one seed is finished, with counts if runs are missing."""
-    label, seeds = comparison.score.label, len(comparison.seeds)
-    incomplete = any(len(finding.scores) < seeds for finding in results)
-    several = any(len(finding.scores) > 1 for finding in results)
-    baseline = results[0].name
-    columns = ["", "params\nM", "\nGFLOPs", f"{label}\n%", "\nstd", f"over\n{baseline}", "95 %\ninterval", "\nruns"]
-    shown = [True, True, True, True, several, True, several, incomplete]
-    rows = []
-    for finding in results:
-        mean, difference = finding.mean, finding.difference
-        row = [
-            finding.name,
-            f"{finding.size.parameters / 1e6:.3f}",
-            f"{finding.size.multiply_adds / 1e9:.3f}",
-            "-" if mean is None else f"{mean.mean:.2f}",
-            "-" if mean is None or mean.deviation is None else f"{mean.deviation:.2f}",
-            "" if difference is None else f"{difference.mean:+.2f}",
-            "" if difference is None else _interval(difference),
-            f"{len(finding.scores)}/{seeds}",
-        ]
-        rows.append([cell for cell, show in zip(row, shown, strict=True) if show])
-    each = "" if incomplete else f"{counted(seeds, 'seed')} each; "
-    note = f"{each}{label} after the last epoch. " + (
-        "Differences are paired by seed, with Student's interval over the seeds. An interval that contains 0 shows no "
-        "difference."
-        if several
-        else "One seed gives no interval: another seed may change any difference."
-    )
-    return FindingsTable([column for column, show in zip(columns, shown, strict=True) if show], rows, note)
+def _chance(comparison: Comparison, scores: Mapping[str, Mapping[int, float]]) -> Chance | None:
+    for variant in comparison.variants:
+        if variant.twin in scores and (difference := paired_difference(scores[variant.name], scores[variant.twin])):
+            return Chance(variant.name, variant.twin, difference, chance_reach(difference))
+    return None
 
 
-def print_findings(comparison: Comparison, results: list[Finding]) -> None:
-    """Print the table."""
-    content = findings_table(comparison, results)
-    shown = table(content.columns)
-    for row in content.rows:
-        shown.add_row(*row)
-    console.print(shown)
-    console.print(content.note)
-
-
-def _interval(difference: PairedDifference) -> str:
-    if difference.low is None or difference.high is None:
-        return "-"
-    return f"[{difference.low:+.2f}, {difference.high:+.2f}]"
-
-
-def write_findings(comparison: Comparison, results: list[Finding], failed: Mapping[str, str]) -> list[Path]:
+def write_findings(comparison: Comparison, results: Findings, failed: Mapping[str, str]) -> list[Path]:
     """Write ``comparison.json``, ``comparison.csv`` and charts, each completely or not at all, and return their paths.
 
-    ``comparison.png`` needs a finished run, ``curves.png`` evaluations within the epochs.
+    ``comparison.png`` needs a finished run, ``differences.png`` two seeds, ``curves.png`` evaluations within epochs.
     """
     base, score, folder = comparison.base, comparison.score, comparison.folder
     content: dict[str, Any] = {
-        "baseline": results[0].name,
+        "baseline": results.baseline.name,
         "data": base.data,
         "recipe": comparison.shared_fields(),
         "seeds": comparison.seeds,
         "figure": f"{score.label} on the validation images after the last epoch, in percent",
-        "variants": [{score.name if k == "scores" else k: v for k, v in asdict(each).items()} for each in results],
+        "variants": [
+            {score.name if k == "scores" else k: v for k, v in asdict(each).items()} for each in results.variants
+        ],
+        "chance": results.chance and asdict(results.chance),
+        "deviation": results.deviation and asdict(results.deviation),
+        "detectable": results.detectable,
         "curves": _curves(comparison),
         "failed": dict(failed),
         "trained_on": trained_on(comparison),
@@ -148,7 +151,7 @@ def write_findings(comparison: Comparison, results: list[Finding], failed: Mappi
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_json(written[0], content)
     columns = ("variant", "seed", score.name, f"best_{score.name}", "over_baseline", "parameters", "multiply_adds")
-    write_csv(written[1], [dict(zip(columns, row, strict=True)) for row in _rows(results)], columns)
+    write_csv(written[1], [dict(zip(columns, row, strict=True)) for row in _rows(results.variants)], columns)
     data, axis = Path(base.data).name, f"{score.label}, %"
     if curves := content["curves"]:
         written.append(folder / "curves.png")
@@ -160,13 +163,23 @@ def write_findings(comparison: Comparison, results: list[Finding], failed: Mappi
         draw_steps(lines, f"{data}, mean over the seeds of each", written[-1], axis)
     circles = [
         Circle(f.name, f.size.parameters / 1e6, f.size.multiply_adds / 1e9, f.mean.mean, f.mean.deviation)
-        for f in results
+        for f in results.variants
         if f.mean is not None
     ]
     if circles:
         written.append(folder / "comparison.png")
-        title = f"{data}, {counted(base.epochs, 'epoch')}, {_runs_in_words(results)}"
+        title = f"{data}, {counted(base.epochs, 'epoch')}, {_runs_in_words(results.variants)}"
         draw_accuracy(circles, title, written[-1], axis)
+    bars = [
+        Bar(f.name, f.difference.mean, f.difference.low, f.difference.high)
+        for f in results.variants
+        if f.difference and f.difference.low is not None and f.difference.high is not None
+    ]
+    if bars:
+        written.append(folder / "differences.png")
+        reach = results.chance and results.chance.reach
+        title = f"{data}: difference to {results.baseline.name} with 95 % intervals"
+        draw_differences(bars, reach, title, written[-1], f"{score.label}, points")
     return written
 
 

@@ -1,7 +1,7 @@
 """The models of a comparison: what is compared, by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ from ...attention import get_spec, register_attention
 from ...attention.spec import Attention
 from ...errors import InputError
 from ...models.attention_resnet import resnet_with
+
+# Arguments of a model that give it weights, whose channels have an order.
+_SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -20,19 +23,60 @@ class Variant:
         model: Name of the model in timm.
         model_args: Arguments to create it with; those of the recipe come on top.
         attach: Attention attached to it: arguments of :func:`attach`.
+        own_args: Arguments that come on top of those of the recipe.
+        twin: For a null, the name of the variant that has the same distribution; empty for all others.
+        redrawn: Whether initial weights are drawn with another seed than everything else of a run.
     """
 
     name: str
     model: str
     model_args: dict[str, Any]
     attach: dict[str, Any] = field(default_factory=dict)
+    own_args: dict[str, Any] = field(default_factory=dict)
+    twin: str = ""
+    redrawn: bool = False
 
     def recipe(self, base: Any, seed: int) -> Any:
         """Return the recipe of the run with a seed."""
         own: dict[str, Any] = {"attach": self.attach} if self.attach else {}
-        if self.model_args:
-            own["model_args"] = self.model_args | base.model_args
+        if self.model_args or self.own_args:
+            own["model_args"] = self.model_args | base.model_args | self.own_args
+        if self.redrawn:
+            own["init_seed"] = ((base.init_seed or seed) + 2**31) % 2**32
         return base.replaced(model=self.model, seed=seed, **own)
+
+    def to_list(self) -> list[Any]:
+        """Return all but the name as plain values: model, its arguments, attention, and fields that are not empty."""
+        further = {name: getattr(self, name) for name in FURTHER if getattr(self, name)}
+        return [self.model, self.model_args, self.attach, *([further] if further else [])]
+
+
+FURTHER = ("own_args", "twin", "redrawn")
+
+
+def null_of(variants: Sequence[Variant], base: Any) -> Variant:
+    """Return a variant that has the same distribution as another one, so that it differs from it by chance alone.
+
+    Of the first SA-ResNet this is the same network without the shuffle (docs/shuffle.md has the proof); without one, it
+    is the baseline with initial weights from another seed, on the same images in the same order.
+
+    Raises:
+        InputError: If the models do not start from random weights.
+    """
+    recipe = variants[0].recipe(base, 0)
+    if recipe.initial or any(recipe.model_args.get(name) for name in _SOURCES_OF_WEIGHTS):
+        raise InputError(
+            "--null needs models that start from random weights: those of trained models are in an order of channels "
+            "that a shuffle destroys"
+        )
+    for variant in variants:
+        if variant.model.startswith("sa_resnet") and not recipe.attach:
+            options = (variant.model_args | base.model_args).get("attention_options") or {}
+            other = {**options, "shuffle": not options.get("shuffle", True)}
+            return replace(
+                variant, name=f"{variant.name}-null", own_args={"attention_options": other}, twin=variant.name
+            )
+    return replace(variants[0], name=f"{variants[0].name}-null", twin=variants[0].name, redrawn=True)
 
 
 def variants_of(attentions: Sequence[Attention], depth: int, models: Sequence[str]) -> list[Variant]:

@@ -98,6 +98,9 @@ class RunRecipe(Settings):
         "fp32", "mixed precision, with loss scaling for fp16", "machine"
     )
     seed: int = option(0, "seed of all random numbers", "machine", minimum=0, below=2**32)
+    init_seed: int | None = option(
+        None, "seed of the initial weights (that of the run)", "machine", minimum=0, below=2**32
+    )
     channels_last: bool = option(False, "NHWC memory format", "machine")
     memory: Literal["keep", "rebuild"] = option(
         "keep", "rebuild: recompute normalised maps in the backward pass, which keeps a fifth less memory", "machine"

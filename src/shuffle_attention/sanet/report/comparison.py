@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ..compare.comparison import Comparison
-from ..compare.findings import Finding, findings_table, trained_on
+from ..compare.findings import Findings, trained_on
+from ..compare.table import findings_table
 from ..training.run_folder import REPORT
 from .html import embedded_file, write_page
 from .run import changed_fields, fields_by_group
@@ -15,7 +16,7 @@ _NAMED = 4  # variants in the heading
 _NOT_SHARED = ("model", "seed")
 
 
-def write_comparison_report(comparison: Comparison, results: list[Finding], failed: Mapping[str, str]) -> Path:
+def write_comparison_report(comparison: Comparison, results: Findings, failed: Mapping[str, str]) -> Path:
     """Write ``report.html`` of a comparison beside its other files and return its path.
 
     ``failed`` has the reasons of failed runs, by folder.
@@ -24,10 +25,15 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
     table = findings_table(comparison, results)
     images = [
         (title, embedded_file(folder / name))
-        for name, title in (("comparison.png", "Accuracy and size"), ("curves.png", "Accuracy over the steps"))
+        for name, title in (
+            ("differences.png", "Differences beside what chance does"),
+            ("comparison.png", "Accuracy and size"),
+            ("curves.png", "Accuracy over the steps"),
+        )
         if (folder / name).exists()
     ]
-    compared = ", ".join(finding.name for finding in results) if len(results) <= _NAMED else f"{len(results)} variants"
+    names = [finding.name for finding in results.variants]
+    compared = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} variants"
     values: dict[str, Any] = {
         "title": f"{compared} on {Path(base.data).name}",
         "kind": f"comparison by {comparison.command}",
@@ -36,8 +42,8 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
         "seeds": len(comparison.seeds),
         "columns": [column.split("\n") for column in table.columns],
         "rows": table.rows,
-        "note": table.note,
-        "others": len(results) - 1,
+        "notes": table.notes,
+        "others": len(names) - 1,
         "images": images,
         "runs": _runs(comparison, results),
         "failed": failed,
@@ -52,11 +58,11 @@ def write_comparison_report(comparison: Comparison, results: list[Finding], fail
     return path
 
 
-def _runs(comparison: Comparison, results: list[Finding]) -> list[tuple[str, int, str, str, str, str | None]]:
+def _runs(comparison: Comparison, results: Findings) -> list[tuple[str, int, str, str, str, str | None]]:
     """Return variant, seed, score, that of the best epoch, difference to the baseline and link of each run."""
     files = {(run.variant.name, run.seed): run.files for run in comparison.runs}
     rows = []
-    for finding in results:
+    for finding in results.variants:
         for seed, score in finding.scores.items():
             report = files[finding.name, seed].report
             over = finding.difference.by_seed.get(seed) if finding.difference else None

@@ -72,7 +72,7 @@ def train(
         with process.all_or_none():
             # A batch that fits into the device's memory in training fits in evaluation.
             share = recipe.batch_size // (process.world_size * recipe.grad_accum)
-            torch.manual_seed(recipe.seed)
+            torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
             model = opened.create_model(restored=content is not None)
             opened.try_once(model, min(2, share or 1))
             if content is None:

@@ -1,0 +1,118 @@
+"""The results of a comparison as a table with notes, for the terminal and the report."""
+
+from dataclasses import dataclass
+
+from ...errors import counted
+from ..console import console, table
+from ..statistics import PairedDifference
+from .comparison import Comparison
+from .findings import Findings
+
+
+@dataclass(frozen=True)
+class FindingsTable:
+    """Results as text.
+
+    Attributes:
+        columns: Heading of each column, of two lines; empty for the names.
+        rows: The cells of each variant.
+        notes: Explanations below the table.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
+    """Return the table: without deviations and intervals if one seed is finished, with counts if runs are missing."""
+    label, seeds = comparison.score.label, len(comparison.seeds)
+    incomplete = any(len(finding.scores) < seeds for finding in results.variants)
+    several = any(len(finding.scores) > 1 for finding in results.variants)
+    together = sum(finding.simultaneous is not None for finding in results.variants) > 1
+    columns = {
+        "": True,
+        "params\nM": True,
+        "\nGFLOPs": True,
+        f"{label}\n%": True,
+        "\nstd": several,
+        f"over\n{results.baseline.name}": True,
+        "95 %\ninterval": several,
+        "all at\nonce": together,
+        "\nruns": incomplete,
+    }
+    rows = []
+    for finding in results.variants:
+        mean, difference = finding.mean, finding.difference
+        rows.append(
+            [
+                finding.name,
+                f"{finding.size.parameters / 1e6:.3f}",
+                f"{finding.size.multiply_adds / 1e9:.3f}",
+                "-" if mean is None else f"{mean.mean:.2f}",
+                "-" if mean is None or mean.deviation is None else f"{mean.deviation:.2f}",
+                *_difference_cells(difference),
+                "" if finding.simultaneous is None else _interval(*finding.simultaneous),
+                f"{len(finding.scores)}/{seeds}",
+            ]
+        )
+    if chance := results.chance:
+        rows.append(["chance", "", "", "", "", *_difference_cells(chance.difference), "", ""])
+    shown = [*columns.values()]
+    rows = [[cell for cell, show in zip(row, shown, strict=True) if show] for row in rows]
+    return FindingsTable([name for name, show in columns.items() if show], rows, _notes(comparison, results, together))
+
+
+def _difference_cells(difference: PairedDifference | None) -> list[str]:
+    if difference is None:
+        return ["", ""]
+    return [f"{difference.mean:+.2f}", _interval(difference.low, difference.high)]
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
+
+
+def _notes(comparison: Comparison, results: Findings, together: bool) -> list[str]:
+    seeds = len(comparison.seeds)
+    incomplete = any(len(finding.scores) < seeds for finding in results.variants)
+    several = any(len(finding.scores) > 1 for finding in results.variants)
+    each = "" if incomplete else f"{counted(seeds, 'seed')} each; "
+    notes = [f"{each}{comparison.score.label} after the last epoch. "]
+    if several:
+        notes[0] += (
+            "Differences are paired by seed, with Student's interval over the seeds. An interval that contains 0 shows "
+            "no difference."
+        )
+    else:
+        notes[0] += "One seed gives no interval: another seed may change any difference."
+    if together:
+        notes.append(
+            "Each 95 % interval is for one variant; those of the next column hold for all variants at once (Dunnett)."
+        )
+    if chance := results.chance:
+        text = (
+            f"chance: {chance.null} minus {chance.twin}. The two have the same distribution, so they differ "
+            f"by chance alone"
+        )
+        if len(chance.difference.by_seed) > 1:
+            count = counted(len(chance.difference.by_seed), "seed")
+            text += f": over {count} by up to {chance.reach:.2f} points in 95 % of comparisons"
+        notes.append(f"{text}.")
+    if results.detectable:
+        value, low, high = results.detectable
+        notes.append(
+            f"These seeds detect a true difference of {value:.2f} points ({low:.2f} to {high:.2f}) with 80 % power."
+        )
+    return notes
+
+
+def print_findings(comparison: Comparison, results: Findings) -> None:
+    """Print the table."""
+    content = findings_table(comparison, results)
+    shown = table(content.columns)
+    for row in content.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for note in content.notes:
+        console.print(note)
