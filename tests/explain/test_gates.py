@@ -11,7 +11,7 @@ from torch import nn
 
 from shuffle_attention import ShuffleAttention, attach
 from shuffle_attention.errors import InputError
-from shuffle_attention.explain import destinations, gates, group_scores
+from shuffle_attention.explain import destinations, gate_activity, gates, group_scores
 from shuffle_attention.explain.gates import group_means, groups_by_layer
 from shuffle_attention.sanet.explain.gate_charts import (
     chosen_channels,
@@ -184,3 +184,30 @@ def test_pictures_are_drawn(network, images, tmp_path):
     with pytest.raises(InputError, match="has no shuffle attention"):
         draw_shuffle(nn.Identity(), "none", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_activity_is_the_root_mean_square_of_what_differs(network, images):
+    """Over batches of images of two sizes, against the gates of the layers."""
+    small = images[..., :32, :48]
+    activity = gate_activity(network, lambda: [network(batch) for batch in (images, small)])
+    by_size = [gates(network, batch) for batch in (images, small)]
+    assert list(activity) == [each.layer for each in by_size[0]]
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    for one, other in zip(*by_size, strict=True):
+        measured = activity[one.layer]
+        channel = torch.cat([one.of_channels(), other.of_channels()])
+        assert measured.over_images == pytest.approx(channel.std(0, unbiased=False).square().mean().sqrt().item())
+        spatial = [each.of_positions().flatten(2).var(2, unbiased=False) for each in (one, other)]
+        assert measured.over_positions == pytest.approx(torch.cat(spatial).mean().sqrt().item())
+        start = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64))
+        change = [(each.values - start).square().flatten(1).mean(1) for each in (one, other)]
+        assert measured.from_start == pytest.approx(torch.cat(change).mean().sqrt().item())
+
+
+def test_gates_at_their_start_have_no_activity(images):
+    model = timm.create_model("sa_resnet18", num_classes=5, channels=(16, 16, 32, 32)).double().eval()
+    activity = gate_activity(model, lambda: model(images))
+    assert len(activity) == 8
+    for each in activity.values():
+        assert (each.over_images, each.over_positions, each.from_start) == pytest.approx((0, 0, 0), abs=1e-7)
+    assert gate_activity(timm.create_model("resnet10t"), lambda: None) == {}

@@ -3,12 +3,13 @@
 Maps and scores need ``pip install shuffle-attention[explain]``.
 """
 
-from .gates import Gates, GroupScores, destinations, gates, group_scores
+from .gates import Activity, Gates, GroupScores, destinations, gate_activity, gates, group_scores
 from .maps import METHODS, Explanation, explain
 from .scores import Faithfulness, faithfulness
 
 __all__ = [
     "METHODS",
+    "Activity",
     "Explanation",
     "Faithfulness",
     "Gates",
@@ -16,6 +17,7 @@ __all__ = [
     "destinations",
     "explain",
     "faithfulness",
+    "gate_activity",
     "gates",
     "group_scores",
 ]

@@ -1,7 +1,8 @@
 """The gates, the groups and the channel shuffle of a model's shuffle attention layers, for given images."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +45,21 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """How much the gates of one layer vary, as root mean squares in units of a gate, which lies between 0 and 1.
+
+    Attributes:
+        over_images: Deviation of the gates of the channel branch over the images.
+        over_positions: Deviation of the gates of the spatial branch over the positions of a plane.
+        from_start: Difference between the gates and those of the layer as it is initialised.
+    """
+
+    over_images: float
+    over_positions: float
+    from_start: float
+
+
+@dataclass(frozen=True)
 class GroupScores:
     """Class scores of one image, masked by what each group of one layer responds to.
 
@@ -80,6 +96,37 @@ def gates(model: nn.Module, images: Tensor) -> list[Gates]:
 
     _run(model, images, add)
     return by_layer
+
+
+def gate_activity(model: nn.Module, run: Callable[[], object]) -> dict[str, Activity]:
+    """Return how much the gates of each attention layer vary while ``run`` runs the model, by layer.
+
+    Args:
+        model: Model in evaluation mode. Layers inside fused blocks are called one by one meanwhile.
+        run: Function that runs the model over batches of images, which may differ in size.
+    """
+    starts: dict[str, Any] = {name: copy.deepcopy(layer) for name, layer in attention_layers(model).items()}
+    with torch.random.fork_rng(devices=[]):  # a layer may initialise itself at random
+        for layer in starts.values():
+            layer.reset_parameters()
+    measured: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in starts}
+
+    def add(name: str, layer: Gated, x: Tensor) -> None:
+        spatial = layer.spatial_channels().to(x.device)
+        planes = layer.gates(x).flatten(2)
+        change = planes - starts[name].gates(x).flatten(2)
+        over_positions = planes[:, spatial].var(2, unbiased=False).mean(1)
+        measured[name].append((planes[:, ~spatial, 0], over_positions, change.square().mean((1, 2))))
+
+    with torch.no_grad(), _watched(model, add):
+        run()
+
+    def summarised(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Activity:
+        channel, over_positions, change = (torch.cat(part).double().cpu() for part in zip(*parts, strict=True))
+        variances = channel.var(0, unbiased=False), over_positions, change
+        return Activity(*(float(variance.mean().sqrt()) for variance in variances))
+
+    return {name: summarised(parts) for name, parts in measured.items() if parts}
 
 
 def destinations(layer: Gated) -> Tensor:
@@ -152,14 +199,20 @@ def as_masks(means: Tensor, size: torch.Size) -> Tensor:
 
 def _run(model: nn.Module, images: Tensor, on_input: Callable[[str, Gated, Tensor], None]) -> None:
     """Run the model once and call ``on_input`` with the name, the module and the input of each gated layer."""
-    layers = attention_layers(model)
-    if not layers:
+    if not attention_layers(model):
         raise InputError(f"{type(model).__name__} has no shuffle attention, whose gates could be shown")
+    with eval_mode(model), torch.no_grad(), _watched(model, on_input):
+        model(images)
+
+
+@contextmanager
+def _watched(model: nn.Module, on_input: Callable[[str, Gated, Tensor], None]) -> Iterator[None]:
+    """Call ``on_input`` with the name, the module and the input of each gated layer that runs within the block."""
 
     def hook(name: str, layer: Any, inputs: tuple[Any, ...]) -> None:
         on_input(name, layer, inputs[0].detach())
 
-    with eval_mode(model), torch.no_grad(), ExitStack() as hooks:
-        for name in layers:
+    with ExitStack() as hooks:
+        for name in attention_layers(model):
             hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(partial(hook, name)))
-        model(images)
+        yield

@@ -70,6 +70,7 @@ def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
     for row in history:
         assert sum(row[part] for part in parts) == pytest.approx(row["train_loss"], rel=1e-4)
     assert ("val_mask_AP" in history[0]) == (arch == "mask_rcnn")
+    assert 0 < history[0]["gates_from_start"] < 0.1
     with Image.open(folder / "curves.png") as picture:
         picture.load()
     metrics, results = tmp_path / "metrics.json", tmp_path / "results.json"

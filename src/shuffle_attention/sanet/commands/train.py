@@ -180,6 +180,7 @@ def _print_outcome(state: RunState) -> None:
 
     from ..console import console
     from ..tasks.task import outcome
+    from ..training.gate_activity import verdict
 
     best, files = state.best or {}, state.files
     table = Table(title=f"best epoch: {best['epoch']:.0f}", title_justify="left", show_header=False)
@@ -190,3 +191,5 @@ def _print_outcome(state: RunState) -> None:
     if files.report.exists():
         table.add_row("report", str(files.report))
     console.print(table)
+    if state.gates:
+        console.print(f"{verdict(state.gates[-1])}.")

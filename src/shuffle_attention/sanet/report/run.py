@@ -1,5 +1,6 @@
 """The report of a training run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from ...errors import InputError
 from ..device import Process
 from ..recipes.recipe import RunRecipe
 from ..recipes.settings import GROUPS, Settings, choices_text
-from ..tasks.task import Task, outcome, panels
+from ..tasks.task import Section, Task, outcome, panels
+from ..training.gate_activity import METRICS, by_layer, gates_figure, verdict
 from ..training.run_folder import RunFolder, curves_figure, read_rows
 from .html import embedded_figure, write_page
 
@@ -31,6 +33,7 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
     if not history or task.metric not in history[0]:
         raise InputError(f"{files.metrics} has no {task.metric} of any epoch")
     best = task.best_of(history)
+    gates = [_gates_section(read_rows(files.gates))] if files.gates.exists() else []
     values = {
         "title": f"{shown.title} on {Path(shown.data).name}",
         "kind": f"{recipe.kind}, trained by {recipe.command}",
@@ -46,10 +49,23 @@ def write_run_report(task: Task, files: RunFolder, process: Process, *, trained_
         ],
         "columns": list(history[0]),
         "history": [[f"{value:.5g}" for value in row.values()] for row in history],
-        "sections": task.sections(model, best, process),
+        "sections": [*gates, *task.sections(model, best, process)],
     }
     write_page("run.html", values, files.report)
     return files.report
+
+
+def _gates_section(rows: Sequence[Mapping[str, float]]) -> Section:
+    """Return the section of a report on the rows of all epochs, the last one in figures."""
+    layers = [(name, [f"{values[m.name]:.4f}" for m in METRICS]) for name, values in by_layer(rows[-1]).items()]
+    values = {
+        "verdict": verdict(rows[-1]),
+        "figure": embedded_figure(gates_figure(rows)),
+        "columns": [metric.label for metric in METRICS],
+        "layers": layers,
+        "epoch": int(rows[-1]["epoch"]),
+    }
+    return Section("Gates", "gates/activity", values)
 
 
 def changed_fields(recipe: Settings) -> list[tuple[str, str, str]]:

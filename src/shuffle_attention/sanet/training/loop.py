@@ -18,6 +18,7 @@ from ..data.loading import TrainingBatches
 from ..device import Process, autocast
 from ..recipes.recipe import RunRecipe
 from ..tasks.task import Task
+from .gate_activity import means, measure_gates
 from .progress import Progress
 from .run_folder import RunFolder
 from .run_lock import run_lock
@@ -40,7 +41,8 @@ def train(
     """Train the model of a recipe, from the start or from the last checkpoint in ``output``.
 
     Writes ``config.yaml``, ``metrics.csv``, ``last.pt`` (all that continuing needs), ``best.pt`` (weights),
-    ``curves.png``, ``summary.json``, ``report.html`` and, if TensorBoard is installed, its event files.
+    ``curves.png``, ``summary.json``, ``report.html``, for a model with gates ``gates.csv`` and, if TensorBoard is
+    installed, its event files.
 
     Args:
         recipe: Settings of the run.
@@ -92,7 +94,7 @@ def train(
         stop = entered.enter_context(StopRequest(process))
         progress = entered.enter_context(Progress(opened, batches.steps, process, state.steps_done))
         if process.rank == 0:
-            files.begin(state.recipe, state.history, resumed=resume)
+            files.begin(state.recipe, state.history, state.gates, resumed=resume)
             if recipe.eval_steps:
                 files.write_curve(state.curve)
 
@@ -224,20 +226,24 @@ def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress)
     if process.largest(task.failed(values, state.first_loss or 0.0)):
         losses = [f"{m.label} {values[m.name]:.4g}" for m in task.metrics if m.is_loss and m.name in values]
         state.stop_diverged(f"the {' and '.join(losses)} are far worse than guessing")
+    gates = measure_gates(task, state.watched, process)
     row = {
         "epoch": state.epoch + 1,
         "lr": state.lr,
         **{metric.name: values[metric.name] for metric in task.metrics},
+        **means(gates),
         "images_per_second": progress.images_per_second,
     }
     state.history.append(row)
+    if gates:
+        state.gates.append({"epoch": row["epoch"], **gates})
     state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * task.sums
     improved = state.best is row
     if improved and process.rank == 0:
         write_checkpoint(state.weights(), files.best)
     state.save()
     if process.rank == 0:
-        files.add_row(row, state.history)
+        files.add_row(row, state.history, state.gates)
     progress.finish_epoch(row, improved)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from ..environment import environment
 from ..recipes.recipe import RunRecipe
 from ..tasks.task import Metric, Task, panels
 
+_Rows = list[dict[str, float]]
 REPORT = "report.html"
 # Fields of a summary that a run's metrics, and not only its speed, may depend on.
 _RECORD = ("machine", "cpu", "threads", "shuffle_attention", "commit", "torch", "timm", "python")
@@ -32,6 +34,7 @@ class RunFolder:
         config: Settings.
         metrics: One row per epoch.
         curve: One row per evaluation within the epochs.
+        gates: One row per epoch with the activity of each layer's gates; absent without gates.
         curves: Metrics over the epochs, drawn.
         summary: Best epoch, machine and versions; a run that has it is finished.
         report: Report of the finished run.
@@ -42,7 +45,7 @@ class RunFolder:
         self.last, self.good, self.best = folder / "last.pt", folder / "good.pt", folder / "best.pt"
         self.config, self.summary = folder / "config.yaml", folder / "summary.json"
         self.metrics, self.curve, self.curves = folder / "metrics.csv", folder / "curve.csv", folder / "curves.png"
-        self.report = folder / REPORT
+        self.gates, self.report = folder / "gates.csv", folder / REPORT
 
     @cached_property
     def _board(self) -> Any:
@@ -69,21 +72,27 @@ class RunFolder:
             with atomic_write(self.good) as file, open(self.last, "rb") as last:
                 shutil.copyfileobj(last, file)
 
-    def begin(self, recipe: RunRecipe, history: list[dict[str, float]], *, resumed: bool = False) -> None:
+    def begin(self, recipe: RunRecipe, history: _Rows, gates: _Rows, *, resumed: bool = False) -> None:
         """Create the folder, write the settings, and remove what is from after the point to continue from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
         for path in (self.report, *(() if resumed else (self.last, self.good))):
             path.unlink(missing_ok=True)
         write_text(self.config, recipe.to_yaml(f"# Settings of this run, for {recipe.command} --recipe"))
-        write_csv(self.metrics, history)
+        self._write_rows(history, gates)
 
-    def add_row(self, row: dict[str, float], history: list[dict[str, float]]) -> None:
-        """Add the metrics of an epoch."""
-        write_csv(self.metrics, history)
+    def _write_rows(self, history: _Rows, gates: _Rows) -> None:
+        for path, rows in ((self.metrics, history), (self.gates, gates)):
+            columns = dict.fromkeys((column for row in reversed(rows) for column in row), math.nan)
+            if rows or path == self.metrics:  # a run of an earlier version that is continued lacks columns
+                write_csv(path, [columns | row for row in rows])
+
+    def add_row(self, row: dict[str, float], history: _Rows, gates: _Rows) -> None:
+        """Add the metrics of an epoch; the last of ``gates`` is its activity of each layer's gates."""
+        self._write_rows(history, gates)
         if self._board is None:
             return
-        for name, value in row.items():
+        for name, value in (row | (gates[-1] if gates else {})).items():
             if name != "epoch":
                 self._board.add_scalar(name, value, int(row["epoch"]))
         self._board.flush()

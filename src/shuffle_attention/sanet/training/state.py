@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
@@ -35,6 +36,7 @@ class RunState:
         sums: Sums over the current epoch that :meth:`Task.loss` returned on this process.
         history: A row of metrics per finished epoch.
         curve: A row of metrics per evaluation within the epochs.
+        gates: A row of the activity of each layer's gates per finished epoch, empty without gates.
         lr: Learning rate of the last step.
         stop: Signal that arrived after the last step of the run, or None.
         first_loss: Mean loss up to the first time that it was read in this process, or None.
@@ -50,6 +52,7 @@ class RunState:
         self.sums = [0.0] * task.sums
         self.history: list[dict[str, float]] = []
         self.curve: list[dict[str, float]] = []
+        self.gates: list[dict[str, float]] = []
         self.lr = recipe.peak_lr
         self.stop: Signals | None = None
         self.steps_per_epoch = steps_per_epoch
@@ -78,6 +81,11 @@ class RunState:
         if self.trainer.has_ema():
             return cast(nn.Module, self.trainer.get_trainable_module(ema=True))
         return cast(nn.Module, self.trainer.eval_model) if self.task.compiles else self.model
+
+    @property
+    def watched(self) -> nn.Module:
+        """The model that is evaluated, not compiled, so that its layers can be watched."""
+        return unwrap_model(self.evaluated) if self.trainer.has_ema() else self.model
 
     @property
     def trained(self) -> nn.Module:
@@ -121,6 +129,7 @@ class RunState:
             "images": self.images,
             "history": self.history,
             "curve": self.curve,
+            "gates": self.gates,
             "processes": processes,
         }
 
@@ -258,6 +267,7 @@ class RunState:
         self.epoch, self.step = int(content["epoch"]), step
         self.saved_step = step
         self.history, self.curve = list(content["history"]), list(content.get("curve", []))
+        self.gates = list(content.get("gates", []))
         if len(content["processes"]) == self.process.world_size:
             own = content["processes"][self.process.rank]
             self.sums = list(own["totals"])
