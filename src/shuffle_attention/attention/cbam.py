@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from .spec import AttentionSpec, from_timm
+from .spec import AttentionSpec
+from .timm_layers import from_timm, product_of_gates
 
 
 def published_start(module: Any) -> None:
@@ -18,6 +19,8 @@ SPEC = AttentionSpec(
     options=("rd_ratio", "rd_channels", "rd_divisor", "spatial_kernel_size", "act_layer", "gate_layer", "mlp_bias"),
     defaults={"mlp_bias": True},
     published_start=published_start,
+    factors=product_of_gates,
+    classes=("timm.layers.cbam.CbamModule",),
     resnet="cbam_resnet{}".format,
     parameters="2 C h + h + C + 100, h = C/16",
     notes="C/16 hidden channels, 7x7; biases in the MLP, which timm leaves out; the spatial gate starts at 1/2, where "

@@ -5,7 +5,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from .spec import AttentionSpec, from_timm, start_of_model
+from .spec import AttentionSpec
+from .timm_layers import from_timm, product_of_gates, start_of_model
 
 
 def build(channels: int, **options: Any) -> nn.Module:
@@ -26,6 +27,8 @@ SPEC = AttentionSpec(
         *("gate_layer", "rd_ratio", "rd_channels", "rd_divisor", "use_mlp"),
     ),
     published_start=start_of_model,
+    factors=product_of_gates,
+    classes=("timm.layers.eca.EcaModule",),
     resnet="eca_resnet{}".format,
     parameters="k = (log2(C) + 1) / 2, rounded down and then up to an odd number, at least 3",
     notes="kernel 5, 5, 5, 7 in the stages of ResNet-50 by the paper's formula (its released weights have 3, 5, 5, 7 "

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from .spec import AttentionSpec, from_timm
+from .spec import AttentionSpec
+from .timm_layers import from_timm
 
 
 def published_start(module: Any) -> None:

@@ -66,19 +66,29 @@ class SpatialGroupEnhance(nn.Module):
 
 def spatial_group_enhance(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Return the enhanced map: the functional form of :class:`SpatialGroupEnhance`."""
+    gate = spatial_gate(x, weight, bias, eps)
+    return (x.unflatten(1, (weight.numel(), -1)) * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
+
+
+def spatial_gate(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the gates of each group, (B, groups, H, W), in float32, or in float64 for a map in float64."""
     groups = weight.numel()
     if x.dim() != 4 or x.shape[1] % groups:
         raise InputError(f"a map must have the shape (B, multiple of {groups} groups, H, W), got {tuple(x.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    grouped = x.unflatten(1, (groups, -1))
-    exact = grouped.to(dtype)
+    exact = x.unflatten(1, (groups, -1)).to(dtype)
     # Not a matrix product: autocast would compute it in half precision.
     t = (exact * exact.mean((3, 4), keepdim=True)).sum(2)
     t = t - t.mean((2, 3), keepdim=True)
     # The norm, unlike a square root, has a gradient where a map is flat.
     deviation = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / max(t.shape[2] * t.shape[3] - 1, 1) ** 0.5
-    gate = torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
-    return (grouped * gate.unsqueeze(2).to(x.dtype)).flatten(1, 2)
+    return torch.sigmoid(t / (deviation + eps) * weight.to(dtype) + bias.to(dtype))
+
+
+def factors(layer: Any, x: Tensor) -> Tensor:
+    """Return the gate of each value."""
+    gate = spatial_gate(x, layer.weight, layer.bias, layer.eps)
+    return gate.repeat_interleave(layer.channels // layer.groups, 1)
 
 
 SPEC = AttentionSpec(
@@ -86,6 +96,7 @@ SPEC = AttentionSpec(
     build=SpatialGroupEnhance,
     group_parts=1,
     decays=False,
+    factors=factors,
     resnet="sge_resnet{}".format,
     parameters="2 groups",
     notes="64 groups, or as many as fit; gates start at sigmoid(1)",

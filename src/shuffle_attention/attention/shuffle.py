@@ -189,6 +189,11 @@ def identity(layer: Any, **options: Any) -> nn.Module | None:
     return None if given or not isinstance(layer, ShuffleAttention) else layer.with_start(IDENTITY_GAIN)
 
 
+def factors(layer: Any, x: Tensor) -> Tensor | None:
+    """Return the gain times the gates; an ablation has no factors."""
+    return layer.gain_value * layer.gates(x) if isinstance(layer, ShuffleAttention) else None
+
+
 def as_saved(layer: Any, entries: Mapping[str, Tensor]) -> nn.Module | None:
     """Return the layer with the gain of a state dict, or with the published start if that has none."""
     if not isinstance(layer, ShuffleAttention):
@@ -210,6 +215,7 @@ SPEC = AttentionSpec(
     as_saved=as_saved,
     group_parts=2,
     decays=False,
+    factors=factors,
     classes=(ShuffleAttention, ShuffleAttentionAblation),
     resnet="sa_resnet{}".format,
     parameters="3 C / groups",

@@ -33,6 +33,9 @@ class AttentionSpec:
         group_parts: Parts that each group of channels is split into; None for a layer without groups. ``groups="auto"``
             follows from it.
         decays: Whether weight decay applies to the parameters of the layer.
+        factors: Return what a layer multiplies each value of a map x by, ``factors(layer, x)``: gates times gain,
+            before a shuffle, (B, C, *spatial) or a shape that expands to it. None for a layer that computes something
+            else, which is the default.
         classes: Classes of the modules that ``build`` makes, or their full names if only ``build`` imports them; needed
             if ``decays`` is False. The first one stands for the spec where a callable is expected.
         resnet: Return timm's name of the ResNet with this layer, for a depth. None if it is ``attention_resnet``.
@@ -51,6 +54,7 @@ class AttentionSpec:
     as_saved: Callable[[Any, Mapping[str, Tensor]], nn.Module | None] = lambda layer, entries: None
     group_parts: int | None = None
     decays: bool = True
+    factors: Callable[[Any, Tensor], Tensor | None] = lambda layer, x: None
     classes: tuple[type[nn.Module] | str, ...] = ()
     resnet: Callable[[int], str] | None = None
     parameters: str = ""
@@ -207,6 +211,23 @@ def spec_of(layer: nn.Module) -> AttentionSpec | None:
     return next((spec for spec in _SPECS.values() if not known.isdisjoint(spec.classes)), None)
 
 
+def factors(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the factor of each value of a map by an attention layer, before its shuffle.
+
+    Args:
+        layer: Layer with a spec, or a :class:`Blend` of one.
+        x: Its input, (B, C, *spatial).
+
+    Returns:
+        Factors of a shape that expands to that of ``x``; None if the layer does not multiply its input by factors.
+    """
+    if isinstance(layer, Blend):
+        inner = None if getattr(layer.layer, "shuffle", False) else factors(layer.layer, x)
+        return None if inner is None else 1 + layer.alpha * (inner - 1)
+    spec = spec_of(layer)
+    return None if spec is None else spec.factors(layer, x)
+
+
 def gate_names(model: nn.Module) -> set[str]:
     """Return the names of all parameters of a model's attention layers to which weight decay does not apply.
 
@@ -215,22 +236,6 @@ def gate_names(model: nn.Module) -> set[str]:
     """
     layers = ((name, module) for name, module in model.named_modules() if not getattr(spec_of(module), "decays", True))
     return {f"{name}.{p}" if name else p for name, module in layers for p, _ in module.named_parameters()}
-
-
-def from_timm(name: str) -> Callable[..., nn.Module]:
-    """Return the ``build`` of one of timm's attention layers, which imports timm when it is called."""
-
-    def build(channels: int, **options: Any) -> nn.Module:
-        from timm.layers import get_attn
-
-        layer: Any = get_attn(name)
-        return layer(channels, **options)
-
-    return build
-
-
-def start_of_model(module: nn.Module) -> None:
-    """Keep the initialisation that a model gives to all its convolutions, as a ``published_start``."""
 
 
 def fitting_groups(channels: int, parts: int = 2) -> list[int]:

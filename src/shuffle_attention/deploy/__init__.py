@@ -4,13 +4,16 @@ A format is one file of this folder with a ``FORMAT``, or a :class:`Format` give
 """
 
 from .api import export, find_format, format_names, load, register_format
+from .constant_gates import ConstantGatesReport, drop_constant_gates
 from .format import Artefact, Format
 from .rewrite import RewriteReport, rewrite
 
 __all__ = [
     "Artefact",
+    "ConstantGatesReport",
     "Format",
     "RewriteReport",
+    "drop_constant_gates",
     "export",
     "find_format",
     "format_names",

@@ -85,11 +85,8 @@ def rewrite(model: nn.Module, *, example: Example | None = None) -> tuple[nn.Mod
         >>> print(report)  # doctest: +SKIP
         53 norms folded, 16 attention layers without shuffle, 16 residual blocks fused
     """
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
     with torch.inference_mode(False), torch.no_grad():
-        plain = _copy(model)
+        plain = inference_copy(model)
         name = "backbone" if _is_detector(plain) else ""
         part, report = plain.get_submodule(name), RewriteReport()
         try:
@@ -103,7 +100,15 @@ def rewrite(model: nn.Module, *, example: Example | None = None) -> tuple[nn.Mod
     return (plain if name else new), report
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def inference_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, or of what a compiled or parallel model wraps, for evaluation without gradients.
+
+    Raises:
+        InputError: If it cannot be copied.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:  # a module may raise anything
@@ -231,12 +236,19 @@ class _Rewriting:
 
     def verify(self, plain: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compare the copy with the model on the example."""
-        expected, output = (tree_leaves(each(*args, **kwargs)) for each in (plain, self.result))
-        for a, b in zip(expected, output, strict=True):
-            if isinstance(a, Tensor) and a.numel():
-                tolerance = _TOLERANCES.get(a.dtype, 0.1) * max(a.detach().abs().double().max().item(), 1e-30)
-                if not torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True):
-                    raise InputError("the rewritten model computes something else")
+        if not same_output(plain(*args, **kwargs), self.result(*args, **kwargs)):
+            raise InputError("the rewritten model computes something else")
+
+
+def same_output(expected: Any, output: Any) -> bool:
+    """Return whether all tensors of two outputs agree up to rounding, relative to the largest value of each."""
+    for a, b in zip(tree_leaves(expected), tree_leaves(output), strict=True):
+        if isinstance(a, Tensor) and a.numel():
+            largest = a.detach().abs().double().nan_to_num(0, 0, 0).max().item()
+            tolerance = _TOLERANCES.get(a.dtype, 0.1) * max(largest, 1e-30)
+            if not torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance, equal_nan=True):
+                return False
+    return True
 
 
 @torch.no_grad()
@@ -246,12 +258,12 @@ def renumber(modules: Mapping[str, Any], units: Mapping[str, Unit], numberings: 
         module, (before, after) = modules[name], (numberings.get(each) for each in unit.maps)
         if unit.kind == "dense":
             rows, columns = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
-            _reorder(module.weight, columns, before)
-            _reorder(module.weight, rows, after)
-            _reorder(module.bias, 0, after)
+            reorder(module.weight, columns, before)
+            reorder(module.weight, rows, after)
+            reorder(module.bias, 0, after)
         elif unit.kind == "channelwise" and after is not None:
             for tensor in (*module._parameters.values(), *module._buffers.values()):
-                _reorder(tensor if tensor is not None and tensor.shape[:1] == after.shape else None, 0, after)
+                reorder(tensor if tensor is not None and tensor.shape[:1] == after.shape else None, 0, after)
 
 
 def _unshuffle(layer: Any, numbering: Tensor) -> None:
@@ -270,7 +282,8 @@ def _unshuffle(layer: Any, numbering: Tensor) -> None:
     layer.groups, layer.shuffle = 1, False
 
 
-def _reorder(tensor: Tensor | None, dimension: int, order: Tensor | None) -> None:
+def reorder(tensor: Tensor | None, dimension: int, order: Tensor | None) -> None:
+    """Reorder a tensor along a dimension, in place."""
     if tensor is not None and order is not None:
         tensor.copy_(tensor.index_select(dimension, order.to(tensor.device)))
 
