@@ -1,6 +1,7 @@
 """Files that are written completely or not at all."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -89,3 +90,16 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], column
         for row in rows:
             writer.writerow({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()})
     write_text(path, text.getvalue())
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, of all files of a folder by name, or of both files of an OpenVINO model."""
+    path = Path(path)
+    pair = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    parts = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else pair
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

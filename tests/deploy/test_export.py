@@ -61,7 +61,7 @@ def test_a_file_computes_what_the_model_computes_for_any_batch_size(suffix, tmp_
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert all(module.training for module in model.modules())
     model.eval()
-    file = deploy.load(path)
+    file = deploy.load(path).eval()
     assert file.metadata["classes"] == ["ä", "b"]
     assert file.unaltered
     with pytest.raises(InputError, match=r"takes images of the shape \(any, 3, 32, 32\), got \(3, 3, 33, 32\)"):

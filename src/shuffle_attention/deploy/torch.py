@@ -28,9 +28,9 @@ def load(path: Path) -> Artefact:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
-    module: Any = program.module()
+    run: Any = program.module().forward  # as a submodule it would refuse eval()
     sizes = [size if isinstance(size, int) else None for size in shape]
-    return Artefact(path, module, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
+    return Artefact(path, run, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
 
 
 def _content(program: Any) -> list[Tensor]:

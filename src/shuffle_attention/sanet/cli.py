@@ -21,7 +21,7 @@ _HELP = ("-h", "--help", "help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for invalid input, 128 + n for signal n."""
+    """Run a command and return its exit code: 0, 1 for a failed check, 2 for invalid input, 128 + n for signal n."""
     logger, printer = logging.getLogger("shuffle_attention"), _Printer()
     logger.addHandler(printer)
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 Every variant is trained with the same seeds, so differences are taken seed by seed. All intervals cover the variation
 between seeds, not that of other data or another recipe, and assume that differences are normally distributed.
+Answers of two models are paired image by image.
 """
 
 import functools
@@ -249,3 +250,31 @@ def sequence_half_width(n: Any, squares: Any, alpha: float) -> Any:
     room = root * (n + c2) - c2
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(room > 0, np.sqrt((1 - root) * (n + c2) * squares / (n * np.maximum(room, 0))), np.inf)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return the p-value of McNemar's exact two-sided test of equal accuracy on the same images.
+
+    Images for which both models are right, or both wrong, do not tell a difference. Each model is right for half of the
+    others if the accuracies are equal, which is a binomial test.
+
+    Args:
+        lost: Images for which only the first model is right.
+        gained: Images for which only the second model is right.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def share_at_most(count: int, of: int, confidence: float = 0.95) -> float:
+    """Return the exact one-sided upper bound (Clopper-Pearson) of a share that was counted in a random sample.
+
+    Args:
+        count: Members of the sample that were counted.
+        of: Size of the sample, 1 or more.
+        confidence: Probability that the share is at most the bound.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(count, of, alternative="less").proportion_ci(confidence, method="exact").high)
