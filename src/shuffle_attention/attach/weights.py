@@ -86,6 +86,12 @@ def attention_slots(model: nn.Module) -> Iterator[Slot]:
                 yield Slot(module, name, child)
 
 
+def attention_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all attention layers of a model: attached ones, those of ResNets, and known layers."""
+    layers = [slot.layer for slot in attention_slots(model)] + [m for m in model.modules() if spec_of(m) is not None]
+    return list({id(parameter): parameter for layer in layers for parameter in layer.parameters()}.values())
+
+
 def _as_saved(layer: nn.Module, entries: Mapping[str, Tensor]) -> nn.Module | None:
     """Return a layer with the start that its entries have, and its own parameters; None if it has that start."""
     if isinstance(layer, Blend):

@@ -69,6 +69,9 @@ class RunRecipe(Settings):
     epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
     batch_size: int = option(256, "images per optimiser step, over all processes", "optimisation", minimum=1)
     lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", minimum=0)
+    attention_lr: float = option(
+        1.0, "factor of the learning rate for the attention's parameters", "optimisation", above=0
+    )
     opt: str = option(
         "momentum",
         "sgd (Nesterov), momentum (SGD without Nesterov), or any of timm: adamw, ...",

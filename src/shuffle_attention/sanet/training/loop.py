@@ -22,6 +22,7 @@ from .gate_activity import means, measure_gates
 from .progress import Progress
 from .run_folder import RunFolder
 from .run_lock import run_lock
+from .schedule import learning_rate
 from .signals import Interrupted, StopRequest
 from .state import RunState
 
@@ -209,7 +210,7 @@ def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.lr = state.optimizer.param_groups[0]["lr"]
+    state.lr = learning_rate(state.optimizer)
     done = state.steps_done + 1
     if state.scheduler:
         state.scheduler.step_update(done)

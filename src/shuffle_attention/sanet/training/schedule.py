@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule of a run."""
 
+import logging
 from functools import partial
 from typing import Any, cast
 
@@ -9,9 +10,12 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from ...attach.weights import attention_parameters
 from ...attention import gate_names
 from ...errors import asked_for
 from ..recipes.recipe import RunRecipe
+
+logger = logging.getLogger(__name__)
 
 
 def create_optimizer(model: nn.Module, recipe: RunRecipe) -> torch.optim.Optimizer:
@@ -51,17 +55,37 @@ def create_schedule(optimizer: torch.optim.Optimizer, recipe: RunRecipe, steps_p
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
+    if schedule is None:  # schedules apply the factors of the groups
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
     return schedule
 
 
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the present learning rate of an optimiser, without the factor of any group."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
+
+
 def _parameter_groups(model: nn.Module, recipe: RunRecipe) -> Any:
-    """Return parameters with and without weight decay; gates, also of attached layers, count as norms and biases."""
+    """Return parameters with and without weight decay; gates, also of attached layers, count as norms and biases.
+
+    The parameters of attention are in groups of their own, with ``lr_scale``, if their learning rate differs.
+    """
     left_out = set()
     if not recipe.decay_norm_and_bias:
         left_out = gate_names(model) | set(getattr(model, "no_weight_decay", set)())
-    return param_groups_weight_decay(
+    groups = param_groups_weight_decay(
         model,
         recipe.weight_decay,
         weight_decay_exclude_1d=not recipe.decay_norm_and_bias,
         no_weight_decay_list=left_out,
     )
+    if recipe.attention_lr == 1:
+        return groups
+    own = {id(parameter) for parameter in attention_parameters(model)}
+    if not own:
+        logger.warning("attention_lr %g has no effect: %s has no attention", recipe.attention_lr, recipe.title)
+    others = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+    scaled = [{**group, "params": [p for p in group["params"] if id(p) in own]} for group in groups]
+    return [g for g in (*others, *({**g, "lr_scale": recipe.attention_lr} for g in scaled)) if g["params"]]

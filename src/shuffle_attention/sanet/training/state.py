@@ -24,7 +24,7 @@ from .signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 # Settings of the optimiser that a continued run takes from its recipe and not from its checkpoint.
-_OF_RECIPE = ("lr", "initial_lr", "weight_decay", "momentum")
+_OF_RECIPE = ("lr", "lr_scale", "initial_lr", "weight_decay", "momentum")
 
 
 class RunState:
