@@ -24,9 +24,11 @@ def remove_left_over(folder: Path) -> None:
 
 
 def require_folder_of(option: str, file: str | os.PathLike | None) -> None:
-    """Raise ``InputError`` unless the folder of a file to be written exists; ``None`` passes."""
+    """Raise ``InputError`` unless the folder of a file to be written exists, or if it is a folder; None passes."""
     if file is not None and not Path(file).resolve().parent.is_dir():
         raise InputError(f"{option} {file}: there is no folder {Path(file).parent}")
+    if file is not None and Path(file).is_dir():
+        raise InputError(f"{option} {file} is a folder; name a file")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ..errors import BAD_INPUT, InputError, require_extra, unknown
 from .commands import Command
 from .parser import collect, parse
 
-INTERRUPTED = 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = "SA-Net, shuffle attention for convolutional networks: train models, evaluate, compare and explain them."
 _EXAMPLES = """examples:
   sanet train --recipe digits --output runs/digits
@@ -26,7 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(printer)
     logger.setLevel(logging.INFO)
     try:
-        return _run([*(sys.argv[1:] if arguments is None else arguments)])
+        code = _run([*(sys.argv[1:] if arguments is None else arguments)])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in `| head`; Python would complain once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except (InputError, OSError) as error:
         # Before the processes of torchrun have joined, all of one machine meet the same error.
         if getattr(error, "joined", False) or os.environ.get("LOCAL_RANK", "0") == "0":

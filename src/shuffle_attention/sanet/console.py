@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 # File names are printed in full and literally, whatever the width of the terminal.
-console = Console(highlight=False, soft_wrap=True, markup=False)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
 def table(columns: Collection[str], *, text: Collection[str] = ("",), title: str | None = None) -> Table:
@@ -21,10 +22,13 @@ def table(columns: Collection[str], *, text: Collection[str] = ("",), title: str
 
 
 @contextmanager
-def progress_bar(total: int, verb: str) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over images with the time left, and yield a function that advances it by a number."""
+def progress_bar(total: int, verb: str, where: Console = console) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar over images on a terminal, and yield a function that advances it by a number."""
     columns = (progress.TextColumn(verb), progress.BarColumn(bar_width=24), progress.MofNCompleteColumn())
-    with progress.Progress(*columns, progress.TimeRemainingColumn(), console=console, transient=True) as bar:
+    columns += (progress.TimeRemainingColumn(),)
+    # Rich would send what is printed meanwhile to the console of the bar.
+    options = {"console": where, "transient": True, "disable": not where.is_terminal}
+    with progress.Progress(*columns, **options, redirect_stdout=not where.stderr) as bar:
         task = bar.add_task("", total=total)
         yield lambda images: bar.advance(task, images)
 

@@ -1,7 +1,8 @@
 """A trained classifier, from a checkpoint or published weights."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,13 +11,13 @@ import timm
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
 from ....checkpoints.architecture import Architecture, fitted, recognise
-from ....errors import DataError
+from ....errors import DataError, InputError
 from ...data.image_files import ImageFile
 from ...data.images import read_image, to_mode
 from ...network import create_network, recipe_of, with_normalisation
@@ -89,6 +90,29 @@ class Classifier(Predictor):
     def view(self) -> View:
         """The resize, crop and normalisation that the model is evaluated with."""
         return View(self.recipe)
+
+    @property
+    def spelled(self) -> list[str]:
+        """Name of each class as the data spell it; its number if it has no name."""
+        known = [str(name) for name in self.classes or ()]
+        return known + [str(number) for number in range(len(known), self.num_classes)]
+
+    @contextmanager
+    def features(self) -> Iterator[list[Tensor]]:
+        """Collect the input of the classifier, (B, features), of each batch that the model is run on.
+
+        Raises:
+            InputError: If the model has no single classifier.
+        """
+        head = getattr(self.model, "get_classifier", lambda: None)()
+        if not isinstance(head, nn.Module):
+            raise InputError(f"{self.source}: {self.label} has no single classifier, whose input the features are")
+        vectors: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, inputs: vectors.append(inputs[0].flatten(1)))
+        try:
+            yield vectors
+        finally:
+            hook.remove()
 
     def inputs(self, image: Image.Image) -> Tensor:
         return self.view.transform(to_mode(image, **self.recipe.reading))[None].to(self.process.device)
