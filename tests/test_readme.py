@@ -65,7 +65,7 @@ LARGE = {
 
 
 # Nothing depends on what these write: with the same options as one that ran before, they are only parsed.
-ALONE = ("eval", "inspect", "export", "explain")
+ALONE = ("eval", "inspect", "export", "explain", "predict")
 
 
 def blocks(language: str) -> list[str]:

@@ -43,7 +43,9 @@ class PredictObjects(Command):
     recipe_type = DetectionRecipe
     recipe_fields = "skip_bad_images min_size max_size device precision"
 
-    images: list[str] = option(..., "files, and folders with everything in them", positional=True, metavar="IMAGE")
+    images: list[str] = option(
+        ..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE"
+    )
     checkpoint: str = option(..., "checkpoint of sanet detect train", metavar="FILE")
     output: str = option(..., "folder for the drawn images and detections.json", metavar="DIR")
     threshold: float = option(0.5, "lowest score of an object", minimum=0, maximum=1)
@@ -62,7 +64,7 @@ class PredictObjects(Command):
         overrides = {**self.overrides}
         images = find_images(self.images, skip_bad=overrides.pop("skip_bad_images", False))
         folder = Path(self.output)
-        require_apart(folder, self.images, [])
+        require_apart(folder, [*self.images, *(image.path for image in images)], [])
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {folder} is a file and not a folder")
         detector = restore_detector(self.checkpoint, ema=self.ema, settings={"device": "auto", **overrides})

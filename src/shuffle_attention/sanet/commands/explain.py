@@ -22,7 +22,9 @@ class Explain(Command):
     name = "explain"
     summary = "show what models attend to"
 
-    images: list[str] = option(..., "files, and folders with everything in them", positional=True, metavar="IMAGE")
+    images: list[str] = option(
+        ..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE"
+    )
     skip_bad_images: bool = option(False, "leave out what cannot be read")
 
     checkpoint: str | None = option(None, "of sanet train, a published one, or bare weights", "models", metavar="FILE")
@@ -96,7 +98,8 @@ class Explain(Command):
             img_size=self.img_size,
             of_weights=self.model if self.checkpoint is not None else None,
         )
-        require_apart(folder, images, [folder_of(folder, classifier, classifiers) for classifier in classifiers])
+        read = [*images, *(file.path for file in files)]
+        require_apart(folder, read, [folder_of(folder, classifier, classifiers) for classifier in classifiers])
         if target is not None:
             for classifier in classifiers:
                 classifier.target(target)

@@ -187,7 +187,7 @@ def require_apart(output: Path, images: Sequence[str | os.PathLike], folders: Se
         folders: Folders that results are written to.
     """
     written = {folder.resolve() for folder in (output, *folders)}
-    for image in map(Path, images):
+    for image in (Path(image) for image in images if image != "-"):
         folder = image.resolve() if image.is_dir() else image.resolve().parent
         if folder in written or (image.is_dir() and any(folder in each.parents for each in written)):
             raise InputError(f"--output {output} lies among the images of {image}; name another folder")
