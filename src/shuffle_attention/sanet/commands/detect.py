@@ -43,9 +43,7 @@ class PredictObjects(Command):
     recipe_type = DetectionRecipe
     recipe_fields = "skip_bad_images min_size max_size device precision"
 
-    images: list[str] = option(
-        ..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE"
-    )
+    images: list[str] = option(..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE")
     checkpoint: str = option(..., "checkpoint of sanet detect train", metavar="FILE")
     output: str = option(..., "folder for the drawn images and detections.json", metavar="DIR")
     threshold: float = option(0.5, "lowest score of an object", minimum=0, maximum=1)

@@ -22,9 +22,7 @@ class Explain(Command):
     name = "explain"
     summary = "show what models attend to"
 
-    images: list[str] = option(
-        ..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE"
-    )
+    images: list[str] = option(..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE")
     skip_bad_images: bool = option(False, "leave out what cannot be read")
 
     checkpoint: str | None = option(None, "of sanet train, a published one, or bare weights", "models", metavar="FILE")
