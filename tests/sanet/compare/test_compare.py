@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 
 import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
@@ -18,6 +19,7 @@ from shuffle_attention.errors import InputError
 from shuffle_attention.sanet.compare.variants import Variant, null_of, variants_of
 from shuffle_attention.sanet.network import create_network
 from shuffle_attention.sanet.recipes.recipe import Recipe
+from shuffle_attention.sanet.statistics import confidence_sequence, seeds_needed
 from shuffle_attention.sanet.tasks.classification.task import evaluate
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
@@ -59,6 +61,8 @@ def test_variants_differ_in_their_attention_alone():
         ((*TWO, "--recipe", "digits", "--model-args", "{nonsense: 1}"), "nonsense=1"),
         (("--models", "resnet10t,resnet17", "--recipe", "digits"), "no model 'resnet17'"),
         (("--report-only",), "no comparison in out"),
+        ((*TWO, "--budget", 3), "--budget would have no effect without --until"),
+        ((*TWO, "--until", 0.5, "--plan", 0.5), "fixed beforehand"),
         ((*TWO, "--null", "--recipe", "digits", "--initial", "x.pt"), "--null needs models that start from random"),
     ],
 )
@@ -328,6 +332,81 @@ def test_every_table_has_what_chance_does(shared_tree, tmp_path, monkeypatch, ca
     assert results(folder)["chance"] == chance
     assert sanet_here(*arguments, "--attention", "none,shuffle", "--null", "--no-report") == 0
     assert len(trained) == 12
+
+
+def test_a_plan_says_how_many_seeds_and_hours(shared_tree, tmp_path, monkeypatch, capsys):
+    """The deviation of four differences is exactly 0.8, of which 23 seeds detect 0.5."""
+    differences = [0.8 * value / math.sqrt(4 / 3) for value in (1, -1, 1, -1)]
+    scored(monkeypatch, {"none": [50.0] * 4, "shuffle": [50 + each for each in differences]})
+    folder = tmp_path / "out"
+    arguments = ("compare", *SMALL, *TWO, "--data", shared_tree, "--output", folder, "--seeds")
+    assert sanet_here(*arguments, 1, "--plan", 0.5) == 2
+    assert "--plan needs the deviation between seeds" in capsys.readouterr().err
+    assert not folder.exists()
+    assert sanet_here(*arguments, 4, "--plan", 0.5) == 0
+    for path in folder.glob("*/seed-*/summary.json"):
+        assert json.loads(path.read_text())["seconds"] > 0
+        path.write_text(json.dumps({"seconds": {"none": 900, "shuffle": 2700}[path.parents[1].name]}))
+    capsys.readouterr()
+    assert sanet_here("compare", "--plan", 0.5, "--output", folder, "--report") == 0  # which trains nothing
+    printed, page = capsys.readouterr().out, (folder / "report.html").read_text()
+    assert "4 seeds of shuffle are finished, and 19 left to train: 19.0 hours" in printed
+    assert "How many seeds" in page
+    plan = results(folder)["plan"]
+    (row,) = plan["rows"]
+    assert (plan["effect"], plan["power"], row["hours_per_seed"]) == (0.5, 0.8, 1.0)
+    low, high = (0.8 * math.sqrt(3 / stats.chi2.ppf(p, 3)) for p in (0.975, 0.025))
+    assert row["deviation"] == pytest.approx({"value": 0.8, "low": low, "high": high, "freedom": 3})
+    assert row["seeds"] == [23, seeds_needed(0.5, low), seeds_needed(0.5, high)]
+    assert sanet_here("compare", "--plan", 0.5, "--output", folder, "--report-only", "--seeds", 3) == 2
+    assert sanet_here("compare", "--plan", 0, "--output", folder) == 2
+    assert "--plan must be above 0" in capsys.readouterr().err
+
+
+def test_seeds_are_trained_until_a_confidence_sequence_decides(shared_tree, tmp_path, monkeypatch, capsys):
+    """``se`` is better after few seeds, ``shuffle`` as good as none; a variant that is decided is left alone."""
+    noise = [0.02, -0.01, 0.01, -0.02, 0.015, -0.005, 0.0, 0.01] * 3
+    none = [50 + 5 * value for value in noise]  # what a seed does to all of them
+    scores = {
+        "none": none,
+        "shuffle": [a + 10 * b for a, b in zip(none, noise, strict=True)],
+        "se": [a + 3 + b for a, b in zip(none, noise, strict=True)],
+        "shuffle-null": none,
+    }
+    trained, folder = scored(monkeypatch, scores), tmp_path / "out"
+    arguments = ("compare", *SMALL, "--attention", "none,shuffle,se", "--null", "--data", shared_tree)
+    arguments = (*arguments, "--output", folder, "--until", 0.5)
+    assert sanet_here(*arguments, "--seeds", 3) == 0
+    printed = capsys.readouterr().out
+    assert "shuffle: not decided, and there are 3 seeds. The same command with more goes on" in printed
+    assert "after 3 seeds" in printed
+    assert len(trained) == 12
+    assert sanet_here(*arguments, "--budget", 1e-9) == 0
+    assert "another seed would exceed 1e-09 hours" in capsys.readouterr().out
+    assert sanet_here(*arguments, "--report") == 0
+    printed = capsys.readouterr().out
+    by_name = {variant["name"]: variant for variant in results(folder)["variants"]}
+    counts = {name: len(variant["top1"]) for name, variant in by_name.items()}
+    assert counts["se"] < counts["none"] == counts["shuffle"] == counts["shuffle-null"] < 24
+    assert [by_name[name]["verdict"] for name in scores] == [None, "small", "better", None]
+    for name in ("shuffle", "se"):
+        values = [*by_name[name]["difference"]["by_seed"].values()]
+        low, high = confidence_sequence(values, 1 - 0.05 / 2)
+        assert (by_name[name]["difference"]["low"], by_name[name]["difference"]["high"]) == (low, high)
+        # One seed fewer would not have decided it.
+        low, high = confidence_sequence(values[:-1], 1 - 0.05 / 2)
+        assert low < -0.5 or high > 0.5 if name == "shuffle" else low < 0
+    for text in (printed, (folder / "report.html").read_text()):
+        assert "below 0.5" in text
+        assert "they hold at any number of seeds" in text
+        assert "Student" not in text
+    before = len(trained)
+    assert sanet_here(*arguments) == 0
+    assert len(trained) == before
+    # Seeds that were chosen by their scores are never given Student's intervals again.
+    capsys.readouterr()
+    assert sanet_here(*[each for each in arguments if each not in ("--until", 0.5)], "--seeds", 4) == 0
+    assert "they hold at any number of seeds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "seed"), [((), 3), (("--init-seed", 7), 7)])

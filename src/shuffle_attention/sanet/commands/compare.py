@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ class Compare(Command):
     attention: list[str] = option([], "attention layers; the first is the baseline", metavar="A,B", separator=",")
     output: str = option(..., "folder of the comparison", metavar="DIR")
     recipe: str | None = option(None, "{recipes}, or a YAML file")
-    seeds: int | None = option(None, "number of seeds, from --seed on (3)", minimum=1)
+    seeds: int | None = option(None, "number of seeds, from --seed on (3); with --until the most (any)", minimum=1)
     depth: int | None = option(None, "layers of the ResNet (18)")
     models: list[str] = option([], "models instead of attention layers", metavar="A,B", separator=",")
     from_: str | None = option(None, "checkpoint of a plain model to attach the attention to", metavar="FILE")
@@ -47,6 +47,19 @@ class Compare(Command):
         None, "attach so that the model computes what it did before (both)"
     )
     null: bool = option(False, "add a model of the same distribution as another one: what chance does")
+    plan: float | None = option(
+        None,
+        "print how many seeds detect a difference of so many points, by the finished runs",
+        metavar="POINTS",
+        above=0,
+    )
+    until: float | None = option(
+        None,
+        "train seeds until each difference is decided, or smaller than this",
+        metavar="POINTS",
+        above=0,
+    )
+    budget: float | None = option(None, "hours that --until may take", metavar="HOURS", above=0)
     report_only: bool = option(False, "report the runs in the folder, and train nothing")
 
     def run(self) -> int:
@@ -60,9 +73,13 @@ class Compare(Command):
 
         overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
         folder = Path(self.output)
-        if self.report_only:
+        what = [*names, start, self.recipe, self.seeds, *overrides.keys() - {"report", "device"}]
+        if self.report_only or (self.plan is not None and not any(each is not None for each in what)):
             given = {
                 "from": start,
+                "null": self.null or None,
+                "until": self.until,
+                "budget": self.budget,
                 **{key: getattr(self, key) for key in ("recipe", "where", "preserve", "depth", "seeds")},
             }
             unread = [
@@ -72,9 +89,15 @@ class Compare(Command):
             if unread:
                 options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
                 raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
-            return report_runs(folder, names, overrides)
+            return report_runs(folder, names, overrides, self.plan)
         if "model" in overrides:
             raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
+        if self.budget is not None and self.until is None:
+            raise InputError("--budget would have no effect without --until")
+        if self.plan is not None and self.until is not None:
+            raise InputError("--plan is for a number of seeds that is fixed beforehand, --until for one that is not")
+        if self.plan is not None and self.seeds == 1:
+            raise InputError("--plan needs the deviation between seeds: --seeds 2 or more")
         self._refuse_unused()
         variants = variants_of(self.attention, self.depth or 18, self.models) if start is None else []
         recipe = named_recipe(self.recipe, overrides)
@@ -94,8 +117,8 @@ class Compare(Command):
         if self.null:
             variants = [*variants, null_of(variants, recipe)]
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
-        comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe))
-        return run_comparison(comparison, recipe.device)
+        comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe), self.until)
+        return run_comparison(comparison, recipe.device, plan=self.plan, most=self.seeds, budget=self.budget)
 
     def _refuse_unused(self) -> None:
         if self.from_ is not None and self.models:
@@ -109,31 +132,59 @@ class Compare(Command):
             raise InputError(f"{' and '.join(given)} would have no effect {without}")
 
 
-def run_comparison(comparison: Comparison, device: str) -> int:
-    """Train what is not finished and report; the exit code is 1 if a run failed, 128 + n for signal n."""
+def run_comparison(
+    comparison: Comparison,
+    device: str,
+    *,
+    plan: float | None = None,
+    most: int | None = None,
+    budget: float | None = None,
+) -> int:
+    """Train what is not finished and report; the exit code is 1 if a run failed, 128 + n for signal n.
+
+    Args:
+        comparison: The comparison; with ``until``, its seeds are those that decide the differences.
+        device: Device as PyTorch names it.
+        plan: Difference to plan further seeds for, in points.
+        most: Largest number of seeds of a comparison with ``until``.
+        budget: Hours that such a comparison may take.
+    """
+    from ..compare.comparison import read_comparison
+    from ..compare.stopping import train_until
     from ..console import console
     from ..device import open_process
     from ..training.signals import Interrupted, stop_signals_raised
 
     with open_process(device) as process, stop_signals_raised():
+
+        def announcer(comparison: Comparison) -> Callable[[Run, int], None]:
+            return _announcer(comparison, process)
+
         try:
             comparison.sizes()  # a model that cannot be created is reported before another one trains
             with comparison.begun() if process.rank == 0 else nullcontext():
-                failed = comparison.train(process, _announcer(comparison, process))
-                return _report(comparison, failed, process=process)
+                if comparison.until is None:
+                    failed = comparison.train(process, announcer(comparison))
+                else:
+                    comparison, failed = train_until(comparison, process, announcer, most=most, budget=budget)
+                if process.rank != 0:
+                    return 0
+                # Seeds may have been chosen by their scores before, which the intervals must allow for.
+                comparison = replace(comparison, until=read_comparison(comparison.folder).until)
+                return _report(comparison, failed, plan)
         except Interrupted as stopped:
             if process.rank == 0:
                 console.print(f"{stopped.where or stopped}. Go on with the same command; finished runs are kept")
             return stopped.exit_code
 
 
-def report_runs(folder: Path, names: list[str], overrides: dict[str, Any]) -> int:
+def report_runs(folder: Path, names: list[str], overrides: dict[str, Any], plan: float | None = None) -> int:
     """Report the finished runs in a folder, of all variants or of those that are named."""
     from ..compare.comparison import read_comparison
 
     comparison = read_comparison(folder)
     comparison = replace(comparison, base=comparison.base.replaced(**overrides))
-    return _report(_only(comparison, names) if names else comparison, {}, process=None)
+    return _report(_only(comparison, names) if names else comparison, {}, plan)
 
 
 def _only(comparison: Comparison, names: list[str]) -> Comparison:
@@ -168,22 +219,28 @@ def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int],
     return announce
 
 
-def _report(comparison: Comparison, failed: dict[str, str], *, process: Process | None) -> int:
+def _report(comparison: Comparison, failed: dict[str, str], effect: float | None) -> int:
     from ..compare.findings import findings, write_findings
-    from ..compare.table import print_findings
+    from ..compare.planning import plan_table, plans
+    from ..compare.table import findings_table, print_findings
     from ..console import console
     from ..report.comparison import write_comparison_report
     from ..report.html import log_failures
+    from ..statistics import POWER
 
-    if process is not None and process.rank != 0:
-        return 0
-    result = findings(comparison)
-    print_findings(comparison, result)
-    for path in write_findings(comparison, result, failed):
+    results = findings(comparison)
+    tables, further = [findings_table(comparison, results)], {}
+    if effect is not None:
+        planned = plans(comparison, results, effect)
+        tables.append(plan_table(comparison, planned, effect))
+        further["plan"] = {"effect": effect, "power": POWER, "rows": [asdict(row) for row in planned]}
+    for each in tables:
+        print_findings(each)
+    for path in write_findings(comparison, results, failed, **further):
         console.print(f"wrote {path}")
     if comparison.base.report:
         with log_failures(comparison.folder):
-            console.print(f"wrote {write_comparison_report(comparison, result, failed)}")
+            console.print(f"wrote {write_comparison_report(comparison, results, failed, tables[1:])}")
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:

@@ -2,9 +2,10 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 from ...errors import InputError
-from ...files import remove_left_over, write_text
+from ...files import remove_left_over, write_json, write_text
 from ..device import Process
 from ..network import create_network
 from ..profile.costs import Size, size_of
@@ -73,6 +74,12 @@ class Run:
             raise InputError(f"{path} has no {score.column}; this run is not one of the comparison")
         return [score.factor * row[score.column] for row in rows.values()]
 
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of a finished run, or None if it was trained by another command, or not in one go."""
+        seconds = self.files.read_summary().get("seconds")
+        return seconds if isinstance(seconds, int | float) else None
+
     def curve(self) -> list[dict[str, float]]:
         """Return the metrics of the evaluations within its epochs, empty without any."""
         return read_rows(self.files.curve) if self.files.curve.exists() else []
@@ -91,6 +98,7 @@ class Comparison:
         seeds: Seeds of the runs of each variant.
         folder: Folder of the runs.
         num_classes: Number of classes.
+        until: Least difference of interest, in points, if seeds are trained until all differences are decided.
         kind: Name of the class in ``comparison.yaml``.
         command: Command that runs the comparison.
         score: What is compared.
@@ -104,6 +112,7 @@ class Comparison:
     seeds: list[int]
     folder: Path
     num_classes: int
+    until: float | None = None
 
     kind: ClassVar[str] = "classifiers"
     command: ClassVar[str] = "sanet compare"
@@ -111,6 +120,16 @@ class Comparison:
     recipe_type: ClassVar[Any] = Recipe
     run_folder: ClassVar[type[RunFolder]] = RunFolder
     may_change: ClassVar[tuple[str, ...]] = ("workers", "check_images", "checkpoint_steps", "report")
+
+    @property
+    def compared(self) -> list[Variant]:
+        """The variants whose difference to the baseline is of interest."""
+        return [variant for variant in self.variants[1:] if not variant.twin]
+
+    def trained_seeds(self) -> list[int]:
+        """Return the seeds of all runs of these variants in the folder."""
+        names = {path.name for variant in self.variants for path in (self.folder / variant.name).glob("seed-*")}
+        return sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch("seed-[0-9]+", name))
 
     @property
     def runs(self) -> list[Run]:
@@ -144,6 +163,8 @@ class Comparison:
             "recipe": self.shared_fields(),
             "variants": {variant.name: variant.to_list() for variant in self.variants},
         }
+        if self.until is not None:
+            content["until"] = self.until
         trained = any(RunFolder(config.parent).trained for config in self.folder.glob("*/seed-*/config.yaml"))
         trained = trained or any(self.folder.glob("*/seed-*/weights/last.pt"))  # by ultralytics
         if trained and path.exists():
@@ -165,6 +186,8 @@ class Comparison:
             if differences:
                 raise InputError(f"{self.folder} holds another comparison: {'; '.join(differences)}")
             content["variants"] = before["variants"] | content["variants"]
+            if other.until is not None:  # the number of seeds depends on their scores from then on
+                content.setdefault("until", other.until)
         elif not path.exists() and any(entry.name != LOCK for entry in self.folder.iterdir()):
             raise InputError(f"{self.folder} is not empty and holds no comparison; name another --output")
         write_text(path, yaml.safe_dump(content, sort_keys=False))
@@ -218,8 +241,12 @@ class Comparison:
             if run.finished:
                 continue
             announce(run, number)
+            began, resumed = time.perf_counter(), run.files.last.exists()
             try:
                 stop = self.train_run(run, process, checked=checked)
+                if process.rank == 0 and not resumed:
+                    timed = run.files.read_summary() | {"seconds": time.perf_counter() - began}
+                    write_json(run.files.summary, timed)
             except (InputError, RuntimeError, OSError) as error:
                 # Processes that do not fail together would wait for one another.
                 if process.world_size > 1:
@@ -256,9 +283,9 @@ def read_comparison(folder: Path) -> Comparison:
     except InputError as error:
         raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
     variants = [Variant(name, *what[:3], **dict(*what[3:])) for name, what in content["variants"].items()]
-    names = {path.name for variant in variants for path in (folder / variant.name).glob("seed-*")}
-    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch("seed-[0-9]+", name))
-    return cls(variants, base, seeds, folder, content.get("num_classes") or count_classes(base))
+    classes, until = content.get("num_classes") or count_classes(base), content.get("until")
+    found = cls(variants, base, [], folder, classes, until if isinstance(until, int | float) else None)
+    return replace(found, seeds=found.trained_seeds())
 
 
 def count_classes(recipe: Recipe) -> int:

@@ -1,10 +1,11 @@
 """The results of a comparison, and the files that they are written to: JSON, CSV and charts."""
 
+import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import InputError, counted
 from ...files import write_csv, write_json
@@ -16,12 +17,15 @@ from ..statistics import (
     PairedDifference,
     Summary,
     chance_reach,
+    confidence_sequence,
     detectable,
     paired_difference,
     simultaneous,
     summary,
 )
 from .comparison import Comparison
+
+Verdict = Literal["better", "worse", "small", "open"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Finding:
         scores: Score after the last epoch, by seed.
         best: Score of the best epoch, by seed; too high, since the epoch is chosen on the same images.
         mean: Summary of ``scores``; None if no run is finished.
-        difference: Difference to the baseline, paired by seed; None for the baseline.
+        difference: Difference to the baseline, paired by seed; None for the baseline. Its interval is Student's, or
+            of a confidence sequence if the comparison trains until differences are decided.
         simultaneous: Its interval among those that hold for all variants together; None for the baseline and a null.
+        verdict: For a comparison that trains until differences are decided: ``better`` or ``worse`` if the interval
+            excludes 0, ``small`` if the difference is smaller than the effect of interest, ``open`` otherwise.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Finding:
     mean: Summary | None
     difference: PairedDifference | None
     simultaneous: tuple[float, float] | None = None
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -85,47 +93,78 @@ class Findings:
         return self.variants[0]
 
 
-def findings(comparison: Comparison) -> Findings:
+def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) -> Findings:
     """Return the results of the finished runs of a comparison, in the order of its variants.
+
+    Args:
+        comparison: The comparison.
+        sizes: Sizes of its variants, if they are known.
 
     Raises:
         InputError: If no run has begun, or results cannot be read.
     """
     if not comparison.seeds:
         raise InputError(f"{comparison.folder} has no run yet")
-    sizes = comparison.sizes()
+    sizes = sizes or comparison.sizes()
     histories: dict[str, dict[int, list[float]]] = {variant.name: {} for variant in comparison.variants}
     for run in comparison.runs:
         if run.finished:
             histories[run.variant.name][run.seed] = run.scores(comparison.score, comparison.base.epochs)
     last = {name: {seed: scores[-1] for seed, scores in runs.items()} for name, runs in histories.items()}
     baseline = comparison.variants[0].name
-    compared = [v.name for v in comparison.variants[1:] if not v.twin and last[v.name]]
-    together = simultaneous([last[baseline], *(last[name] for name in compared)])
+    compared = [variant.name for variant in comparison.compared]
     results = []
     for name, runs in histories.items():
-        difference = None if name == baseline else paired_difference(last[name], last[baseline])
-        interval = None
-        if together and difference and name in compared:
-            middle = statistics.fmean(difference.by_seed[seed] for seed in together.seeds)
-            interval = middle - together.half_width, middle + together.half_width
+        difference, verdict = None if name == baseline else paired_difference(last[name], last[baseline]), None
+        if comparison.until is not None:
+            if difference:
+                difference = at_any_time(difference, len(compared) if name in compared else 1)
+            verdict = _verdict(difference, comparison.until) if name in compared else None
         best = {seed: max(scores) for seed, scores in runs.items()}
-        results.append(Finding(name, sizes[name], last[name], best, summary(last[name]), difference, interval))
-    if together is None:
-        return Findings(results, _chance(comparison, last))
+        found = Finding(name, sizes[name], last[name], best, summary(last[name]), difference, verdict=verdict)
+        results.append(found)
+    chance = _chance(comparison, last)
+    # How many seeds there are then depends on their scores, and intervals for a fixed number do not hold.
+    together = simultaneous([last[baseline], *(last[name] for name in compared if last[name])])
+    if comparison.until is not None or together is None:
+        return Findings(results, chance)
+    for index, each in enumerate(results):
+        if each.difference and each.name in compared:
+            middle = statistics.fmean(each.difference.by_seed[seed] for seed in together.seeds)
+            results[index] = replace(each, simultaneous=(middle - together.half_width, middle + together.half_width))
     spread, seeds = together.deviation, len(together.seeds)
     detected = [detectable(value, seeds) for value in (spread.value, spread.low, spread.high)]
-    return Findings(results, _chance(comparison, last), spread, (detected[0], detected[1], detected[2]))
+    return Findings(results, chance, spread, (detected[0], detected[1], detected[2]))
+
+
+def at_any_time(difference: PairedDifference, comparisons: int) -> PairedDifference:
+    """Return a difference with the interval of a confidence sequence in place of Student's.
+
+    The error probability of 5 % is shared out among the comparisons (Bonferroni), so that their intervals contain the
+    true differences together and at all times in 95 % of cases.
+    """
+    low, high = confidence_sequence([*difference.by_seed.values()], 1 - 0.05 / comparisons)
+    return replace(difference, low=low, high=high) if math.isfinite(low) else replace(difference, low=None, high=None)
+
+
+def _verdict(difference: PairedDifference | None, effect: float) -> Verdict:
+    if difference is None or difference.low is None or difference.high is None:
+        return "open"
+    if difference.low > 0 or difference.high < 0:
+        return "better" if difference.low > 0 else "worse"
+    return "small" if -effect < difference.low and difference.high < effect else "open"
 
 
 def _chance(comparison: Comparison, scores: Mapping[str, Mapping[int, float]]) -> Chance | None:
     for variant in comparison.variants:
         if variant.twin in scores and (difference := paired_difference(scores[variant.name], scores[variant.twin])):
+            if comparison.until is not None:
+                difference = at_any_time(difference, 1)
             return Chance(variant.name, variant.twin, difference, chance_reach(difference))
     return None
 
 
-def write_findings(comparison: Comparison, results: Findings, failed: Mapping[str, str]) -> list[Path]:
+def write_findings(comparison: Comparison, results: Findings, failed: Mapping[str, str], **further: Any) -> list[Path]:
     """Write ``comparison.json``, ``comparison.csv`` and charts, each completely or not at all, and return their paths.
 
     ``comparison.png`` needs a finished run, ``differences.png`` two seeds, ``curves.png`` evaluations within epochs.
@@ -143,7 +182,9 @@ def write_findings(comparison: Comparison, results: Findings, failed: Mapping[st
         "chance": results.chance and asdict(results.chance),
         "deviation": results.deviation and asdict(results.deviation),
         "detectable": results.detectable,
+        "until": comparison.until,
         "curves": _curves(comparison),
+        **further,
         "failed": dict(failed),
         "trained_on": trained_on(comparison),
         "machine": environment(),

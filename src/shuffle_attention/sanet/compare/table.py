@@ -37,8 +37,9 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
         f"{label}\n%": True,
         "\nstd": several,
         f"over\n{results.baseline.name}": True,
-        "95 %\ninterval": several,
+        "95 %\ninterval" if comparison.until is None else "95 % at\nany time": several,
         "all at\nonce": together,
+        "\nverdict": comparison.until is not None,
         "\nruns": incomplete,
     }
     rows = []
@@ -52,12 +53,13 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
                 "-" if mean is None else f"{mean.mean:.2f}",
                 "-" if mean is None or mean.deviation is None else f"{mean.deviation:.2f}",
                 *_difference_cells(difference),
-                "" if finding.simultaneous is None else _interval(*finding.simultaneous),
+                "" if finding.simultaneous is None else interval_text(*finding.simultaneous),
+                f"below {comparison.until:g}" if finding.verdict == "small" else finding.verdict or "",
                 f"{len(finding.scores)}/{seeds}",
             ]
         )
     if chance := results.chance:
-        rows.append(["chance", "", "", "", "", *_difference_cells(chance.difference), "", ""])
+        rows.append(["chance", "", "", "", "", *_difference_cells(chance.difference), "", "", ""])
     shown = [*columns.values()]
     rows = [[cell for cell, show in zip(row, shown, strict=True) if show] for row in rows]
     return FindingsTable([name for name, show in columns.items() if show], rows, _notes(comparison, results, together))
@@ -66,10 +68,11 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
 def _difference_cells(difference: PairedDifference | None) -> list[str]:
     if difference is None:
         return ["", ""]
-    return [f"{difference.mean:+.2f}", _interval(difference.low, difference.high)]
+    return [f"{difference.mean:+.2f}", interval_text(difference.low, difference.high)]
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def interval_text(low: float | None, high: float | None) -> str:
+    """Return an interval in brackets, and a dash if it is unknown or infinite."""
     return "-" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
 
 
@@ -79,7 +82,12 @@ def _notes(comparison: Comparison, results: Findings, together: bool) -> list[st
     several = any(len(finding.scores) > 1 for finding in results.variants)
     each = "" if incomplete else f"{counted(seeds, 'seed')} each; "
     notes = [f"{each}{comparison.score.label} after the last epoch. "]
-    if several:
+    if comparison.until is not None:
+        notes[0] += (
+            "Differences are paired by seed. Their intervals are those of a confidence sequence: they hold at any "
+            "number of seeds, and for all variants together."
+        )
+    elif several:
         notes[0] += (
             "Differences are paired by seed, with Student's interval over the seeds. An interval that contains 0 shows "
             "no difference."
@@ -95,7 +103,7 @@ def _notes(comparison: Comparison, results: Findings, together: bool) -> list[st
             f"chance: {chance.null} minus {chance.twin}. The two have the same distribution, so they differ "
             f"by chance alone"
         )
-        if len(chance.difference.by_seed) > 1:
+        if len(chance.difference.by_seed) > 1 and comparison.until is None:
             count = counted(len(chance.difference.by_seed), "seed")
             text += f": over {count} by up to {chance.reach:.2f} points in 95 % of comparisons"
         notes.append(f"{text}.")
@@ -107,9 +115,8 @@ def _notes(comparison: Comparison, results: Findings, together: bool) -> list[st
     return notes
 
 
-def print_findings(comparison: Comparison, results: Findings) -> None:
-    """Print the table."""
-    content = findings_table(comparison, results)
+def print_findings(content: FindingsTable) -> None:
+    """Print a table and its notes."""
     shown = table(content.columns)
     for row in content.rows:
         shown.add_row(*row)

@@ -1,13 +1,13 @@
 """The report of a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ..compare.comparison import Comparison
 from ..compare.findings import Findings, trained_on
-from ..compare.table import findings_table
+from ..compare.table import FindingsTable, findings_table
 from ..training.run_folder import REPORT
 from .html import embedded_file, write_page
 from .run import changed_fields, fields_by_group
@@ -16,13 +16,19 @@ _NAMED = 4  # variants in the heading
 _NOT_SHARED = ("model", "seed")
 
 
-def write_comparison_report(comparison: Comparison, results: Findings, failed: Mapping[str, str]) -> Path:
+def write_comparison_report(
+    comparison: Comparison, results: Findings, failed: Mapping[str, str], plans: Sequence[FindingsTable] = ()
+) -> Path:
     """Write ``report.html`` of a comparison beside its other files and return its path.
 
-    ``failed`` has the reasons of failed runs, by folder.
+    Args:
+        comparison: The comparison.
+        results: Its findings.
+        failed: Reasons of failed runs, by folder.
+        plans: Tables of the seeds that detect a difference.
     """
     base, folder = comparison.base, comparison.folder
-    table = findings_table(comparison, results)
+    tables = [("Results", findings_table(comparison, results)), *(("How many seeds", each) for each in plans)]
     images = [
         (title, embedded_file(folder / name))
         for name, title in (
@@ -40,9 +46,9 @@ def write_comparison_report(comparison: Comparison, results: Findings, failed: M
         "score": comparison.score.label,
         "epochs": base.epochs,
         "seeds": len(comparison.seeds),
-        "columns": [column.split("\n") for column in table.columns],
-        "rows": table.rows,
-        "notes": table.notes,
+        "tables": [
+            (title, [column.split("\n") for column in each.columns], each.rows, each.notes) for title, each in tables
+        ],
         "others": len(names) - 1,
         "images": images,
         "runs": _runs(comparison, results),

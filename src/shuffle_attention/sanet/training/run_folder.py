@@ -108,11 +108,11 @@ class RunFolder:
         if self._board is not None:
             self._board.close()
 
-    def record(self) -> dict[str, Any]:
-        """Return machine, software and source from the summary of a finished run.
+    def read_summary(self) -> dict[str, Any]:
+        """Return the summary of a finished run.
 
         Raises:
-            InputError: If the summary cannot be read.
+            InputError: If it cannot be read.
         """
         try:
             summary = json.loads(self.summary.read_text(encoding="utf-8"))
@@ -120,6 +120,11 @@ class RunFolder:
             raise InputError(f"{self.summary} cannot be read: {error}") from error
         if not isinstance(summary, dict):
             raise InputError(f"{self.summary} holds no summary of a run")
+        return summary
+
+    def record(self) -> dict[str, Any]:
+        """Return machine, software and source from the summary of a finished run."""
+        summary = self.read_summary()
         return {name: summary[name] for name in _RECORD if summary.get(name)}
 
     def write_curve(self, rows: list[dict[str, float]]) -> None:
