@@ -1,8 +1,7 @@
-"""The page of ``sanet demo`` in a browser: Debian's Chromium without a window, driven by Playwright."""
+"""The page of ``sanet demo`` in a browser."""
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,40 +13,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from browsers import PATIENCE, chromium, require
 from conftest import CPU
 from pages import write_detector
 from shuffle_attention.checkpoints import read_checkpoint, write_checkpoint
 from shuffle_attention.sanet.demo.predictors import Request, open_networks
 from shuffle_attention.sanet.demo.uploads import MAX_BYTES, read_upload
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# It runs as root and without a screen, and must not contact other hosts at its start.
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-).split()
-PATIENCE = 60_000  # milliseconds that a busy machine may take for an answer
-
-
-def _missing() -> str:
-    missing = [] if CHROMIUM else ["chromium (apt-get install chromium)"]
-    for module, package in {"playwright": "playwright", "gradio": "gradio", "torchcam": "torchcam"}.items():
-        try:
-            __import__(module)
-        except ImportError:
-            missing.append(f"{module} (pip install {package})")
-    return ", ".join(missing)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    missing = _missing() if sys.version_info >= (3, 11) else ""
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"CI must have {missing}")
-    if missing:
-        pytest.skip(f"a browser test needs {missing}")
     if sys.version_info < (3, 11):
         pytest.skip("torchcam needs Python 3.11")
+    require("gradio", "torchcam")
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +67,8 @@ def page_address(tools, checkpoints, temporary) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tools) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
