@@ -16,11 +16,14 @@ import shuffle_attention.sanet.compare.comparison as comparing
 from conftest import QUICK, sanet_here
 from shuffle_attention import ShuffleAttention
 from shuffle_attention.errors import InputError
+from shuffle_attention.sanet.compare.comparison import Comparison
+from shuffle_attention.sanet.compare.control import step_times
 from shuffle_attention.sanet.compare.variants import Variant, null_of, variants_of
 from shuffle_attention.sanet.network import create_network
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.statistics import confidence_sequence, seeds_needed
 from shuffle_attention.sanet.tasks.classification.task import evaluate
+from shuffle_attention.sanet.timing import Times
 from shuffle_attention.sanet.training.run_folder import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -61,6 +64,8 @@ def test_variants_differ_in_their_attention_alone():
         ((*TWO, "--recipe", "digits", "--model-args", "{nonsense: 1}"), "nonsense=1"),
         (("--models", "resnet10t,resnet17", "--recipe", "digits"), "no model 'resnet17'"),
         (("--report-only",), "no comparison in out"),
+        (("--attention", "se,none", "--control", "width"), "--control width widens a plain ResNet"),
+        ((*TWO, "--control", "depth"), "--control must be one of width, got depth"),
         ((*TWO, "--budget", 3), "--budget would have no effect without --until"),
         ((*TWO, "--until", 0.5, "--plan", 0.5), "fixed beforehand"),
         ((*TWO, "--null", "--recipe", "digits", "--initial", "x.pt"), "--null needs models that start from random"),
@@ -244,7 +249,7 @@ def test_the_network_to_start_from_is_a_plain_one(shared_tree, tmp_path, capsys)
 def trained_nothing(recipe: Recipe, folder: Path, place, **options) -> SimpleNamespace:
     """Leaves what a run leaves that a comparison reads."""
     files = RunFolder(Path(folder))
-    files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)])
+    files.begin(recipe, [{"epoch": n + 1, "val_top1": 40.0 + recipe.seed} for n in range(recipe.epochs)], [])
     files.summary.write_text("{}")
     return SimpleNamespace(stop=None)
 
@@ -294,7 +299,7 @@ def scored(monkeypatch, scores: dict[str, list[float]]) -> list[Recipe]:
         trained.append(recipe)
         files = RunFolder(Path(folder))
         values = scores[Path(folder).parent.name]
-        files.begin(recipe, [{"epoch": n + 1, "val_top1": values[recipe.seed]} for n in range(recipe.epochs)])
+        files.begin(recipe, [{"epoch": n + 1, "val_top1": values[recipe.seed]} for n in range(recipe.epochs)], [])
         files.summary.write_text("{}")
         return SimpleNamespace(stop=None)
 
@@ -407,6 +412,55 @@ def test_seeds_are_trained_until_a_confidence_sequence_decides(shared_tree, tmp_
     capsys.readouterr()
     assert sanet_here(*[each for each in arguments if each not in ("--until", 0.5)], "--seeds", 4) == 0
     assert "they hold at any number of seeds" in capsys.readouterr().out
+
+
+def test_a_control_of_width_takes_as_long_as_the_costliest_attention(shared_tree, tmp_path, monkeypatch, capsys):
+    """Time grows with the first channels of a plain network; se takes 1.1 times and cbam 1.5 times as long."""
+    timed = []
+
+    def step_times(recipes, comparison, device):
+        timed.append([*recipes])
+        factors = {"se": 1.1, "cbam": 1.5, "shuffle": 1.0}
+        times = {n: factors.get(n) or sum(r.model_args.get("channels", [48])) / 48 for n, r in recipes.items()}
+        return {name: Times([each, 2 * each]) for name, each in times.items()}
+
+    monkeypatch.setattr("shuffle_attention.sanet.compare.control.step_times", step_times)
+    scores = {"none": [50, 52], "shuffle": [51, 52.5], "se": [51, 53], "cbam": [53, 54], "none-wide": [54, 57]}
+    trained, folder = scored(monkeypatch, scores), tmp_path / "out"
+    arguments = ("compare", *SMALL, "--data", shared_tree, "--output", folder, "--seeds", 2, "--control", "width")
+    assert sanet_here(*arguments, "--attention", "none,se,cbam", "--report") == 0
+    assert trained[3].model_args["channels"] == [12, 12, 24, 24]
+    assert trained[3].model == "resnet18"
+    content = results(folder)
+    assert content["control"]["like"] == "cbam"
+    by_name = {variant["name"]: variant for variant in content["variants"]}
+    assert [by_name[name]["step"] for name in ("none", "se", "cbam", "none-wide")] == pytest.approx([1, 1.1, 1.5, 1.5])
+    # A fifth of the way from none to none-wide.
+    assert by_name["se"]["over_control"]["by_seed"] == pytest.approx({"0": 0.2, "1": 0.0})
+    assert by_name["cbam"]["over_control"]["by_seed"] == pytest.approx({"0": -1, "1": -3})
+    assert by_name["none"]["over_control"] is by_name["none-wide"]["over_control"] is None
+    assert "none-wide has the channels 12, 12, 24, 24" in (folder / "report.html").read_text()
+    # The same control goes on, and what is added is timed beside the baseline.
+    assert sanet_here(*arguments, "--attention", "none,se,cbam,shuffle") == 0
+    assert timed[2:] == [["none", "shuffle"]]
+    by_name = {variant["name"]: variant for variant in results(folder)["variants"]}
+    assert by_name["shuffle"]["over_control"]["by_seed"] == pytest.approx({"0": 1, "1": 0.5})
+    assert by_name["none-wide"]["size"]["parameters"] > by_name["none"]["size"]["parameters"]
+    assert sanet_here("compare", "--output", folder, "--report-only", "--attention", "none,shuffle") == 0
+    capsys.readouterr()
+    arguments = (*arguments[:-5], tmp_path / "cheap", *arguments[-4:])
+    assert sanet_here(*arguments, "--attention", "none,shuffle") == 0
+    assert "none itself is the control of width" in capsys.readouterr().out
+    assert "none-wide" not in [variant["name"] for variant in results(tmp_path / "cheap")["variants"]]
+
+
+def test_training_steps_are_timed_on_the_models_of_the_recipes(tmp_path, monkeypatch):
+    monkeypatch.setattr("shuffle_attention.sanet.compare.control._REPETITIONS", 3)
+    base = Recipe(model_args={"channels": [8, 8, 16, 16]}, img_size=16, batch_size=2, channels_last=True)
+    comparison = Comparison(variants_of(["none", "shuffle"], 18, []), base, [0], tmp_path, 4)
+    recipes = {variant.name: variant.recipe(base, 0) for variant in comparison.variants}
+    times = step_times(recipes, comparison, torch.device("cpu"))
+    assert all(len(times[name].seconds) == 3 and times[name].median > 0 for name in recipes)
 
 
 @pytest.mark.parametrize(("given", "seed"), [((), 3), (("--init-seed", 7), 7)])

@@ -18,6 +18,7 @@ from .train import named_recipe
 if TYPE_CHECKING:
     from ..compare.comparison import Comparison, Run
     from ..device import Process
+    from ..profile.costs import Size
 
 FAILED = 1
 # Settings of the plain model that its attached variants keep, unless they are given.
@@ -47,6 +48,7 @@ class Compare(Command):
         None, "attach so that the model computes what it did before (both)"
     )
     null: bool = option(False, "add a model of the same distribution as another one: what chance does")
+    control: Literal["width"] | None = option(None, "add a wider plain network that takes as long to train")
     plan: float | None = option(
         None,
         "print how many seeds detect a difference of so many points, by the finished runs",
@@ -78,6 +80,7 @@ class Compare(Command):
             given = {
                 "from": start,
                 "null": self.null or None,
+                "control": self.control,
                 "until": self.until,
                 "budget": self.budget,
                 **{key: getattr(self, key) for key in ("recipe", "where", "preserve", "depth", "seeds")},
@@ -98,6 +101,8 @@ class Compare(Command):
             raise InputError("--plan is for a number of seeds that is fixed beforehand, --until for one that is not")
         if self.plan is not None and self.seeds == 1:
             raise InputError("--plan needs the deviation between seeds: --seeds 2 or more")
+        if self.control is not None and (start is not None or self.attention[:1] != ["none"]):
+            raise InputError("--control width widens a plain ResNet that is trained from scratch: --attention none,...")
         self._refuse_unused()
         variants = variants_of(self.attention, self.depth or 18, self.models) if start is None else []
         recipe = named_recipe(self.recipe, overrides)
@@ -118,7 +123,14 @@ class Compare(Command):
             variants = [*variants, null_of(variants, recipe)]
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
         comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe), self.until)
-        return run_comparison(comparison, recipe.device, plan=self.plan, most=self.seeds, budget=self.budget)
+        return run_comparison(
+            comparison,
+            recipe.device,
+            plan=self.plan,
+            most=self.seeds,
+            budget=self.budget,
+            control=self.control is not None,
+        )
 
     def _refuse_unused(self) -> None:
         if self.from_ is not None and self.models:
@@ -139,6 +151,7 @@ def run_comparison(
     plan: float | None = None,
     most: int | None = None,
     budget: float | None = None,
+    control: bool = False,
 ) -> int:
     """Train what is not finished and report; the exit code is 1 if a run failed, 128 + n for signal n.
 
@@ -148,8 +161,10 @@ def run_comparison(
         plan: Difference to plan further seeds for, in points.
         most: Largest number of seeds of a comparison with ``until``.
         budget: Hours that such a comparison may take.
+        control: Whether to add a wider plain network of the same cost.
     """
     from ..compare.comparison import read_comparison
+    from ..compare.control import with_control
     from ..compare.stopping import train_until
     from ..console import console
     from ..device import open_process
@@ -161,17 +176,20 @@ def run_comparison(
             return _announcer(comparison, process)
 
         try:
-            comparison.sizes()  # a model that cannot be created is reported before another one trains
+            sizes = comparison.sizes()  # a model that cannot be created is reported before another one trains
+            if control:
+                comparison = with_control(comparison, process)
+                sizes |= {v.name: comparison.size(v.recipe(comparison.base, 0)) for v in comparison.variants if v.cost}
             with comparison.begun() if process.rank == 0 else nullcontext():
                 if comparison.until is None:
                     failed = comparison.train(process, announcer(comparison))
                 else:
-                    comparison, failed = train_until(comparison, process, announcer, most=most, budget=budget)
+                    comparison, failed = train_until(comparison, sizes, process, announcer, most=most, budget=budget)
                 if process.rank != 0:
                     return 0
                 # Seeds may have been chosen by their scores before, which the intervals must allow for.
                 comparison = replace(comparison, until=read_comparison(comparison.folder).until)
-                return _report(comparison, failed, plan)
+                return _report(comparison, sizes, failed, plan)
         except Interrupted as stopped:
             if process.rank == 0:
                 console.print(f"{stopped.where or stopped}. Go on with the same command; finished runs are kept")
@@ -184,7 +202,7 @@ def report_runs(folder: Path, names: list[str], overrides: dict[str, Any], plan:
 
     comparison = read_comparison(folder)
     comparison = replace(comparison, base=comparison.base.replaced(**overrides))
-    return _report(_only(comparison, names) if names else comparison, {}, plan)
+    return _report(_only(comparison, names) if names else comparison, None, {}, plan)
 
 
 def _only(comparison: Comparison, names: list[str]) -> Comparison:
@@ -219,7 +237,7 @@ def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int],
     return announce
 
 
-def _report(comparison: Comparison, failed: dict[str, str], effect: float | None) -> int:
+def _report(comparison: Comparison, sizes: dict[str, Size] | None, failed: dict[str, str], effect: float | None) -> int:
     from ..compare.findings import findings, write_findings
     from ..compare.planning import plan_table, plans
     from ..compare.table import findings_table, print_findings
@@ -228,7 +246,7 @@ def _report(comparison: Comparison, failed: dict[str, str], effect: float | None
     from ..report.html import log_failures
     from ..statistics import POWER
 
-    results = findings(comparison)
+    results = findings(comparison, sizes)
     tables, further = [findings_table(comparison, results)], {}
     if effect is not None:
         planned = plans(comparison, results, effect)

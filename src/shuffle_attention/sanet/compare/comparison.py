@@ -124,7 +124,7 @@ class Comparison:
     @property
     def compared(self) -> list[Variant]:
         """The variants whose difference to the baseline is of interest."""
-        return [variant for variant in self.variants[1:] if not variant.twin]
+        return [variant for variant in self.variants[1:] if not (variant.twin or variant.cost)]
 
     def trained_seeds(self) -> list[int]:
         """Return the seeds of all runs of these variants in the folder."""
@@ -181,7 +181,7 @@ class Comparison:
             differences += [
                 f"{name} was {before['variants'][name]} and is {value}"
                 for name, value in content["variants"].items()
-                if before["variants"].get(name, value) != value
+                if _defining(before["variants"].get(name, value)) != _defining(value)
             ]
             if differences:
                 raise InputError(f"{self.folder} holds another comparison: {'; '.join(differences)}")
@@ -306,6 +306,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not right or not all(_is_variant(what) for what in content["variants"].values()):
         raise InputError(f"{path} does not name what is compared")
     return content
+
+
+def _defining(what: list[Any]) -> list[Any]:
+    """Return a variant's values without the cost of others, which is measured when they are added."""
+    return [*what[:3], *({k: v for k, v in each.items() if k != "cost"} for each in what[3:])]
 
 
 def _is_variant(what: Any) -> bool:

@@ -43,6 +43,8 @@ class Finding:
         simultaneous: Its interval among those that hold for all variants together; None for the baseline and a null.
         verdict: For a comparison that trains until differences are decided: ``better`` or ``worse`` if the interval
             excludes 0, ``small`` if the difference is smaller than the effect of interest, ``open`` otherwise.
+        step: Time of a training step over that of the baseline, if the comparison has a control of width.
+        over_control: Difference to a plain network whose step takes as long; None for the baseline and the control.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Finding:
     difference: PairedDifference | None
     simultaneous: tuple[float, float] | None = None
     verdict: Verdict | None = None
+    step: float | None = None
+    over_control: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,10 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) ->
                 difference = at_any_time(difference, len(compared) if name in compared else 1)
             verdict = _verdict(difference, comparison.until) if name in compared else None
         best = {seed: max(scores) for seed, scores in runs.items()}
-        found = Finding(name, sizes[name], last[name], best, summary(last[name]), difference, verdict=verdict)
-        results.append(found)
+        step, over = _against_control(comparison, last, name)
+        results.append(
+            Finding(name, sizes[name], last[name], best, summary(last[name]), difference, None, verdict, step, over)
+        )
     chance = _chance(comparison, last)
     # How many seeds there are then depends on their scores, and intervals for a fixed number do not hold.
     together = simultaneous([last[baseline], *(last[name] for name in compared if last[name])])
@@ -135,6 +141,29 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) ->
     spread, seeds = together.deviation, len(together.seeds)
     detected = [detectable(value, seeds) for value in (spread.value, spread.low, spread.high)]
     return Findings(results, chance, spread, (detected[0], detected[1], detected[2]))
+
+
+def _against_control(
+    comparison: Comparison, scores: Mapping[str, Mapping[int, float]], name: str
+) -> tuple[float | None, PairedDifference | None]:
+    """Return the time of a variant's step over the baseline's, and its difference to a plain network of that cost.
+
+    The score of that network is interpolated between those of the baseline and the control by the time of a step. Wider
+    networks gain less and less, so a straight line gives the plain network too little rather than too much.
+    """
+    control = next((variant for variant in comparison.variants if variant.cost), None)
+    if control is None or name not in control.cost["step"]:
+        return None, None
+    step, wide = (control.cost["step"][each][0] for each in (name, control.name))
+    if name not in [variant.name for variant in comparison.compared]:
+        return step, None
+    share = min(1.0, max(0.0, (step - 1) / max(wide - 1, 1e-9)))
+    plain, wider = scores[comparison.variants[0].name], scores[control.name]
+    at_cost = {seed: plain[seed] + share * (wider[seed] - plain[seed]) for seed in plain.keys() & wider.keys()}
+    difference = paired_difference(scores[name], at_cost)
+    if difference and comparison.until is not None:
+        difference = at_any_time(difference, len(comparison.compared))
+    return step, difference
 
 
 def at_any_time(difference: PairedDifference, comparisons: int) -> PairedDifference:
@@ -184,6 +213,7 @@ def write_findings(comparison: Comparison, results: Findings, failed: Mapping[st
         "detectable": results.detectable,
         "until": comparison.until,
         "curves": _curves(comparison),
+        "control": next(({"name": v.name, **v.cost} for v in comparison.variants if v.cost), None),
         **further,
         "failed": dict(failed),
         "trained_on": trained_on(comparison),

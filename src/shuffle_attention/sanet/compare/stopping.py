@@ -17,6 +17,7 @@ from .table import interval_text
 
 def train_until(
     comparison: Comparison,
+    sizes: dict[str, Size],
     process: Process,
     announcer: Callable[[Comparison], Callable[[Run, int], None]],
     *,
@@ -30,6 +31,7 @@ def train_until(
 
     Args:
         comparison: The comparison, with ``until``.
+        sizes: Sizes of its variants.
         process: Process to train in; every process of a distributed comparison calls this.
         announcer: Returns what is called before each run of a comparison.
         most: Largest number of seeds, or None.
@@ -38,7 +40,7 @@ def train_until(
     Returns:
         The comparison, and the reasons of runs that failed, by folder.
     """
-    began, failed, sizes = time.perf_counter(), {}, comparison.sizes()
+    began, failed = time.perf_counter(), {}
     while True:
         comparison = replace(comparison, seeds=comparison.trained_seeds() or [comparison.base.seed])
         hours = (time.perf_counter() - began) / 3600

@@ -30,6 +30,7 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
     incomplete = any(len(finding.scores) < seeds for finding in results.variants)
     several = any(len(finding.scores) > 1 for finding in results.variants)
     together = sum(finding.simultaneous is not None for finding in results.variants) > 1
+    control = next((variant for variant in comparison.variants if variant.cost), None)
     columns = {
         "": True,
         "params\nM": True,
@@ -40,6 +41,8 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
         "95 %\ninterval" if comparison.until is None else "95 % at\nany time": several,
         "all at\nonce": together,
         "\nverdict": comparison.until is not None,
+        "time of\na step": control is not None,
+        "over plain\nof that cost": control is not None,
         "\nruns": incomplete,
     }
     rows = []
@@ -55,11 +58,13 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
                 *_difference_cells(difference),
                 "" if finding.simultaneous is None else interval_text(*finding.simultaneous),
                 f"below {comparison.until:g}" if finding.verdict == "small" else finding.verdict or "",
+                "" if finding.step is None else f"{finding.step:.2f}",
+                " ".join(_difference_cells(finding.over_control)).strip(),
                 f"{len(finding.scores)}/{seeds}",
             ]
         )
     if chance := results.chance:
-        rows.append(["chance", "", "", "", "", *_difference_cells(chance.difference), "", "", ""])
+        rows.append(["chance", "", "", "", "", *_difference_cells(chance.difference), *[""] * 5])
     shown = [*columns.values()]
     rows = [[cell for cell, show in zip(row, shown, strict=True) if show] for row in rows]
     return FindingsTable([name for name, show in columns.items() if show], rows, _notes(comparison, results, together))
@@ -107,6 +112,13 @@ def _notes(comparison: Comparison, results: Findings, together: bool) -> list[st
             count = counted(len(chance.difference.by_seed), "seed")
             text += f": over {count} by up to {chance.reach:.2f} points in 95 % of comparisons"
         notes.append(f"{text}.")
+    if control := next((variant for variant in comparison.variants if variant.cost), None):
+        channels = ", ".join(map(str, control.own_args["channels"]))
+        notes.append(
+            f"{control.name} has the channels {channels}, so that a training step takes as long as with "
+            f"{control.cost['like']}. The last difference is to a plain network whose step takes as long as the "
+            f"variant's, interpolated between {results.baseline.name} and {control.name}."
+        )
     if results.detectable:
         value, low, high = results.detectable
         notes.append(

@@ -26,6 +26,8 @@ class Variant:
         own_args: Arguments that come on top of those of the recipe.
         twin: For a null, the name of the variant that has the same distribution; empty for all others.
         redrawn: Whether initial weights are drawn with another seed than everything else of a run.
+        cost: For a control, ``like``, the name of the variant whose cost it has, and ``step``, the times of training
+            steps over that of the baseline: by name of a variant, the median and the quartiles.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Variant:
     own_args: dict[str, Any] = field(default_factory=dict)
     twin: str = ""
     redrawn: bool = False
+    cost: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, base: Any, seed: int) -> Any:
         """Return the recipe of the run with a seed."""
@@ -51,7 +54,7 @@ class Variant:
         return [self.model, self.model_args, self.attach, *([further] if further else [])]
 
 
-FURTHER = ("own_args", "twin", "redrawn")
+FURTHER = ("own_args", "twin", "redrawn", "cost")
 
 
 def null_of(variants: Sequence[Variant], base: Any) -> Variant:

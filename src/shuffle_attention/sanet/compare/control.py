@@ -1,0 +1,112 @@
+"""A wider plain network that costs as much as attention does: what the same time buys without attention."""
+
+import gc
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ..console import console
+from ..device import Process, autocast
+from ..network import create_network
+from ..profile.costs import training_step
+from ..timing import Times, interleaved
+from .comparison import Comparison, read_comparison
+from .variants import Variant
+
+_CHANNELS = [64, 128, 256, 512]  # of timm's ResNet
+_BATCH = 32  # images of a timed step, at most
+_REPETITIONS = 11
+_LEAST = 1.02  # a ratio of times below this is noise
+_WIDTHS = 6
+
+
+def with_control(comparison: Comparison, process: Process) -> Comparison:
+    """Return the comparison with a wider baseline whose training step takes as long as that of the costliest variant.
+
+    Multiply-adds cannot measure the cost of attention, which is mostly elementwise. Steps are timed in turn on the
+    device of the run, and widths are tried until one takes as long. The width and the times are kept in
+    ``comparison.yaml``, so the same command goes on with them. If no variant takes 2 % longer than the baseline, the
+    baseline is the control, and none is added.
+
+    Raises:
+        InputError: If the baseline is not a plain ResNet.
+    """
+    return process.first(_with_control(comparison, process.device) if process.rank == 0 else None)
+
+
+def _with_control(comparison: Comparison, device: torch.device) -> Comparison:
+    baseline, seed = comparison.variants[0], comparison.base.seed
+    recipes = {v.name: v.recipe(comparison.base, seed) for v in comparison.variants if not v.twin}
+    if not baseline.model.startswith("resnet") or recipes[baseline.name].attach:
+        raise InputError(f"--control width widens a plain ResNet: the baseline must be none, got {baseline.name}")
+    stored = _stored(comparison)
+    times: dict[str, Any] = dict(stored.cost["step"]) if stored else {}
+    new = {name: recipe for name, recipe in recipes.items() if name not in times}
+    if new:
+        times |= _over(baseline.name, step_times({baseline.name: recipes[baseline.name]} | new, comparison, device))
+    if stored:
+        control = replace(stored, cost=stored.cost | {"step": times})
+        return replace(comparison, variants=[*comparison.variants, control])
+    costliest = max(times, key=lambda name: times[name][0])
+    ratio = times[costliest][0]
+    if ratio < _LEAST:
+        console.print(
+            f"a training step of {costliest}, the costliest, takes {ratio:.3f} of the time of {baseline.name}: "
+            f"{baseline.name} itself is the control of width"
+        )
+        return comparison
+    base = recipes[baseline.name]
+    channels = base.model_args.get("channels", _CHANNELS)
+    # Time grows with the width at least, and at most with its square.
+    factors = [ratio ** (0.5 + 0.5 * step / (_WIDTHS - 1)) for step in range(_WIDTHS)]
+    widths = {tuple(round(factor * each) for each in channels): None for factor in (1.0, *factors)}
+    wide = {
+        ", ".join(map(str, width)): base.replaced(model_args=base.model_args | {"channels": [*width]})
+        for width in widths
+    }
+    timed = step_times({baseline.name: base, costliest: recipes[costliest], **wide}, comparison, device)
+    chosen = min(wide, key=lambda name: abs(timed[name].over(timed[costliest])[0] - 1))
+    name = f"{baseline.name}-wide"
+    times[name] = list(timed[chosen].over(timed[baseline.name]))
+    console.print(
+        f"{name}: channels {chosen}; a training step takes {times[name][0]:.2f} of the time of {baseline.name}, as "
+        f"that of {costliest} does ({timed[costliest].over(timed[baseline.name])[0]:.2f})"
+    )
+    if wide[chosen].model_args["channels"] == [*channels]:
+        console.print(f"no wider {baseline.name} takes as short: {baseline.name} itself is the control of width")
+        return comparison
+    own = {"channels": wide[chosen].model_args["channels"]}
+    control = replace(baseline, name=name, own_args=own, cost={"like": costliest, "step": times})
+    return replace(comparison, variants=[*comparison.variants, control])
+
+
+def _stored(comparison: Comparison) -> Variant | None:
+    """Return the control that the folder of the comparison has already."""
+    if not (comparison.folder / "comparison.yaml").exists():
+        return None
+    return next((variant for variant in read_comparison(comparison.folder).variants if variant.cost), None)
+
+
+def _over(baseline: str, times: Mapping[str, Times]) -> dict[str, list[float]]:
+    """Return the median of the ratios of each to the baseline, with quartiles."""
+    return {name: list(each.over(times[baseline])) for name, each in times.items()}
+
+
+def step_times(recipes: Mapping[str, Any], comparison: Comparison, device: torch.device) -> dict[str, Times]:
+    """Return the times of training steps of models, in the precision and memory format of their recipe."""
+    process, steps = Process(device), {}
+    for name, recipe in recipes.items():
+        model = create_network(recipe, comparison.num_classes, restored=True)
+        model = process.to_device(model, channels_last=recipe.channels_last)
+        images = torch.randn(min(recipe.batch_size, _BATCH), recipe.in_chans, recipe.img_size, recipe.img_size)
+        if recipe.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        steps[name] = training_step(model, images.to(device))
+    with autocast(process, comparison.base.precision):
+        times = interleaved(steps, _REPETITIONS)
+    steps.clear()
+    gc.collect()
+    return times
