@@ -1,25 +1,32 @@
 """Removal of constant gates: exact where they are constant, bounded where they nearly are, and a reason otherwise."""
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
+from conftest import sanet_here
 from networks import Plain
-from shuffle_attention import ShuffleAttention, attach
+from shuffle_attention import ShuffleAttention, attach, deploy
 from shuffle_attention.attention import Blend, SpatialGroupEnhance, attention_names, create_attention
 from shuffle_attention.attention.spec import factors
-from shuffle_attention.deploy import drop_constant_gates, rewrite
+from shuffle_attention.deploy import ConstantGatesReport, api, drop_constant_gates, rewrite
 from shuffle_attention.errors import InputError
 from shuffle_attention.explain.gate_statistics import attention_modules, gate_statistics
 from shuffle_attention.models.attention_resnet import AttentionResNet
 from shuffle_attention.models.detectors import create_detector
 from shuffle_attention.models.sa_resnet import SABasicBlock, SABottleneck, SAResNet
+from shuffle_attention.sanet.recipes.recipe import Recipe
+from shuffle_attention.sanet.tasks.classification import constant_gates
+from shuffle_attention.sanet.tasks.classification.predictor import restore_network
 
 IMAGES = torch.randn(3, 3, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 NARROW = (8, 16, 32, 64)
@@ -301,3 +308,80 @@ def test_every_attention_has_factors_or_says_so():
         layer = nn.Sequential(create_attention(name, 16, **({"groups": 2} if name in ("shuffle", "sge") else {})))
         statistics, without = gate_statistics(spread(layer, lambda name: False), [x])
         assert (list(statistics), list(without)) == ([], ["0"]) if name == "gc" else (["0"], [])
+
+
+def test_the_command_writes_a_checkpoint_of_a_plain_model(run, shared_tree, tmp_path, capsys):
+    path, certificate = tmp_path / "plain.pth", tmp_path / "certificate.json"
+    options = ("--data", shared_tree, "--max-loss", "20", "--json", certificate)
+    assert sanet_here("export", run / "best.pt", "--drop-constant-gates", "1", "--output", path, *options) == 0
+    assert "8 of 8 attention layers folded: constant within 1 over" in capsys.readouterr().out
+    facts = json.loads(certificate.read_text())
+    assert (facts["passed"], facts["unaltered"], facts["file"]) == (True, True, str(path))
+    assert len(facts["details"]["constant_gates"]["folded"]) == 8
+    plain, before = restore_network(path), restore_network(run / "best.pt")
+    assert (plain.recipe.model, plain.classes) == ("resnet18", before.classes)
+    other = timm.create_model("resnet18", num_classes=plain.num_classes, **plain.recipe.model_args)
+    other.load_state_dict(torch.load(path)["model"], strict=True)
+
+
+def worse(model: nn.Module, batches: object, tolerance: float) -> tuple[nn.Module, ConstantGatesReport]:
+    """Fold constant gates, and swap the answers."""
+    folded, report = drop_constant_gates(model, batches, tolerance)
+    folded.fc.weight.neg_()
+    folded.fc.bias.neg_()
+    return folded, report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--drop-constant-gates", "1"], "plain.pth was not written: it loses"),
+        (["--drop-constant-gates", "0"], "8 attention layers are not constant within 0: layer1.0.sa, layer1.1.sa"),
+        (["--drop-constant-gates", "-1"], "must be at least 0"),
+        (["--max-loss", "1"], "give --drop-constant-gates TOLERANCE too"),
+    ],
+)
+def test_the_command_leaves_nothing_behind(arguments, message, run, shared_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constant_gates, "drop_constant_gates", worse)
+    path = tmp_path / "plain.pth"
+    path.write_text("kept")
+    assert sanet_here("export", run / "best.pt", *arguments, "--data", shared_tree, "--output", path) == 2
+    assert message in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["plain.pth"]
+    assert path.read_text() == "kept"
+
+
+def test_a_file_with_constant_gates_is_certified_by_its_accuracy(run, shared_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "_formats", {})
+    deploy.register_format(deploy.Format("toy", ".toy", write_toy, load_toy))
+    options = ("--drop-constant-gates", "1", "--data", shared_tree)
+    assert sanet_here("export", run / "best.pt", "--output", tmp_path / "a.toy", *options) == 0
+    metadata = deploy.load(tmp_path / "a.toy").metadata
+    assert (metadata["num_classes"], len(metadata["constant_gates"]["folded"])) == (4, 8)
+    assert sanet_here("verify", tmp_path / "a.toy", run / "best.pt", "--data", shared_tree) == 0
+    strict = ("--tolerance", "1e-9", "--data", shared_tree)
+    assert sanet_here("verify", tmp_path / "a.toy", run / "best.pt", *strict) == 1
+
+
+def write_toy(model: nn.Module, example: Tensor, path: Path, metadata: Mapping, dynamic_size: bool) -> None:
+    torch.save((model, dict(metadata)), path)
+
+
+def load_toy(path: Path) -> deploy.Artefact:
+    model, metadata = torch.load(path, weights_only=False)
+    return deploy.Artefact(path, model.forward, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        ({"model": "sa_resnet18", "model_args": {"groups": 8, "channels": [8, 8, 8, 8]}}, "resnet18"),
+        ({"model": "seresnet50"}, "resnet50"),
+        ({"model": "attention_resnet34", "model_args": {"attention": "eca"}}, "resnet34"),
+        ({"model": "mobilenetv3_small_050", "attach": {"name": "shuffle"}}, "mobilenetv3_small_050"),
+    ],
+)
+def test_the_recipe_of_a_plain_checkpoint_names_the_plain_model(fields, model):
+    recipe = constant_gates.plain_recipe(Recipe(**fields))
+    assert (recipe.model, recipe.attach) == (model, {})
+    assert not {"groups", "attention"} & set(recipe.model_args)

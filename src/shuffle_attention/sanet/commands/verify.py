@@ -25,10 +25,16 @@ class Verify(Command):
     file: str = option(..., "file that sanet export wrote", positional=True)
     checkpoint: str = option(..., "checkpoint that it was exported from", positional=True)
     tolerance: float | None = option(
-        None, "largest difference of logits, relative to the largest; 1e-5, and any for int8", minimum=0
+        None,
+        "largest difference of logits, relative to the largest; 1e-5, and any for int8 or dropped gates",
+        minimum=0,
     )
     max_loss: float | None = option(
-        None, "largest loss of accuracy; any, and 0.5 for int8", minimum=0, maximum=100, metavar="POINTS"
+        None,
+        "largest loss of accuracy; any, and 0.5 for int8 or dropped gates",
+        minimum=0,
+        maximum=100,
+        metavar="POINTS",
     )
     batch_size: int = option(64, "images at a time", minimum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
