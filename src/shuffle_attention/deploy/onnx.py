@@ -13,8 +13,6 @@ from .format import METADATA, Artefact, Format, described
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write one ONNX file with its weights inside and a free batch size, from ``images`` to ``output``."""
-    import onnx
-
     free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     program = torch.onnx.export(
         model,
@@ -25,7 +23,13 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, 
         dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
         verbose=False,
     )
-    proto = program.model_proto  # pyright: ignore[reportOptionalMemberAccess]
+    save(program.model_proto, path, metadata)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def save(proto: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a model of ONNX with its metadata."""
+    import onnx
+
     onnx.helper.set_model_props(proto, {METADATA: described(metadata, _content(proto))})
     onnx.save(proto, path)
 

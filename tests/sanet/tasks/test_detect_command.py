@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,9 @@ from PIL import Image
 from torchvision.models.detection import roi_heads
 
 from conftest import CPU, sanet_here
+from pages import write_detector
 from shuffle_attention.checkpoints import read_checkpoint
+from shuffle_attention.deploy import load
 from shuffle_attention.models.detectors import ARCHITECTURES, create_detector
 from shuffle_attention.sanet.data.formats import read_data, require_data
 from shuffle_attention.sanet.profile.costs import training_step
@@ -97,6 +100,48 @@ def test_it_trains_evaluates_and_predicts(trained, data, tmp_path, capsys):
             assert detection["name"] == str(detection["category_id"] - 1)
             assert ("segmentation" in detection) == (arch == "mask_rcnn")
     assert f"{sum(len(record['detections']) for record in records)} objects" in capsys.readouterr().out
+
+
+def test_an_exported_file_is_evaluated_and_predicts_as_its_checkpoint(data, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    checkpoint, model = write_detector(tmp_path / "best.pt"), tmp_path / "model.onnx"
+    assert sanet_here("detect", "export", checkpoint, "--output", model, "--data", data / "val", "--max-size", 96) == 0
+    assert re.search(r"In 3 images, of \d+ objects 0 differ", capsys.readouterr().out)
+    records = []
+    for path in (checkpoint, model):
+        size = ["--max-size", 96, "--device", "cpu"]
+        results = ["--results", tmp_path / "results.json", "--json", tmp_path / "scores.json", "--batch-size", 1]
+        assert sanet_here("detect", "eval", path, "--data", data, *size, *results, "--workers", 0) == 0
+        records.append([json.loads((tmp_path / file).read_text()) for file in ("results.json", "scores.json")])
+    drawn = [data / "val/00001.png", "--output", tmp_path / "drawn", "--threshold", 0.05]
+    assert sanet_here("detect", "predict", model, *drawn) == 0
+    (picture,) = json.loads((tmp_path / "drawn/detections.json").read_text())
+    assert len(records[0][0]) > 10
+    for one, other in zip(records[0][0], records[1][0], strict=True):
+        assert one["category_id"] == other["category_id"]
+        assert [*one["bbox"], one["score"]] == pytest.approx([*other["bbox"], other["score"]], abs=1e-3)
+    assert records[0][1]["box_AP"] == pytest.approx(records[1][1]["box_AP"], abs=1e-3)
+    assert len(picture["detections"]) == len([each for each in records[0][0] if each["image_id"] == 1])
+    stored = load(model).metadata
+    assert stored["checkpoint"] == "best.pt"
+    assert len(stored["checkpoint_sha256"]) == 64
+    # What is inside the file cannot be chosen, and it is no checkpoint.
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "stranger.onnx")
+    (tmp_path / "half.onnx").write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    capsys.readouterr()
+    for arguments, message in (
+        (["eval", model, "--min-size", 96], "min_size cannot be chosen for .*model.onnx"),
+        (["eval", model, "--ema"], "ema cannot be chosen for"),
+        (["export", model, "--output", tmp_path / "other.onnx"], "is exported already"),
+        (["eval", tmp_path / "stranger.onnx"], "does not say what it detects"),
+        (["eval", tmp_path / "half.onnx"], "cannot be read as a file of the format onnx"),
+        (["predict", model, "--output", tmp_path / "drawn"], "name images as well as the model"),
+        (["export", checkpoint, "--output", tmp_path / "model.pt2"], "to ONNX only"),
+    ):
+        assert sanet_here("detect", *arguments) == 2, arguments
+        assert re.search(message, capsys.readouterr().err), message
 
 
 def test_it_goes_on(trained, capsys):

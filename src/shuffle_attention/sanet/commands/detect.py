@@ -1,7 +1,8 @@
-"""The commands ``sanet detect train``, ``sanet detect predict`` and ``sanet detect convert``."""
+"""The commands ``sanet detect train``, ``predict``, ``export`` and ``convert``."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,11 +41,18 @@ class PredictObjects(Command):
 
     name = "detect predict"
     summary = "find objects in images and draw them"
+    examples = "sanet detect predict runs/detect/best.pt photos/ --output drawn"
     recipe_type = DetectionRecipe
     recipe_fields = "skip_bad_images min_size max_size device precision"
 
-    images: list[str] = option(..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE")
-    checkpoint: str = option(..., "checkpoint of sanet detect train", metavar="FILE")
+    images: list[str] = option(
+        ..., "model, then files, folders, globs, or - for standard input", positional=True, metavar="IMAGE"
+    )
+    checkpoint: str | None = option(
+        None,
+        "checkpoint of sanet detect train or file of sanet detect export, if IMAGE has images alone",
+        metavar="FILE",
+    )
     output: str = option(..., "folder for the drawn images and detections.json", metavar="DIR")
     threshold: float = option(0.5, "lowest score of an object", minimum=0, maximum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
@@ -60,12 +68,15 @@ class PredictObjects(Command):
         from ..tasks.detection.predictor import restore_detector
 
         overrides = {**self.overrides}
-        images = find_images(self.images, skip_bad=overrides.pop("skip_bad_images", False))
+        checkpoint, *sources = self.images if self.checkpoint is None else [self.checkpoint, *self.images]
+        if not sources:
+            raise InputError(f"name images as well as the model: sanet detect predict {checkpoint} IMAGE")
+        images = find_images(sources, skip_bad=overrides.pop("skip_bad_images", False))
         folder = Path(self.output)
         require_apart(folder, [*self.images, *(image.path for image in images)], [])
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output {folder} is a file and not a folder")
-        detector = restore_detector(self.checkpoint, ema=self.ema, settings={"device": "auto", **overrides})
+        detector = restore_detector(checkpoint, ema=self.ema, settings={"device": "auto", **overrides})
         if self.rewrite:
             detector.rewrite()
         with open_process(detector.recipe.device) as process:
@@ -108,6 +119,86 @@ def _predict(detector: Detector, path: Path, threshold: float) -> tuple[dict[str
     ]
     drawn = draw_detections(image, output, detector.names, threshold=threshold)
     return {"image": str(path), **size, "detections": detections}, drawn
+
+
+@dataclass(kw_only=True)
+class ExportDetector(Command):
+    """Write a detector as an ONNX file that runs without this package, and compare its detections with PyTorch's.
+
+    The file takes one image of any size, which it normalises and resizes itself. Its masks are those of the boxes and
+    not of the image; docs/deploy.md says how to paste them. sanet detect eval and predict take the file as well.
+    """
+
+    name = "detect export"
+    summary = "write a detector as an ONNX file that runs without this package"
+    examples = "sanet detect export runs/detect/best.pt --output digits.onnx\nsanet detect eval digits.onnx"
+    recipe_type = DetectionRecipe
+    recipe_fields = "min_size max_size"
+
+    checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)
+    output: str = option(..., "file to write, NAME.onnx", metavar="FILE")
+    data: str | None = option(
+        None,
+        "images to compare on; by default the model's validation images, or else the embedded digits",
+        metavar="DIR",
+    )
+    ema: bool | None = option(None, "averaged weights; used by default if there are any")
+
+    def run(self) -> int:
+        """Export the detector, and print how far its detections agree with PyTorch's."""
+        import hashlib
+
+        from ...deploy import Artefact
+        from ...deploy.detectors import export_detector
+        from ..console import console
+        from ..environment import environment
+        from ..tasks.detection.predictor import restore_detector
+
+        detector = restore_detector(self.checkpoint, ema=self.ema, settings=self.overrides)
+        if isinstance(detector.model, Artefact):
+            raise InputError(f"{self.checkpoint} is exported already; name the checkpoint that it was written from")
+        recipe = detector.recipe
+        # What the file does; it always resizes to the last of several sizes, as evaluation does.
+        recipe = recipe.replaced(min_size=recipe.min_size[-1:], precision="fp32", channels_last=False)
+        used = environment()
+        metadata = {
+            "kind": recipe.kind,
+            "recipe": recipe.to_dict(),
+            "num_classes": detector.num_classes,
+            "classes": detector.classes,
+            "categories": detector.categories,
+            "version": used["shuffle_attention"],
+            "commit": used["commit"],
+            "checkpoint": Path(self.checkpoint).name,
+            "checkpoint_sha256": hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
+        }
+        images = [detector.inputs(image)[0] for image in _images_for(detector, self.data)]
+        agreement = export_detector(detector.model, self.output, images=images, metadata=metadata)
+        size = Path(self.output).stat().st_size / 2**20
+        console.print(f"{self.output}: {recipe.title}, {size:.1f} MB. In {counted(len(images), 'image')}, {agreement}")
+        if not agreement.objects:
+            console.print("warning: PyTorch detects nothing in these images; --data DIR compares on others")
+        return 0
+
+
+def _images_for(detector: Detector, folder: str | None, most: int = 8) -> list[Image.Image]:
+    """Return images of a folder, by default of a detector's validation data, or else digits."""
+    from ..data.image_files import find_images
+    from ..data.images import read_image
+    from ..tasks.detection.samples import digits_coco
+    from ..tasks.detection.task import Detection
+
+    sources: list[Any] = []
+    if folder is not None:
+        sources = [image.path for image in find_images([folder], most)]
+    else:
+        with contextlib.suppress(InputError):  # the data are elsewhere
+            sources = [source for source, _ in Detection.examples(detector, most)]
+    sources = sources or digits_coco("val", most).files
+    return [
+        read_image(source, **detector.recipe.reading) if isinstance(source, str | Path) else source
+        for source in sources
+    ]
 
 
 @dataclass(kw_only=True)

@@ -165,7 +165,7 @@ class EvaluateDetector(Evaluate):
         "max_size device precision channels_last"
     )
 
-    checkpoint: str = option(..., "checkpoint of sanet detect train", positional=True)
+    checkpoint: str = option(..., "checkpoint of sanet detect train, or a file of sanet detect export", positional=True)
     batch_size: int = option(4, "images at a time", minimum=1)
     predictions: str | None = option(
         None, "write the detections to FILE, as COCO's results", metavar="FILE", aliases=("--results",)

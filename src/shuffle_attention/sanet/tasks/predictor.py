@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 
-from ...deploy.rewrite import RewriteReport, rewrite
+from ...deploy import Artefact, RewriteReport, rewrite
 from ...errors import InputError, listed
 from ..device import Process
 from ..recipes.recipe import RunRecipe
@@ -88,8 +88,12 @@ class Predictor(ABC):
         return class_index(name, self.classes, len(self.names))
 
     def rewrite(self) -> None:
-        """Rewrite the model for inference, which computes the same; explanations need the model as it was."""
-        self.model, self.rewritten = rewrite(self.model)
+        """Rewrite the model for inference, which computes the same; explanations need the model as it was.
+
+        The model of a deployed file has been rewritten before it was written.
+        """
+        if not isinstance(self.model, Artefact):
+            self.model, self.rewritten = rewrite(self.model)
 
     @abstractmethod
     def inputs(self, image: Image.Image) -> Any:

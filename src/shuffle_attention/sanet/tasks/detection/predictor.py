@@ -15,6 +15,8 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
+from ....deploy import load, onnx
+from ....deploy.detectors import DetectorFile
 from ....errors import DataError, InputError, listed
 from ....models.branch import set_memory
 from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
@@ -27,6 +29,7 @@ from .recipe import DetectionRecipe
 from .samples import digits_coco
 
 logger = logging.getLogger(__name__)
+EXPORTED = ("min_size", "max_size", "precision", "channels_last")  # settings that are part of an exported file
 
 
 def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = False) -> nn.Module:
@@ -151,7 +154,7 @@ class Detector(Predictor):
         try:
             with autocast(self.process, self.recipe.precision):
                 output = self.model(self.inputs(image))[0]
-        except RuntimeError as error:  # so narrow that nothing is left of it when it is resized, or too large
+        except (RuntimeError, InputError) as error:  # so narrow that nothing is left of it when resized, or too large
             raise DataError(f"{image.width} x {image.height} pixels cannot be processed: {error}") from error
         return {name: value[output["scores"] >= threshold].cpu() for name, value in output.items()}
 
@@ -171,20 +174,32 @@ class Detector(Predictor):
 def restore_detector(
     path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
 ) -> Detector:
-    """Return the detector in a checkpoint of ``sanet detect train``, with some settings replaced.
+    """Return the detector of a checkpoint of ``sanet detect train`` or of an exported file, with settings replaced.
 
     Raises:
-        CheckpointError: If the file cannot be read, or holds no detector.
+        InputError: If the file cannot be read, holds no detector, or does not take these settings.
     """
-    content = read_checkpoint(path)
-    recipe, num_classes = recipe_of(content, path, DetectionRecipe)
+    file = DetectorFile.of(load(path)) if Path(path).suffix == onnx.FORMAT.suffix else None
+    if file is not None and not file.metadata:
+        raise InputError(f"{path} does not say what it detects; sanet detect export writes files that do")
+    content = read_checkpoint(path) if file is None else file.metadata
+    trained, num_classes = recipe_of(content, path, DetectionRecipe)
     categories = content.get("categories")
     if not isinstance(categories, list) or len(categories) != num_classes - 1:
         raise CheckpointError(f"{path} does not say what the {num_classes - 1} labels of its detector mean")
-    recipe = recipe.replaced(**(settings or {}))
-    model = detector_of(recipe, num_classes, restored=True)
-    weights, name = find_state_dict(content, ema=ema, path=path)
-    report = load_weights(model, weights, path, name=name, ema=ema)
+    recipe = trained.replaced(**(settings or {}))
+    if file is None:
+        model = detector_of(recipe, num_classes, restored=True)
+        weights, name = find_state_dict(content, ema=ema, path=path)
+        entry = load_weights(model, weights, path, name=name, ema=ema).weights
+    else:
+        model, entry = file, ""
+        differing = [name for name in EXPORTED if getattr(recipe, name) != getattr(trained, name)]
+        if differing or ema is not None:
+            raise InputError(
+                f"{', '.join(differing) or 'ema'} cannot be chosen for {path}, which has it inside: export the "
+                "checkpoint with another"
+            )
     return Detector(
         model=model,
         recipe=recipe,
@@ -192,7 +207,7 @@ def restore_detector(
         num_classes=num_classes,
         source=str(path),
         label=recipe.title,
-        weights=report.weights,
+        weights=entry,
         categories=categories,
     )
 
