@@ -4,6 +4,7 @@ It has no Python binding and uses only PyTorch's stable interface, so that one b
 Python. Without a suitable compiler the package is installed without it, and the layer runs on PyTorch's operators.
 """
 
+import os
 import shutil
 import sys
 import sysconfig
@@ -73,10 +74,12 @@ KERNELS = Extension(
     optional=True,
 )
 TORCH = torch_directory()
-CAN_BUILD = sys.platform != "win32" and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+# The kernels are written for GCC and Clang. SHUFFLE_ATTENTION_KERNELS=0 builds the wheel for systems without either.
+WANTED = sys.platform != "win32" and os.environ.get("SHUFFLE_ATTENTION_KERNELS") != "0"
+CAN_BUILD = WANTED and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 setup(
-    ext_modules=[KERNELS] if sys.platform != "win32" else [],  # they are written for GCC and Clang
+    ext_modules=[KERNELS] if WANTED else [],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
     setup_requires=["torch>=2.11"] if TORCH is None and CAN_BUILD else [],
 )

@@ -62,7 +62,9 @@ class CheckpointError(InputError):
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the content of a checkpoint file, on the CPU, without running any code from it.
+    """Return the content of a checkpoint file, or of a folder of ``sanet pack`` or timm's for the Hub, on the CPU.
+
+    No code of it is run.
 
     Tensors and plain containers are returned; other objects are stand-ins that do nothing (:mod:`.pickles`).
 
@@ -82,6 +84,9 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
     """
     path = Path(path)
     if path.is_dir():
+        config = path / "config.json"
+        if config.is_file() and (path / "model.safetensors").is_file():
+            return _read_packed(path, config)
         names = ("best.pt", "last.pt", "model.safetensors", "pytorch_model.bin")
         inside = [name for name in names if (path / name).is_file()]
         hint = f"; did you mean {path / inside[0]}?" if inside else ""
@@ -123,6 +128,32 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
         kind = content.name if isinstance(content, StandIn) else type(content).__name__
         raise CheckpointError(f"{path} holds a {kind}, not a dict of weights")
     return content, words
+
+
+def _read_packed(folder: Path, config: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of a folder for the Hub as that of a checkpoint, and its format in words.
+
+    Raises:
+        CheckpointError: If its configuration is not one of timm's.
+    """
+    try:
+        known = json.loads(config.read_text(encoding="utf-8"))
+        architecture, given, seen = known["architecture"], known.get("model_args") or {}, known["pretrained_cfg"]
+        channels, *sizes = seen["input_size"]
+        recipe = {
+            "model": str(architecture),
+            "model_args": {name: value for name, value in given.items() if name not in ("num_classes", "in_chans")},
+            "in_chans": channels,
+            "img_size": sizes[0],
+            **{name: seen[name] for name in ("mean", "std", "crop_pct", "interpolation")},
+        }
+        about = {"recipe": recipe, "num_classes": known["num_classes"], "classes": known.get("label_names")}
+        about |= known.get("shuffle_attention") or {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = brief(str(error) or type(error).__name__, quoted=False)
+        raise CheckpointError(f"{config} does not describe a model of timm ({reason})") from error
+    content, words = read_file(folder / "model.safetensors")
+    return {**about, "state_dict": content}, f"a folder for the Hugging Face Hub, with {words}"
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -20,7 +20,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from ..attention import attention_names, create_attention, gate_names, get_spec
 from ..attention.spec import Attention
 from ..errors import unknown
-from .sa_resnet import STAGES, build_resnet, plain_cfgs, register
+from .sa_resnet import STAGES, build_resnet, plain_cfgs, register, small_input_stem
 
 __all__ = ["AttentionResNet", "resnet_with"]
 
@@ -60,6 +60,7 @@ class AttentionResNet(ResNet):
         block: timm's block.
         layers: Number of blocks in each stage.
         block_args: Further arguments of the block.
+        small_stem: Whether it has the stem for images of at most 64 pixels.
         **kwargs: Arguments of timm's ResNet.
     """
 
@@ -70,11 +71,14 @@ class AttentionResNet(ResNet):
         block: Any,
         layers: tuple[int, ...],
         block_args: Mapping[str, Any] | None = None,
+        small_stem: bool = False,
         **kwargs: Any,
     ):
         self.attention = attention
         layer = functools.partial(create_attention, attention, **(attention_options or {}))
         super().__init__(block, layers, block_args={**(block_args or {}), "attn_layer": layer}, **kwargs)
+        if small_stem:
+            small_input_stem(self)
 
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Initialise as timm does, which includes all convolutions, and give the attention its published start."""

@@ -127,9 +127,20 @@ class _AfterStem:
 
 
 class SAResNet(ResNet):
-    """timm's ResNet, which also tells optimisers to leave the gates out of weight decay."""
+    """timm's ResNet, which also tells optimisers to leave the gates out of weight decay.
+
+    Args:
+        *args: Arguments of timm's ResNet.
+        small_stem: Whether it has the stem for images of at most 64 pixels (:func:`small_input_stem`).
+        **kwargs: Further arguments of timm's ResNet.
+    """
 
     memory: Memory = "keep"
+
+    def __init__(self, *args: Any, small_stem: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if small_stem:
+            small_input_stem(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():

@@ -7,7 +7,7 @@
 
 // Include nothing of others after this point: an inline function compiled here for a larger instruction set could be
 // kept by the linker and run on a processor without it.
-#ifdef SIMD_TARGET
+#if defined(SIMD_TARGET) && defined(__x86_64__)
 #define SIMD_PRAGMA_OF(text) _Pragma(#text)
 #define SIMD_PRAGMA(text) SIMD_PRAGMA_OF(text)
 #ifdef __clang__
@@ -68,6 +68,6 @@ const KernelTable* SIMD_JOINED(SIMD_NAMESPACE, _kernels)() { return nullptr; }
 }  // namespace shuffle_attention
 #endif
 
-#if defined(SIMD_TARGET) && defined(__clang__)
+#if defined(SIMD_TARGET) && defined(__x86_64__) && defined(__clang__)
 #pragma clang attribute pop
 #endif

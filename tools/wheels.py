@@ -1,0 +1,67 @@
+"""Build a source distribution, a manylinux wheel per processor, and a wheel without kernels, into ``dist``.
+
+Zig brings a C++ compiler and the libraries of glibc 2.28 for each processor, so no container is needed. The kernels
+call PyTorch by its stable C interface only: for linking, an empty library in its name is enough.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT, DIST = Path(__file__).parents[1], Path("dist")
+GLIBC = "2.28"
+PROCESSORS = ("x86_64", "aarch64")
+ZIG = f"{sys.executable} -m ziglang"
+
+
+def python(*arguments: object, **environment: str) -> None:
+    """Run a module of this Python, with additional environment variables."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
+
+
+def build_wheel(folder: Path, **environment: str) -> Path:
+    """Build a wheel in a folder and return its path."""
+    python("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ".", **environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def build_kernels(processor: str, folder: Path) -> None:
+    """Build the wheel with the kernels of one processor, and let auditwheel check which systems it runs on."""
+    target = f"-target {processor}-linux-gnu.{GLIBC}"
+    source, library = folder / "empty.c", folder / "libtorch_cpu.so"
+    source.write_text("")
+    python("ziglang", "cc", *target.split(), "-shared", "-Wl,-soname,libtorch_cpu.so", "-o", library, source)
+    compiler = {"CC": f"{ZIG} cc {target}", "CXX": f"{ZIG} c++ {target}"}
+    linker = f"{ZIG} c++ {target} -shared -s -L{folder}"
+    wheel = build_wheel(
+        folder, **compiler, LDSHARED=linker, LDCXXSHARED=linker, _PYTHON_HOST_PLATFORM=f"linux-{processor}"
+    )
+    names = zipfile.ZipFile(wheel).namelist()
+    if "shuffle_attention/kernels/_C.so" not in names:  # an installation goes on without kernels, a release does not
+        sys.exit(f"{wheel.name} has no kernels: the compiler failed")
+    platform = f"manylinux_{GLIBC.replace('.', '_')}_{processor}"
+    python("auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--plat", platform, "--only-plat", "-w", DIST, wheel)
+
+
+def main() -> None:
+    """Build everything, and check the descriptions as the package index does."""
+    (ROOT / DIST).mkdir(exist_ok=True)
+    for old in (ROOT / DIST).glob("shuffle_attention-*"):
+        old.unlink()
+    python("build", "--sdist", "--no-isolation", "--outdir", DIST)
+    for processor in PROCESSORS:
+        with tempfile.TemporaryDirectory() as folder:
+            build_kernels(processor, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:  # for macOS and Windows
+        shutil.copy(build_wheel(Path(folder), SHUFFLE_ATTENTION_KERNELS="0"), ROOT / DIST)
+    python("twine", "check", "--strict", *sorted((ROOT / DIST).glob("shuffle_attention-*")))
+
+
+if __name__ == "__main__":
+    main()
