@@ -338,7 +338,7 @@ def worse(model: nn.Module, batches: object, tolerance: float) -> tuple[nn.Modul
         (["--drop-constant-gates", "1"], "plain.pth was not written: it loses"),
         (["--drop-constant-gates", "0"], "8 attention layers are not constant within 0: layer1.0.sa, layer1.1.sa"),
         (["--drop-constant-gates", "-1"], "must be at least 0"),
-        (["--max-loss", "1"], "give --drop-constant-gates TOLERANCE too"),
+        (["--max-loss", "1"], "--drop-constant-gates TOLERANCE too"),
     ],
 )
 def test_the_command_leaves_nothing_behind(arguments, message, run, shared_tree, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ A format is one file of this folder with a ``FORMAT``, or a :class:`Format` give
 from .api import export, find_format, format_names, load, register_format
 from .constant_gates import ConstantGatesReport, drop_constant_gates
 from .format import Artefact, Format
+from .quantise import quantise
 from .rewrite import RewriteReport, rewrite
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "find_format",
     "format_names",
     "load",
+    "quantise",
     "register_format",
     "rewrite",
 ]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...files import require_folder_of
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
 from . import Command
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...deploy import Artefact
+    from ..tasks.classification.predictor import Classifier
 
 
 @dataclass(kw_only=True)
@@ -19,6 +25,11 @@ class Export(Command):
 
     With --drop-constant-gates, attention whose gates hardly depend on the image becomes part of the layer before it. If
     that is all attention, FILE.pth is a checkpoint of the plain model, which timm and torchvision load.
+
+    With --int8, convolutions and linear layers compute with 8-bit integers; statistics and gates of attention stay in
+    floating point. Both change answers: the file is compared with the checkpoint on the validation images, is not
+    written if it loses more accuracy than --max-loss, and otherwise has its certificate beside it, as sanet verify
+    writes it.
     """
 
     name = "export"
@@ -36,10 +47,16 @@ class Export(Command):
         metavar="TOLERANCE",
         minimum=0,
     )
-    max_loss: float | None = option(
-        None, "largest loss of accuracy by dropped gates; 0.5", minimum=0, maximum=100, metavar="POINTS"
+    int8: bool = option(False, "compute with 8-bit integers; needs --calibrate")
+    calibrate: str | None = option(
+        None, "images to measure the ranges of int8 on, of DIR/train if there is one, or 'digits'", metavar="DIR"
     )
-    json: str | None = option(None, "write the certificate of dropped gates to FILE", metavar="FILE")
+    max_loss: float | None = option(
+        None, "largest loss of accuracy by int8 or dropped gates; 0.5", minimum=0, maximum=100, metavar="POINTS"
+    )
+    json: str | None = option(
+        None, "write the certificate of int8 or dropped gates to FILE, not OUTPUT.certificate.json", metavar="FILE"
+    )
 
     def run(self) -> int:
         """Export the model, and print the largest difference of its outputs from PyTorch's."""
@@ -51,10 +68,14 @@ class Export(Command):
         from ..console import console
         from ..tasks.classification.predictor import restore_network
 
-        if self.drop_constant_gates is not None:
-            return self.without_constant_gates(self.drop_constant_gates)
+        if self.int8 != (self.calibrate is not None):
+            raise InputError("--int8 and --calibrate DIR, whose images it measures ranges on, belong together")
+        if self.int8 or self.drop_constant_gates is not None:
+            return self.approximated()
         if self.max_loss is not None or self.json is not None:
-            raise InputError("--max-loss and --json are about dropped gates; give --drop-constant-gates TOLERANCE too")
+            raise InputError(
+                "--max-loss and --json are for changed models; give --int8 or --drop-constant-gates TOLERANCE too"
+            )
         chosen = find_format(self.format, Path(self.output))
         restored = restore_network(self.checkpoint, ema=self.ema)
         recipe = restored.recipe
@@ -69,15 +90,16 @@ class Export(Command):
         )
         return 0
 
-    def without_constant_gates(self, tolerance: float) -> int:
-        """Fold constant gates, and write the model with a certificate unless it loses too much accuracy."""
+    def approximated(self) -> int:
+        """Fold constant gates, quantise, or both, and write the model with a certificate unless it loses too much."""
         import copy
         import os
         import tempfile
 
         import torch
 
-        from ...deploy import export, find_format, load
+        from ...deploy import export, find_format, load, quantise
+        from ...deploy.quantise import require_quantiser
         from ...files import sha256
         from ..report.certificate import certify
         from ..tasks.classification.constant_gates import fold_constant_gates, write_plain
@@ -85,33 +107,88 @@ class Export(Command):
 
         require_folder_of("--output", self.output)
         require_folder_of("--json", self.json)
-        output, is_plain = Path(self.output), self.output.endswith(".pth") and self.format is None
+        output, is_plain = Path(self.output), self.output.endswith(".pth") and not self.format and not self.int8
         format_name = None if is_plain else find_format(self.format, output).name
+        if self.int8:
+            require_quantiser(str(format_name))
         original = restore_network(self.checkpoint, ema=self.ema)
         original.recipe = original.recipe.replaced(**{"workers": 2, **self.overrides})
-        folded = copy.copy(original)
-        report = fold_constant_gates(folded, tolerance)
-        print(report)
-        metadata: dict[str, Any] = {"constant_gates": {"tolerance": tolerance, "folded": report.folded}}
-        recipe = original.recipe
-        metadata |= {"kind": recipe.kind, "recipe": recipe.to_dict()}
+        images = calibration_images(original, self.calibrate) if self.calibrate else None
+        changed, recipe, facts = copy.copy(original), original.recipe, {}
+        metadata: dict[str, Any] = {"kind": recipe.kind, "recipe": recipe.to_dict()}
         metadata |= {"num_classes": original.num_classes, "classes": original.classes}
-        metadata |= {"checkpoint": Path(self.checkpoint).name, "checkpoint_sha256": sha256(Path(self.checkpoint))}
+        metadata |= {"checkpoint": Path(self.checkpoint).name, "checkpoint_sha256": sha256(self.checkpoint)}
+        report = None
+        if self.drop_constant_gates is not None:
+            report = fold_constant_gates(changed, self.drop_constant_gates)
+            print(report)
+            metadata["constant_gates"] = {"tolerance": self.drop_constant_gates, "folded": report.folded}
+            facts["constant_gates"] = asdict(report)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
             path = Path(folder) / output.name
-            if is_plain:
-                artefact = write_plain(folded, report, path, metadata)
+            if is_plain and report is not None:
+                artefact = write_plain(changed, report, path, metadata)
             else:
                 size = recipe.in_chans, recipe.img_size, recipe.img_size
-                images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
-                export(folded.model, path, example=images, format=format_name, metadata=metadata)
+                example = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
+                example = example if images is None else images[:4]
+                export(changed.model, path, example=example, format=format_name, metadata=metadata)
                 artefact = load(path)
-            certificate = certify(artefact, original, max_loss=self.max_loss, constant_gates=asdict(report))
-            certificate = replace(certificate, file=self.output)
+            if images is not None:
+                path = Path(folder) / "int8" / output.name
+                path.parent.mkdir()
+                quantise(artefact.path, images, path)
+                artefact, in_float = load(path), artefact
+                facts["beside_float"] = beside_float(artefact, in_float, images)
+            certificate = replace(certify(artefact, original, max_loss=self.max_loss, **facts), file=self.output)
             certificate.show()
-            if self.json is not None:
-                certificate.write(self.json)
             if certificate.failures:
                 raise InputError(f"{output} was not written: {certificate.failures[0]}")
-            os.replace(path, output)
+            certificate.write(self.json or f"{output}.certificate.json")
+            for part in sorted(path.parent.iterdir(), key=lambda part: part == path):
+                os.replace(part, output.with_name(part.name))
         return 0
+
+
+def calibration_images(classifier: Classifier, source: str, most: int = 300) -> Tensor:
+    """Return at most ``most`` images as a classifier sees them, (B, C, H, W), at even distances in a folder.
+
+    Args:
+        classifier: The classifier.
+        source: Folder of images, of which those in ``train`` are taken if it has this folder; or ``digits``.
+        most: Largest number of images.
+
+    Raises:
+        InputError: If there are no images, or one cannot be read.
+    """
+    import torch
+
+    from ..data.datasets import load_digits
+    from ..data.image_files import find_images
+
+    if source == "digits":
+        digits, _ = load_digits("train")
+        return torch.cat([classifier.inputs(image) for image, _ in digits[:: -(-len(digits) // most)]])
+    folder = Path(source) / "train"
+    images = find_images([folder if folder.is_dir() else source], most)
+    return torch.stack([classifier.view.tensor(image) for image in images])
+
+
+def beside_float(artefact: Artefact, in_float: Artefact, images: Tensor) -> dict[str, Any]:
+    """Print and return size and time of a quantised file over those of the file in floating point."""
+    from ..console import console
+    from ..timing import interleaved
+
+    folders = [each.path.parent for each in (artefact, in_float)]
+    sizes = [sum(part.stat().st_size for part in folder.iterdir() if part.is_file()) for folder in folders]
+    facts: dict[str, Any] = {"size": sizes[0] / sizes[1]}
+    for batch in (1, 8):
+        part = images[:batch]
+        calls = {"int8": lambda part=part: artefact.run(part), "float": lambda part=part: in_float.run(part)}
+        times = interleaved(calls, 20)
+        facts[f"time_batch_{batch}"], _, _ = times["int8"].over(times["float"])
+    console.print(
+        f"int8 beside float: size {facts['size']:.2f}, time {facts['time_batch_1']:.2f} for one image and "
+        f"{facts['time_batch_8']:.2f} for eight"
+    )
+    return facts
