@@ -3,7 +3,7 @@
 A format is one file of this folder with a ``FORMAT``, or a :class:`Format` given to :func:`register_format`.
 """
 
-from .api import export, find_format, format_names, load, register_format
+from .api import export, find_format, format_names, is_deployed, load, register_format
 from .constant_gates import ConstantGatesReport, drop_constant_gates
 from .format import Artefact, Format
 from .quantise import quantise
@@ -18,6 +18,7 @@ __all__ = [
     "export",
     "find_format",
     "format_names",
+    "is_deployed",
     "load",
     "quantise",
     "register_format",

@@ -60,6 +60,12 @@ def find_format(name: str | None, path: Path) -> Format:
     return _formats[name]
 
 
+def is_deployed(path: str | os.PathLike) -> bool:
+    """Return whether a file, by its suffix, is one of a format."""
+    format_names()
+    return Path(path).suffix in {each.suffix for each in _formats.values()}
+
+
 def load(path: str | os.PathLike) -> Artefact:
     """Open a deployed file in the runtime that its suffix names.
 

@@ -84,11 +84,32 @@ def test_the_command_writes_measurements_and_a_chart(tmp_path, capsys):
     assert (tmp_path / "costs.png").read_bytes().startswith(PNG)
 
 
+def test_a_deployed_file_is_measured_beside_its_checkpoint_and_a_model(run, tmp_path, capsys):
+    file = tmp_path / "run.pt2"
+    assert sanet_here("export", run / "best.pt", "--output", file) == 0
+    files = "--json", tmp_path / "costs.json", "--chart", tmp_path / "costs.png"
+    small = "--batch-size", 2, "--repetitions", 2, "--threads", 1, "--layout", "nhwc"
+    assert sanet_here("profile", file, run / "best.pt", "resnet10t", *small, *files) == 0
+    printed = capsys.readouterr().out
+    assert "2 images of 32 pixels" in printed
+    content = json.loads((tmp_path / "costs.json").read_text())
+    deployed, trained, named = content["profiles"]
+    assert content["settings"]["img_size"] == 32
+    assert deployed["file_bytes"] == file.stat().st_size
+    assert deployed.keys() == {"name", "file_bytes", "forward_seconds", "over_first"}
+    assert trained["over_first"].keys() == {"forward"}
+    assert trained["parameters"] < named["parameters"]
+    assert (tmp_path / "costs.png").read_bytes().startswith(PNG)
+    assert sanet_here("profile", file, "resnet10t", "--img-size", 33) == 2
+    assert f"{file} takes images of the shape (any, 3, 32, 32), got (8, 3, 33, 33)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give the models to profile, or --paper"),
         (["resnet18", "--paper"], "give the models to profile, or --paper"),
+        (["resnet18", "model.onnx"], "no file at model.onnx"),
         (["resnet18", "sa_resnet17"], "no model 'sa_resnet17'; did you mean"),
         (["resnet18", "resnet18"], "a model is named twice"),
         (["resnet18", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),

@@ -16,6 +16,8 @@ from ..recipes.settings import option
 from . import Command
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..device import Process
 
 PAPER_DEPTHS = (50, 101)  # of table 1
@@ -48,14 +50,22 @@ class Profiling(Command):
 
 @dataclass(kw_only=True)
 class ProfileModels(Profiling):
-    """Measure parameters, multiply-adds, time and memory of models, compared with the first of them."""
+    """Measure parameters, multiply-adds, time and memory of models, compared with the first of them.
+
+    A model is a name, a checkpoint or a deployed file. Of a file, its size and the time of inference on the CPU are
+    measured; it does not tell the others.
+    """
 
     name = "profile"
     summary = "measure the cost of models"
 
-    models: list[str] = option([], "models of timm or of this package", positional=True, metavar="MODEL")
+    models: list[str] = option(
+        [], "models of timm or of this package, checkpoints, or files of sanet export", positional=True, metavar="MODEL"
+    )
     paper: bool = option(False, "ResNet-50 and 101 with each attention layer, beside the published numbers")
-    img_size: int = option(224, "side of the input, pixels", minimum=1)
+    img_size: int | None = option(
+        None, "side of the input, pixels; by default that of the first checkpoint or file, or 224", minimum=1
+    )
     batch_size: int = option(8, "images at a time", minimum=1)
     layout: Literal["nchw", "nhwc"] = option("nchw", "memory format")
     repetitions: int = option(9, "how often each is timed", minimum=1)
@@ -67,11 +77,12 @@ class ProfileModels(Profiling):
         import torch
 
         from ...attention import attention_names
+        from ...deploy import Artefact, is_deployed
         from ...models.attention_resnet import resnet_with
         from ..console import console
         from ..environment import environment
         from ..network import create_network
-        from ..profile.costs import draw_costs, print_costs, profile, size_of
+        from ..profile.costs import Profile, draw_costs, print_costs, profile, size_of
         from ..profile.published import compare_with_paper, notes, print_published
 
         if bool(self.models) == self.paper:
@@ -84,16 +95,19 @@ class ProfileModels(Profiling):
                 raise InputError(f"{flag} {file}: {Path(file).parent} cannot be written to")
         if len(set(self.models)) < len(self.models):
             raise InputError(f"a model is named twice: {', '.join(self.models)}")
+        tables: list[list[Profile]] = []
         layers = [[(attention, depth) for attention in attention_names()] for depth in PAPER_DEPTHS]
-        settings = {name: getattr(self, name) for name in ("img_size", "batch_size", "layout", "repetitions")}
-        batch, tables = (
-            f"{counted(self.batch_size, 'image')} of {self.img_size} pixels, float32, {self.layout.upper()}",
-            [],
-        )
+        if self.device == "auto" and any(map(is_deployed, self.models)):
+            self.device = "cpu"  # where the runtimes of files run
         with self.on_device() as process:
+            if process.device.type != "cpu" and any(map(is_deployed, self.models)):
+                raise InputError(f"deployed files run on the CPU, not on {self.device}; give --device cpu")
+            opened = {name: _opened(name) for name in self.models if is_deployed(name) or os.path.isfile(name)}
+            channels, img_size = _common([shape for _, shape in opened.values()], self.img_size)
+            batch = f"{counted(self.batch_size, 'image')} of {img_size} pixels, float32, {self.layout.upper()}"
             on_cpu = process.device.type == "cpu"
             torch.manual_seed(0)
-            images = torch.randn(self.batch_size, 3, self.img_size, self.img_size, device=process.device)
+            images = torch.randn(self.batch_size, channels, img_size, img_size, device=process.device)
             if self.layout == "nhwc":
                 images = images.contiguous(memory_format=torch.channels_last)
             threads = f" with {counted(torch.get_num_threads(), 'thread')}" if on_cpu else ""
@@ -101,22 +115,28 @@ class ProfileModels(Profiling):
             for group in layers if self.paper else [self.models]:
                 models = {}
                 for each in group:
-                    if isinstance(each, str):
-                        label, model = each, create_network(Recipe(model=each), 1000)
+                    if each in opened:
+                        label, (model, _) = each, opened[each]
+                    elif isinstance(each, str):
+                        label, model = each, create_network(Recipe(model=each).replaced(in_chans=channels), 1000)
                     else:
                         label, options = resnet_with(*each)
                         model = timm.create_model(label, **options)
                     models[label] = process.to_device(model, channels_last=self.layout == "nhwc")
-                with asked_for(model=", ".join(models), img_size=self.img_size, batch_size=self.batch_size):
-                    sizes = {label: size_of(model, 3, self.img_size) for label, model in models.items()}
+                with asked_for(model=", ".join(models), img_size=img_size, batch_size=self.batch_size):
+                    trained = {label: model for label, model in models.items() if not isinstance(model, Artefact)}
+                    sizes = {label: size_of(model, channels, img_size) for label, model in trained.items()}
                     tables.append(profile(models, sizes, images, self.repetitions))
-                del models
+                del models, trained
                 print_costs(tables[-1])
             console.print("GFLOPs: multiply-adds of convolutions and matrix products for one image, and no others")
             measured = environment()
         content: dict[str, Any] = {
             "machine": measured,
-            "settings": settings,
+            "settings": {
+                "img_size": img_size,
+                **{name: getattr(self, name) for name in ("batch_size", "layout", "repetitions")},
+            },
             "profiles": [p.to_dict(profiles[0]) for profiles in tables for p in profiles],
         }
         if self.paper:
@@ -131,9 +151,31 @@ class ProfileModels(Profiling):
             write_json(self.json, content)
         if self.chart is not None:
             machine = measured["cpu" if on_cpu else "accelerator"]
-            title = f"{self.batch_size} x {self.img_size} px, {self.layout.upper()}, {machine}"
+            title = f"{self.batch_size} x {img_size} px, {self.layout.upper()}, {machine}"
             draw_costs(tables, title, Path(self.chart))
         return 0
+
+
+def _opened(path: str) -> tuple[nn.Module, tuple[int | None, int | None]]:
+    """Return the model in a checkpoint or a deployed file, and the channels and side of its input, None where free."""
+    from ...deploy import is_deployed, load
+    from ..tasks.classification.predictor import restore_network
+
+    if not is_deployed(path):
+        restored = restore_network(path)
+        return restored.model, (restored.recipe.in_chans, restored.recipe.img_size)
+    file = load(path)
+    recipe, (_, channels, side, _) = file.metadata.get("recipe", {}), file.shape or (None,) * 4
+    return file, (channels, recipe.get("img_size") if side is None else side)
+
+
+def _common(inputs: list[tuple[int | None, int | None]], img_size: int | None) -> tuple[int, int]:
+    """Return channels and side of images for models with these inputs; 3 and 224 where they do not say."""
+    channels = {channels for channels, _ in inputs if channels is not None} or {3}
+    if len(channels) > 1:
+        raise InputError(f"models for images of {' and '.join(map(str, sorted(channels)))} channels are not comparable")
+    sides = [side for _, side in inputs if side is not None]
+    return channels.pop(), img_size or (sides[0] if sides else 224)
 
 
 @dataclass(kw_only=True)
@@ -190,9 +232,9 @@ class ProfileDetectors(Profiling):
         if self.json is not None:
             first, rows = profiles[0], {}
             for p in profiles:
-                jobs = {"inference": (p.forward, first.forward), "training step": (p.step, first.step)}
-                times = {job: {"seconds": t.median, "over_first": t.over(of)} for job, (t, of) in jobs.items()}
-                rows[p.name] = {**asdict(p.size), "kept_bytes": p.kept, **times}
+                over, jobs = p.over(first), {"inference": ("forward", p.forward), "training step": ("step", p.step)}
+                times = {job: {"seconds": t.median, "over_first": over[name]} for job, (name, t) in jobs.items() if t}
+                rows[p.name] = {**asdict(sizes[p.name]), "kept_bytes": p.kept, **times}
             fields = ("arch", "size", "batch_size", "num_classes", "backbone_args", "frozen_norm", "repetitions")
             settings = {name: getattr(self, name) for name in fields}
             write_json(self.json, {"machine": measured, "settings": settings, "detectors": rows})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...deploy import Artefact
 from ..charts import draw_bars
 from ..console import console, table
 from ..timing import Times, interleaved, wait_for
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 # Multiply-adds for each value read, as ptflops counts them; FlopCounterMode leaves them out.
 _POINTWISE = {nn.BatchNorm2d: 2, nn.ReLU: 1, nn.MaxPool2d: 1}
+
+# Ratios of costs, by the name in files of results: the title of their column.
+_TITLES = {
+    "parameters": "parameters",
+    "multiply_adds": "GFLOPs",
+    "forward": "forward",
+    "step": "training step",
+    "kept_bytes": "kept",
+    "file_bytes": "file",
+}
 
 
 @dataclass(frozen=True)
@@ -47,38 +58,50 @@ class Profile:
 
     Attributes:
         name: Name of the model.
-        size: Parameters and multiply-adds.
-        kept: Bytes that the forward pass of a training step keeps for the backward pass, without parameters.
+        size: Parameters and multiply-adds; None for a deployed file, which does not tell them.
+        kept: Bytes that the forward pass of a training step keeps for the backward pass, without parameters; None
+            for a deployed file, which cannot be trained.
         forward: Times of inference.
-        step: Times of a training step: forward, backward and the update by SGD with momentum.
+        step: Times of a training step: forward, backward and the update by SGD with momentum; None for a file.
+        file_bytes: Size of a deployed file; None for a model.
     """
 
     name: str
-    size: Size | DetectorSize
-    kept: int
+    size: Size | DetectorSize | None
+    kept: int | None
     forward: Times
-    step: Times
+    step: Times | None
+    file_bytes: int | None = None
 
     def over(self, first: Profile) -> dict[str, Any]:
-        """Return the ratios of the costs to those of another model; of times with quartiles."""
-        return {
-            "parameters": self.size.parameters / first.size.parameters,
-            "multiply_adds": self.size.multiply_adds / first.size.multiply_adds,
-            "kept_bytes": self.kept / first.kept,
-            "forward": self.forward.over(first.forward),
-            "step": self.step.over(first.step),
-        }
+        """Return the ratios of the costs to those of another model; of times with quartiles.
+
+        Those that one of the two does not have are left out.
+        """
+        ratios: dict[str, Any] = {}
+        if self.size and first.size:
+            ratios["parameters"] = self.size.parameters / first.size.parameters
+            ratios["multiply_adds"] = self.size.multiply_adds / first.size.multiply_adds
+        if self.kept and first.kept:
+            ratios["kept_bytes"] = self.kept / first.kept
+        if self.file_bytes and first.file_bytes:
+            ratios["file_bytes"] = self.file_bytes / first.file_bytes
+        ratios["forward"] = self.forward.over(first.forward)
+        if self.step and first.step:
+            ratios["step"] = self.step.over(first.step)
+        return ratios
 
     def to_dict(self, first: Profile) -> dict[str, Any]:
         """Return the costs, times in seconds, and their ratios to those of ``first``."""
-        return {
-            "name": self.name,
-            **asdict(self.size),
+        costs = {
+            **(asdict(self.size) if self.size else {}),
             "kept_bytes": self.kept,
+            "file_bytes": self.file_bytes,
             "forward_seconds": self.forward.median,
-            "step_seconds": self.step.median,
-            "over_first": self.over(first),
+            "step_seconds": self.step.median if self.step else None,
         }
+        known = {name: value for name, value in costs.items() if value is not None}
+        return {"name": self.name, **known, "over_first": self.over(first)}
 
 
 def size_of(model: nn.Module, in_chans: int, img_size: int) -> Size:
@@ -139,8 +162,8 @@ def profile(
 
     Args:
         models: Classifiers that return logits, or detectors that return losses by name in training, on the device
-            of the images.
-        sizes: Size of each model.
+            of the images; of deployed files, only inference is measured.
+        sizes: Size of each model that is not a deployed file.
         images: A batch (B, C, H, W), or for detectors a list of images.
         repetitions: Number of repetitions.
         targets: Further inputs of a training step, for detectors a list of targets.
@@ -148,18 +171,29 @@ def profile(
     device = images[0].device
 
     def inference(model: nn.Module) -> Callable[[], object]:
+        own = images.contiguous() if isinstance(model, Artefact) else images  # files read NCHW
+
         @torch.inference_mode()
         def run() -> None:
-            model.eval()(images)
+            model.eval()(own)
             wait_for(device)
 
         return run
 
-    kept = {name: kept_for_backward(model, images, *targets) for name, model in models.items()}
+    trained = {name: model for name, model in models.items() if not isinstance(model, Artefact)}
+    kept = {name: kept_for_backward(model, images, *targets) for name, model in trained.items()}
     forward = interleaved({name: inference(model) for name, model in models.items()}, repetitions)
-    steps = {name: training_step(model, images, *targets) for name, model in models.items()}
-    step = interleaved(steps, repetitions)
-    return [Profile(name, sizes[name], kept[name], forward[name], step[name]) for name in models]
+    step = interleaved({name: training_step(model, images, *targets) for name, model in trained.items()}, repetitions)
+    files = {name: size_on_disk(model.path) for name, model in models.items() if isinstance(model, Artefact)}
+    parts: list[Mapping[str, Any]] = [sizes, kept, forward, step, files]
+    return [Profile(name, *(part.get(name) for part in parts)) for name in models]  # pyright: ignore[reportArgumentType]
+
+
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a deployed file: of all files in a package, and of OpenVINO's weights beside the graph."""
+    parts = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    weights = path.with_suffix(".bin")
+    return sum(part.stat().st_size for part in parts + [weights] * (path.suffix == ".xml" and weights.is_file()))
 
 
 def training_step(model: nn.Module, *inputs: Any) -> Callable[[], object]:
@@ -186,32 +220,46 @@ def training_step(model: nn.Module, *inputs: Any) -> Callable[[], object]:
 def print_costs(profiles: Sequence[Profile]) -> None:
     """Print the costs of models, and their ratios to the first of them."""
     first = profiles[0]
-    costs = table(("", "parameters", "GFLOPs", "forward", "training step", "kept"))
+    files = any(p.file_bytes for p in profiles)
+    names = list(_TITLES)[: len(_TITLES) - (not files)]
+    columns = ("", *(_TITLES[name] for name in names))
+    costs = table(columns)
     for p in profiles:
-        times = [f"{1e3 * t.median:,.1f} ms" for t in (p.forward, p.step)]
-        gflops = f"{p.size.multiply_adds / 1e9:.3f}"
-        costs.add_row(p.name, f"{p.size.parameters:,}", gflops, *times, f"{p.kept / 2**20:,.0f} MiB")
+        row = [f"{p.size.parameters:,}", f"{p.size.multiply_adds / 1e9:.3f}"] if p.size else ["-", "-"]
+        row += ["-" if t is None else f"{1e3 * t.median:,.1f} ms" for t in (p.forward, p.step)]
+        row += ["-" if size is None else f"{size / 2**20:,.0f} MiB" for size in (p.kept, p.file_bytes)[: 1 + files]]
+        costs.add_row(p.name, *row)
     console.print(costs)
     if len(profiles) > 1:
-        columns = ("", "params", "GFLOPs", "forward", "training step", "kept")
         ratios = table(columns, title=f"over {first.name}, times with quartiles")
         for p in profiles[1:]:
             over = p.over(first)
-            counts = [f"{over[name]:.4f}" for name in ("parameters", "multiply_adds")]
-            times = ["{:.3f} [{:.3f}, {:.3f}]".format(*over[name]) for name in ("forward", "step")]
-            ratios.add_row(p.name, *counts, *times, f"{over['kept_bytes']:.3f}")
+            ratios.add_row(p.name, *(_ratio(name, over.get(name)) for name in names))
         console.print(ratios)
+
+
+def _ratio(name: str, value: Any) -> str:
+    """Return a ratio as printed."""
+    if value is None:
+        return "-"
+    if name in ("forward", "step"):
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*value)
+    return f"{value:.3f}" if name.endswith("bytes") else f"{value:.4f}"
 
 
 def draw_costs(tables: Sequence[Sequence[Profile]], title: str, path: Path) -> None:
     """Draw the ratios of costs to those of the first model of each table, as PNG."""
-    names, panels = [], {"parameters": [], "GFLOPs": [], "forward": [], "training step": [], "kept for backward": []}
-    for profiles in tables:
-        for p in profiles:
-            over = p.over(profiles[0])
-            names.append(p.name)
-            values = over["parameters"], over["multiply_adds"], over["forward"][0], over["step"][0], over["kept_bytes"]
-            for panel, value in zip(panels.values(), values, strict=True):
-                panel.append(value)
-    baselines = [profiles[0].name for profiles in tables]
+    costs = [(p.name, p.over(profiles[0])) for profiles in tables for p in profiles]
+    names = [_short(name) for name, _ in costs]
+    panels = {
+        _TITLES[cost]: [over[cost][0] if isinstance(over[cost], tuple) else over[cost] for _, over in costs]
+        for cost in _TITLES
+        if all(cost in over for _, over in costs)  # deployed files do not have all
+    }
+    baselines = [_short(profiles[0].name) for profiles in tables]
     draw_bars(names, baselines, panels, f"over {' and '.join(baselines)}: {title}", path)
+
+
+def _short(name: str) -> str:
+    """Return the end of a name, which may be a path."""
+    return name if len(name) <= 32 else f"...{name[-29:]}"
