@@ -83,21 +83,27 @@ class Samples(Dataset):
         if isinstance(key, tuple):
             epoch, index = key
             with seeded(self.seed, epoch, index):
-                image, label = self._readable(index)
+                image, label = self.readable(index)
                 return self.transform(image), label
-        image = self._decode(key)
+        image = self.decode(key)
         if image is None:
             return self.transform(Image.new(self.reading["mode"], (64, 64))), -1
         return self.transform(image[0]), image[1]
 
-    def _readable(self, index: int, tries: int = 50) -> tuple[Image.Image, int]:
+    def readable(self, index: int, tries: int = 50) -> tuple[Image.Image, int]:
+        """Return the image and label of a sample, or of the next one that can be decoded.
+
+        Raises:
+            DataError: If none of ``tries`` samples can be decoded.
+        """
         for step in range(min(tries, len(self))):
-            sample = self._decode((index + step) % len(self))
+            sample = self.decode((index + step) % len(self))
             if sample is not None:
                 return sample
         raise DataError(f"{tries} images in a row cannot be decoded, starting at {self.name(index)}")
 
-    def _decode(self, index: int) -> tuple[Image.Image, int] | None:
+    def decode(self, index: int) -> tuple[Image.Image, int] | None:
+        """Return the image and label of a sample, or None if it cannot be decoded, which is recorded."""
         try:
             image, label = self.source[self.kept[index]]
             if isinstance(image, Image.Image):

@@ -1,6 +1,7 @@
 """Batches of images: their order, their share per process, and the processes that load them."""
 
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,14 +14,19 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import IterableImageDataset, create_loader, create_transform
+from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Sampler
 
-from ...errors import DataError, asked_for
+from ...errors import DataError, asked_for, listed
 from ..device import Process
 from ..recipes.recipe import Recipe, RunRecipe
 from .datasets import Samples
 from .images import to_mode, turned
+from .memory import EvaluationImages, InMemory, TrainingImages, decode_small, expected_bytes
+
+logger = logging.getLogger(__name__)
+_OF_SINGLE_IMAGES = ("auto_augment", "color_jitter", "random_erasing")
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -57,7 +63,7 @@ class TrainingBatches:
     """Batches of one epoch after another, from any step on.
 
     Args:
-        dataset: Training data with their transform.
+        dataset: Training data with their transform, or in memory.
         recipe: Batch size, workers and seed.
         process: Process and device that the batches go to.
         collate: Function that makes a batch of samples; PyTorch's by default.
@@ -73,7 +79,12 @@ class TrainingBatches:
     loader: Any
 
     def __init__(
-        self, dataset: Samples, recipe: RunRecipe, process: Process, *, collate: Callable[[Any], Any] | None = None
+        self,
+        dataset: Samples | InMemory,
+        recipe: RunRecipe,
+        process: Process,
+        *,
+        collate: Callable[[Any], Any] | None = None,
     ):
         self.steps, self.per_step = _steps(len(dataset), recipe, process), recipe.grad_accum
         # timm's create_loader makes its own sampler, which can neither start in the middle of an epoch nor split the
@@ -86,6 +97,9 @@ class TrainingBatches:
             world=process.world_size,
             seed=recipe.seed,
         )
+        if isinstance(dataset, InMemory):
+            self.loader = dataset.loader(batch_sampler=self.sampler, generator=torch.Generator())
+            return
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
@@ -162,6 +176,16 @@ def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, pr
         raise DataError(f"mixup and cutmix need an even batch on each process, got {each}")
     if isinstance(dataset, IterableImageDataset):
         return StreamedBatches(dataset, recipe, process)
+    single = [name for name in _OF_SINGLE_IMAGES if getattr(recipe, name)]
+    decoded = None
+    if recipe.cache_mb and not single:
+        decoded = decode_small(dataset, recipe.cache_mb)
+    elif recipe.cache_mb and expected_bytes(dataset) is not None:
+        logger.info("images are read and augmented one by one, since %s works on single images", listed(single))
+    if decoded is not None:
+        crops: dict[str, Any] = {"size": recipe.img_size, "scale": recipe.scale, "ratio": recipe.ratio}
+        crops |= {"hflip": recipe.hflip, "interpolation": recipe.interpolation, **_normalisation(recipe)}
+        return TrainingBatches(TrainingImages(dataset, decoded, device=process.device, **crops), recipe, process)
     prefetch = _prefetches(process)
     with asked_for(auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter):
         dataset.transform = create_transform(is_training=True, use_prefetcher=prefetch, **_training_images(recipe))
@@ -172,8 +196,29 @@ def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, pr
     return batches
 
 
-def evaluation_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, process: Process, batch_size: int):
-    """Return a loader of a whole data set in order, divided among the processes."""
+def evaluation_batches(
+    dataset: Samples | IterableImageDataset,
+    recipe: Recipe,
+    process: Process,
+    batch_size: int,
+    *,
+    repeated: bool = False,
+) -> Any:
+    """Return a loader of a whole data set in order, divided among the processes.
+
+    Small images that are evaluated ``repeated`` times are kept in memory.
+    """
+    decoded = None
+    inputs = recipe.in_chans * recipe.img_size**2  # bytes of each
+    if repeated and isinstance(dataset, Samples) and len(dataset) * inputs <= recipe.cache_mb * 10**6:
+        decoded = decode_small(dataset, recipe.cache_mb)
+    if decoded is not None and isinstance(dataset, Samples):
+        options: dict[str, Any] = {**_images(recipe), "crop_pct": recipe.crop_pct}
+        transform: Any = create_transform(is_training=False, use_prefetcher=True, **options)
+        images = EvaluationImages(dataset, decoded, transform, device=process.device, **_normalisation(recipe))
+        shared = process.world_size > 1
+        sampler = OrderedDistributedSampler(images, process.world_size, process.rank) if shared else None
+        return images.loader(batch_size=batch_size, sampler=sampler)
     return _timm_loader(
         dataset,
         recipe,

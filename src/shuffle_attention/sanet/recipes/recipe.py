@@ -215,6 +215,12 @@ class Recipe(RunRecipe):
     loss: Literal["ce", "bce"] = option("ce", "softmax or binary cross-entropy", "optimisation")
     smoothing: float = option(0.0, "label smoothing", "optimisation", minimum=0, below=1)
 
+    cache_mb: int = option(
+        2048,
+        "megabytes of decoded images of up to 96 pixels to keep in memory, per split and process; 0 for none",
+        "machine",
+        minimum=0,
+    )
     compile: bool = option(False, "torch.compile the model", "machine")
 
     def __post_init__(self) -> None:

@@ -155,7 +155,7 @@ class Classification(Task[Recipe]):
         return training_batches(self.training, self.recipe, process)
 
     def held_out(self, process: Process, batch_size: int) -> Any:
-        return evaluation_batches(self.validation, self.recipe, process, batch_size)
+        return evaluation_batches(self.validation, self.recipe, process, batch_size, repeated=self.training is not None)
 
     def create_trainer(self, model: nn.Module, process: Process) -> TrainingTask:
         recipe = self.recipe

@@ -70,9 +70,9 @@ class CocoSamples(Samples):
         if isinstance(key, tuple):
             epoch, index = key
             with seeded(self.seed, epoch, index):
-                image, number = self._readable(index)
+                image, number = self.readable(index)
                 return self.transform(image, self._target(number, image))
-        sample = self._decode(key)
+        sample = self.decode(key)
         if sample is None:
             record = self.data.images[self.kept[key]]
             black = Image.new("RGB", (record["width"], record["height"]))
