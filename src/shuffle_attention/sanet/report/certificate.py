@@ -153,12 +153,19 @@ class Certificate:
 
     def show(self) -> None:
         """Print the result as a table with its notes, and log the reasons of a failure as errors."""
-        columns = ("images", "difference", "changed answers", "top-1 % before", "after", "lost points", "at most", "p")
-        result = table(columns, title=f"{self.file} beside {self.checkpoint}")
-        accuracy = [f"{value:.2f}" for value in self.top1.values()]
-        loss = f"{self.loss:.2f}", f"{self.loss_at_most:.2f}", f"{mcnemar(self.lost, self.gained):.3g}"
-        counts = f"{self.images:,}", f"{self.largest_difference:.1e}", f"{len(self.changed):,}"
-        result.add_row(*counts, *accuracy, *loss)
+        result = table(("", "value"), text=("", "value"), title=f"{self.file} beside {self.checkpoint}")
+        result.show_header = False
+        top1 = self.top1
+        sure = f"at most {self.loss_at_most:.2f} with {100 * CONFIDENCE:.0f} % confidence"
+        for name, value in (
+            ("images", f"{self.images:,}"),
+            ("largest difference of logits", f"{self.largest_difference:.1e} of the largest"),
+            ("changed answers", f"{len(self.changed):,}"),
+            ("top-1 accuracy", f"{top1['checkpoint']:.2f} % of the checkpoint, {top1['file']:.2f} % of the file"),
+            ("lost accuracy", f"{self.loss:.2f} points, {sure}"),
+            ("McNemar's exact test", f"p = {mcnemar(self.lost, self.gained):.3g}"),
+        ):
+            result.add_row(name, value)
         console.print(result)
         for note in self.notes:
             logger.warning(note)
@@ -175,8 +182,7 @@ class Certificate:
         """Write the certificate as a page, with the recipe of the model."""
         facts = self.to_dict()
         values = {
-            "title": f"{Path(self.file).name} {'agrees with' if facts['passed'] else 'fails beside'} "
-            f"{Path(self.checkpoint).name}",
+            "title": f"{Path(self.file).name} beside {Path(self.checkpoint).name}",
             "kind": f"certificate of a deployed file, {self.model} on {Path(self.data).name}",
             "facts": facts,
             "changed": changed_fields(recipe),
