@@ -5,7 +5,9 @@ import copy
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
+from torchvision import tv_tensors
 from torchvision.models import detection as torchvision_detection
 
 from conftest import CPU
@@ -21,7 +23,14 @@ from shuffle_attention.models.pyramid import create_body
 from shuffle_attention.sanet.data.coco import CocoData
 from shuffle_attention.sanet.profile.detectors import detector_cost
 from shuffle_attention.sanet.tasks.detection.coco_scores import evaluate_detector
-from shuffle_attention.sanet.tasks.detection.samples import CocoSamples, collate, detection_transform, digits_coco
+from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
+from shuffle_attention.sanet.tasks.detection.samples import (
+    CocoSamples,
+    collate,
+    detection_transform,
+    digits_coco,
+    training_transform,
+)
 from shuffle_attention.sanet.tasks.task import Trainer
 
 SMALL = {"min_size": 64, "max_size": 96}
@@ -411,3 +420,41 @@ def test_an_unreadable_image_is_counted_and_not_scored(data, tmp_path):
     assert samples.failures() == [data.images[1]["file_name"]]
     with pytest.raises(DataError, match="no image could be evaluated"):
         evaluate_detector(Oracle(samples), [], spoilt, CPU)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sides"),
+    [
+        ({"photometric": 1.0}, {64}),
+        ({"zoom_out": 1.0}, range(65, 64 * 4 + 1)),
+        ({"iou_crop": 1.0}, range(1, 65)),
+        ({"scale_jitter": [0.1, 2.0], "min_size": [48]}, {48}),
+    ],
+)
+def test_augmentation_moves_boxes_and_masks_with_the_image(fields, sides):
+    """Boxes remain those of the ink of their masks, also in an image without objects."""
+    data = digits_coco("train", 6, size=64, digits=(1, 3))
+    samples = CocoSamples(data, masks=True, seed=1)
+    samples.transform = training_transform(DetectionRecipe(hflip=0.0, **fields))
+    plain = CocoSamples(data, masks=True)
+    plain.transform = detection_transform(training=False)
+    changed = 0
+    for index in range(6):
+        image, target = samples[0, index]
+        assert set(image.shape[1:]) <= set(sides)
+        assert 0 <= image.min() <= image.max() <= 1
+        assert len(target["boxes"]) == len(target["masks"]) == len(target["labels"])
+        for (x1, y1, x2, y2), mask in zip(target["boxes"].tolist(), target["masks"], strict=True):
+            ys, xs = mask.nonzero().unbind(1)
+            if len(xs) and "scale_jitter" not in fields:
+                assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == pytest.approx((x1, y1, x2, y2), abs=1)
+        same, _ = samples[0, index]
+        assert torch.equal(image, same)
+        whole, _ = plain[index]
+        changed += whole.shape != image.shape or not torch.equal(whole, image)
+    assert changed >= 4
+    empty = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(64, 64))}  # pyright: ignore
+    empty |= {"labels": torch.zeros(0, dtype=torch.int64), "masks": tv_tensors.Mask(torch.zeros(0, 64, 64))}
+    for _ in range(5):
+        _, target = samples.transform(Image.new("RGB", (64, 64)), empty)
+        assert target["boxes"].shape == (0, 4)

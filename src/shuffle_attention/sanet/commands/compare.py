@@ -121,6 +121,8 @@ class Compare(Command):
             recipe = recipe.replaced(**as_trained, initial=start)
         if self.null:
             variants = [*variants, null_of(variants, recipe)]
+        if recipe.patience:
+            raise InputError("sanet compare trains every model for the same epochs: leave out --patience")
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
         comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe), self.until)
         return run_comparison(

@@ -64,6 +64,9 @@ class RunRecipe(Settings):
         "attention put into the model: a name, such as shuffle, or {name: shuffle, where: residual} and its options",
         "model",
     )
+    freeze: list[str] = option(
+        [], "parameters that are not trained, such as layer1.*; norms among them keep their statistics", "model"
+    )
     sync_bn: bool = option(False, "BatchNorm statistics over all processes", "model")
 
     epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
@@ -91,6 +94,9 @@ class RunRecipe(Settings):
     warmup_epochs: float = option(0, "epochs of linear warm-up", "optimisation", minimum=0)
     warmup_lr: float = option(1e-5, "learning rate at the start of the warm-up", "optimisation", minimum=0)
     min_lr: float = option(0.0, "lowest learning rate", "optimisation", minimum=0)
+    patience: int = option(
+        0, "epochs without a better result after which the run stops; 0 for none", "optimisation", minimum=0
+    )
     clip_grad: float | None = option(None, "largest norm of the gradient", "optimisation", above=0)
     ema_decay: float | None = option(
         None, "decay of averaged weights, which are evaluated", "optimisation", above=0, below=1
@@ -214,6 +220,9 @@ class Recipe(RunRecipe):
 
     loss: Literal["ce", "bce"] = option("ce", "softmax or binary cross-entropy", "optimisation")
     smoothing: float = option(0.0, "label smoothing", "optimisation", minimum=0, below=1)
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "balanced: each class counts alike in the loss ce, however many images it has", "optimisation"
+    )
 
     cache_mb: int = option(
         2048,
@@ -229,6 +238,7 @@ class Recipe(RunRecipe):
             low_high = getattr(self, name)
             ordered = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
             require(ordered, name, "two rising numbers above 0", low_high)
+        require(self.class_weights == "none" or self.loss == "ce", "class_weights", "none with loss bce", "balanced")
         for name in ("mean", "std"):
             values = getattr(self, name)
             require(values is None or len(values) in (1, 3), name, "one number per channel, 3 or 1", values)

@@ -113,7 +113,7 @@ def train(
             if process.world_size == 1 and stop.agreed():
                 raise state.interrupted(stop)
 
-        while state.epoch < recipe.epochs:
+        while state.epoch < recipe.epochs and not state.stalled:
             _train_epoch(state, batches, stop, progress, evaluate)
             if process.world_size > 1:
                 distribute_bn(state.evaluated, process.world_size, reduce=True)
@@ -129,10 +129,12 @@ def train(
                 named = ", ".join(failures[:5])
                 images = counted(len(failures), "image")
                 logger.warning("%s could not be decoded; replaced or not counted: %s", images, named)
-            if state.epoch < recipe.epochs and stop.agreed():
+            if state.epoch < recipe.epochs and not state.stalled and stop.agreed():
                 raise state.interrupted(stop)
         state.stop = stop.signal if stop.agreed() else None
     best = state.best
+    if best is not None and state.epoch < recipe.epochs:
+        logger.info("stopped: epoch %d is still the best after %d more", best["epoch"], recipe.patience)
     if best is None:
         raise InputError(f"epochs must be more than the {state.epoch} that the run has had")
     if process.rank == 0:
@@ -151,7 +153,7 @@ def _train_epoch(
 ) -> None:
     """Train from the current step to the end of the epoch; save and raise Interrupted if asked to stop."""
     recipe, process = state.recipe, state.process
-    state.task.set_training_mode(state.trained)
+    state.set_training_mode()
     # Reading the loss back synchronises with a GPU; every tenth step is often enough there.
     interval = 10 if process.device.type == "cuda" else 1
     sums = torch.tensor(state.sums, dtype=torch.float64 if process.device.type != "mps" else torch.float32)
@@ -184,7 +186,7 @@ def _train_epoch(
 
 def _extend_curve(state: RunState, metrics: dict[str, float]) -> None:
     """Record an evaluation within an epoch, and return to the training mode."""
-    state.task.set_training_mode(state.trained)
+    state.set_training_mode()
     if state.curve and state.curve[-1]["step"] == state.steps_done:  # recorded before a stop at step 0
         return
     state.curve.append({"step": state.steps_done, **metrics})

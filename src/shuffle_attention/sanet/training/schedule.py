@@ -1,6 +1,8 @@
 """Optimiser and learning-rate schedule of a run."""
 
 import logging
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
 
@@ -12,10 +14,27 @@ from torch import nn
 
 from ...attach.weights import attention_parameters
 from ...attention import gate_names
-from ...errors import asked_for
+from ...errors import InputError, asked_for, brief, listed
 from ..recipes.recipe import RunRecipe
 
 logger = logging.getLogger(__name__)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Exclude the parameters whose names match a pattern, such as ``layer1.*``, from training.
+
+    Raises:
+        InputError: If a pattern matches no parameter, or nothing is left to train.
+    """
+    for pattern in patterns:
+        matching = [parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not matching:
+            names = [name for name, _ in model.named_parameters()]
+            raise InputError(f"freeze: no parameter matches {brief(pattern)}; there are {listed(names, 5)}")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"freeze: {listed(list(patterns))} leaves nothing to train")
 
 
 def create_optimizer(model: nn.Module, recipe: RunRecipe) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import unwrap_model
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
 from ...checkpoints import CheckpointError, write_checkpoint
@@ -19,7 +20,7 @@ from ...errors import BAD_INPUT, InputError, listed
 from ..device import Process
 from ..tasks.task import Task
 from .run_folder import RunFolder
-from .schedule import create_optimizer, create_schedule
+from .schedule import create_optimizer, create_schedule, freeze
 from .signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class RunState:
         if recipe.sync_bn and process.world_size > 1:
             model = convert_sync_batchnorm(model)
             model.state_dict()  # attention that is attached to norms moves to the new ones
+        freeze(model, recipe.freeze)
         self.model = model = process.to_device(model, channels_last=recipe.channels_last)
         self.trainer = task.create_trainer(model, process)
         self.optimizer = create_optimizer(model, recipe)
@@ -96,6 +98,19 @@ class RunState:
     def best(self) -> dict[str, float] | None:
         """Row of the first epoch with the best score on the validation data."""
         return self.task.best_of(self.history) if self.history else None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last epochs, as many as the recipe's ``patience``, were not better than the best one."""
+        best = self.best
+        return bool(self.recipe.patience and best and self.epoch - best["epoch"] >= self.recipe.patience)
+
+    def set_training_mode(self) -> None:
+        """Set the mode in which the model is trained; norms whose parameters are frozen keep their statistics."""
+        self.task.set_training_mode(self.trained)
+        for module in self.model.modules() if self.recipe.freeze else ():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
 
     @property
     def steps_done(self) -> int:

@@ -162,8 +162,20 @@ class Classification(Task[Recipe]):
         if recipe.grad_checkpointing:
             with asked_for(model=recipe.model, grad_checkpointing=True):
                 model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
-        criterion = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": self.mixing}
-        return ClassificationTask(model, criterion_kwargs=criterion, device=process.device, verbose=False)
+        options: dict[str, Any] = {"device": process.device, "verbose": False}
+        if recipe.class_weights == "balanced":
+            criterion = nn.CrossEntropyLoss(self._class_weights().to(process.device), label_smoothing=recipe.smoothing)
+            return ClassificationTask(model, criterion, **options)
+        settings = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": self.mixing}
+        return ClassificationTask(model, criterion_kwargs=settings, **options)
+
+    def _class_weights(self) -> Tensor:
+        """Return a weight per class: the mean number of images of a class over the number of its images."""
+        if not isinstance(self.training, Samples) or not isinstance(self.training.source, list):
+            raise DataError(f"class_weights needs the labels of all images at once, which {self.recipe.data} lacks")
+        labels = torch.tensor([self.training.source[index][1] for index in self.training.kept])
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        return len(labels) / (self.num_classes * counts.clamp_min(1))
 
     def set_training_mode(self, model: nn.Module) -> None:
         model.train()

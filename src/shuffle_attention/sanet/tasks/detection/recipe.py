@@ -36,6 +36,13 @@ class DetectionRecipe(RunRecipe):
     max_size: int = option(1333, "limit of the longer side of the input, pixels", "images")
     vflip: float = option(0.0, "probability of a vertical flip, for images without an up", "images")
 
+    photometric: float = option(0.0, "probability of distorted colours", "images", minimum=0, maximum=1)
+    zoom_out: float = option(0.0, "probability of a margin around the image", "images", minimum=0, maximum=1)
+    iou_crop: float = option(0.0, "probability of a crop that keeps objects, as SSD's", "images", minimum=0, maximum=1)
+    scale_jitter: list[float] = option(
+        [], "range of large-scale jitter, such as 0.1 2: resize, then crop or pad to a square of min_size", "images"
+    )
+
     arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option("faster_rcnn", "detector", "model")
     backbone: str = option("sa_resnet50", "any model of timm with feature maps, or of docs/networks.md", "model")
     backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML", "model")
@@ -58,6 +65,9 @@ class DetectionRecipe(RunRecipe):
         super().__post_init__()
         require(bool(self.min_size) and min(self.min_size) >= 1, "min_size", "lengths of at least 1", self.min_size)
         require(self.max_size >= max(self.min_size), "max_size", "at least the largest min_size", self.max_size)
+        low_high = self.scale_jitter
+        rising = not low_high or (len(low_high) == 2 and 0 < low_high[0] <= low_high[1])
+        require(rising, "scale_jitter", "two rising numbers above 0", low_high)
         require(0 <= self.vflip <= 1, "vflip", "between 0 and 1", self.vflip)
         require(not (self.weights and self.pretrained), "pretrained", "false where weights are named", self.pretrained)
         for split in ("train", "val"):

@@ -16,9 +16,11 @@ from ....errors import DataError, InputError
 from ...data.coco import CocoData
 from ...data.datasets import Samples, load_digits, seeded
 from ...data.masks import decode_mask, encode_mask
+from .recipe import DetectionRecipe
 
 UNREADABLE = -1  # image_id of an image that could not be decoded in evaluation
 _TYPES = {tv_tensors.Image: torch.float32, "others": None}
+_GREY: dict[Any, Any] = {tv_tensors.Image: 114, "others": 0}  # around images; masks are 0 there
 _OVERLAP = 0.3  # of a digit's ink that a later one may cover
 _MIN_INK = 20  # pixels of a digit that must be visible
 
@@ -107,7 +109,25 @@ class CocoSamples(Samples):
         return digest.hexdigest()
 
 
-def detection_transform(*, training: bool, hflip: float = 0.5, vflip: float = 0.0) -> v2.Transform:
+def training_transform(recipe: DetectionRecipe) -> v2.Transform:
+    """Return the transform of training images of a recipe: :func:`detection_transform` with its augmentation."""
+    augmentation: list[v2.Transform] = []
+    if recipe.photometric:
+        augmentation.append(v2.RandomPhotometricDistort(p=recipe.photometric))
+    if recipe.zoom_out:
+        augmentation.append(v2.RandomZoomOut(fill=_GREY, p=recipe.zoom_out))
+    if recipe.iou_crop:
+        augmentation.append(v2.RandomApply([v2.RandomIoUCrop()], recipe.iou_crop))
+    if recipe.scale_jitter:
+        side = (max(recipe.min_size), max(recipe.min_size))
+        low, high = recipe.scale_jitter
+        augmentation += [v2.ScaleJitter(side, (low, high)), v2.RandomCrop(side, pad_if_needed=True, fill=_GREY)]
+    return detection_transform(training=True, hflip=recipe.hflip, vflip=recipe.vflip, first=augmentation)
+
+
+def detection_transform(
+    *, training: bool, hflip: float = 0.5, vflip: float = 0.0, first: Sequence[v2.Transform] = ()
+) -> v2.Transform:
     """Return the transform of a PIL image and its target to a detector's input: an image (3, H, W) in [0, 1].
 
     The detector itself resizes and normalises. Boxes are cut at the edge of the image; in training, those of less
@@ -115,7 +135,7 @@ def detection_transform(*, training: bool, hflip: float = 0.5, vflip: float = 0.
     """
     flips = [v2.RandomHorizontalFlip(hflip), v2.RandomVerticalFlip(vflip)] if training else []
     boxes = [v2.ClampBoundingBoxes(), *([v2.SanitizeBoundingBoxes()] if training else [])]
-    return v2.Compose([v2.ToImage(), *flips, *boxes, v2.ToDtype(_TYPES, scale=True), v2.ToPureTensor()])
+    return v2.Compose([v2.ToImage(), *first, *flips, *boxes, v2.ToDtype(_TYPES, scale=True), v2.ToPureTensor()])
 
 
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -22,7 +22,7 @@ from ..task import Metric, Section, Task
 from .coco_scores import COCO_SCORES, evaluate_detector
 from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
-from .samples import CocoSamples, collate, detection_transform
+from .samples import CocoSamples, collate, detection_transform, training_transform
 
 _LOSS = "training loss"
 _BY_SIZE = ("APs", "APm", "APl")
@@ -50,7 +50,7 @@ class Detection(Task[DetectionRecipe]):
         if training is not None:
             options: dict[str, Any] = {"seed": recipe.seed, "empty": recipe.empty_images, "reading": recipe.reading}
             samples = CocoSamples(training, masks=masks, **options)
-            samples.transform = detection_transform(training=True, hflip=recipe.hflip, vflip=recipe.vflip)
+            samples.transform = training_transform(recipe)
         held_out = CocoSamples(
             validation, masks=False, reading=recipe.reading
         )  # the evaluation compares with the masks in the data
