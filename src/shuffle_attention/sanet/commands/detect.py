@@ -146,10 +146,9 @@ class ExportDetector(Command):
 
     def run(self) -> int:
         """Export the detector, and print how far its detections agree with PyTorch's."""
-        import hashlib
-
         from ...deploy import Artefact
         from ...deploy.detectors import export_detector
+        from ...files import sha256
         from ..console import console
         from ..environment import environment
         from ..tasks.detection.predictor import restore_detector
@@ -170,7 +169,7 @@ class ExportDetector(Command):
             "version": used["shuffle_attention"],
             "commit": used["commit"],
             "checkpoint": Path(self.checkpoint).name,
-            "checkpoint_sha256": hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
+            "checkpoint_sha256": sha256(self.checkpoint),
         }
         images = [detector.inputs(image)[0] for image in _images_for(detector, self.data)]
         agreement = export_detector(detector.model, self.output, images=images, metadata=metadata)
