@@ -2,8 +2,9 @@
 
     python benchmarks/loading.py --data cifar10 --json benchmarks/results/loading.json
 
-Both ways take turns in one process, each over its own part of an epoch of the recipe; the median of the rounds is
-reported with its quartiles. "training" is the speed of whole steps of the recipe's model, loading included.
+Both ways take turns in one process; the median of the rounds is reported with its quartiles. "training" is the speed of
+whole steps of the recipe's model, loading included. Without loader processes (--workers 0) the time is that of the
+processor, with one thread: other work on the machine hardly changes it. With them it is that of the clock.
 """
 
 import argparse
@@ -28,20 +29,26 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with train/ and val/")
     parser.add_argument("--recipe", default="cifar10")
     parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--images", type=int, default=6400, help="images of a round")
+    parser.add_argument("--images", type=int, default=3200, help="images of a round")
     parser.add_argument("--trained", type=int, default=0, help="images that are trained on in a round")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of images one by one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--channels", type=int, nargs=4, help="channels of the stages of the trained model")
     arguments = parser.parse_args()
     own = {"model_args": {"channels": arguments.channels}} if arguments.channels else {}
-    recipe = load_recipe(arguments.recipe).replaced(data=arguments.data, check_images=False, **own)
+    recipe = load_recipe(arguments.recipe).replaced(
+        data=arguments.data, check_images=False, workers=arguments.workers, **own
+    )
     process = Process(torch.device("cpu"))
     speeds: dict[str, list[float]] = {}
     ways, seconds = {}, {}
+    clock = time.perf_counter if arguments.workers else time.process_time
+    if not arguments.workers:
+        torch.set_num_threads(1)
     for name, megabytes in (("one by one", 0), ("in memory", recipe.cache_mb)):
-        began = time.perf_counter()
+        began = clock()
         ways[name] = training_batches(open_split(recipe, "train"), recipe.replaced(cache_mb=megabytes), process)
-        seconds[name] = time.perf_counter() - began
+        seconds[name] = clock() - began
     model = create_network(recipe, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for round_ in range(arguments.rounds + 1):  # the first starts the loader processes and is not counted
@@ -50,7 +57,7 @@ def main() -> None:
                 stream, began, count = batches.epoch(round_), 0.0, 0
                 for number, (x, labels) in enumerate(stream):
                     if number == 1:
-                        began = time.perf_counter()
+                        began = clock()
                     if kind == "training":
                         torch.nn.functional.cross_entropy(model(x), labels).backward()
                         optimizer.step()
@@ -59,12 +66,17 @@ def main() -> None:
                     if count >= images + recipe.batch_size:
                         break
                 if images and round_:
-                    speeds.setdefault(f"{kind}, {name}", []).append(images / (time.perf_counter() - began))
+                    speeds.setdefault(f"{kind}, {name}", []).append(images / (clock() - began))
     results = {name: quartiles(values) for name, values in speeds.items()}
     for name, (low, middle, high) in results.items():
         print(f"{name}: {middle:,.0f} images/s ({low:,.0f} to {high:,.0f})")
     print("seconds until the first epoch:", {name: round(value, 1) for name, value in seconds.items()})
-    load = {"load": os.getloadavg(), "seconds_to_open": seconds, "recipe": recipe.to_dict()}
+    load = {
+        "load": os.getloadavg(),
+        "seconds_to_open": seconds,
+        "threads": torch.get_num_threads(),
+        "recipe": recipe.to_dict(),
+    }
     if arguments.json:
         write_json(arguments.json, {"images_per_second": results, **load, **environment()})
 

@@ -177,11 +177,7 @@ def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, pr
     if isinstance(dataset, IterableImageDataset):
         return StreamedBatches(dataset, recipe, process)
     single = [name for name in _OF_SINGLE_IMAGES if getattr(recipe, name)]
-    decoded = None
-    if recipe.cache_mb and not single:
-        decoded = decode_small(dataset, recipe.cache_mb)
-    elif recipe.cache_mb and expected_bytes(dataset) is not None:
-        logger.info("images are read and augmented one by one, since %s works on single images", listed(single))
+    decoded = decode_small(dataset, recipe.cache_mb) if recipe.cache_mb and not single else None
     if decoded is not None:
         crops: dict[str, Any] = {"size": recipe.img_size, "scale": recipe.scale, "ratio": recipe.ratio}
         crops |= {"hflip": recipe.hflip, "interpolation": recipe.interpolation, **_normalisation(recipe)}
@@ -189,6 +185,8 @@ def training_batches(dataset: Samples | IterableImageDataset, recipe: Recipe, pr
     prefetch = _prefetches(process)
     with asked_for(auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter):
         dataset.transform = create_transform(is_training=True, use_prefetcher=prefetch, **_training_images(recipe))
+    if single and recipe.cache_mb and expected_bytes(dataset) is not None:
+        logger.info("images are read and augmented one by one, since %s works on single images", listed(single))
     batches = TrainingBatches(dataset, recipe, process, collate=fast_collate if prefetch else None)
     if prefetch:
         normalisation = {"re_prob": recipe.random_erasing, **_normalisation(recipe)}
