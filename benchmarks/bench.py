@@ -26,8 +26,9 @@ BENCHMARKS = {
     "tail_memory_kept": "tail.py --batches 8 32",
     "memory": "memory.py",
     "follow": "follow.py",
+    "deploy": "deploy.py",
 }
-ONCE = {"network", "layer_bfloat16", "tail_memory_kept", "memory", "follow"}  # for the best set only
+ONCE = {"network", "layer_bfloat16", "tail_memory_kept", "memory", "follow", "deploy"}  # for the best set only
 
 
 def main() -> None:

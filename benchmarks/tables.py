@@ -212,6 +212,35 @@ def follow() -> str:
     return per_set("follow", "type | learning rate | loss | fused | target | control", lines_of, 2)
 
 
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def deploy_times() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        return [
+            [RUNTIMES[row["runtime"]], row["batch"], f"{row['targets']['sa']:.2f}", *ratios(row, "sa")]
+            for row in rows("deploy")
+            if "runtime" in row
+        ]
+
+    return per_set("deploy", "runtime | batch | at most | SA / plain", lines_of, 3)
+
+
+def deploy_files() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for row in rows("deploy"):
+            if "format" in row:
+                line = [f"`{row['format']}`", row["model"], f"{row['bytes'] / 2**20:.1f} MB"]
+                for name, form in (("difference", ".1e"), ("nodes", "d"), ("transposes", "d")):
+                    value = row.get(name)
+                    line.append("-" if value is None else judged(value, row["targets"].get(name), form))
+                lines.append(line)
+        return lines
+
+    return per_set("deploy", "format | model | size | difference | nodes | transpositions", lines_of, 2)
+
+
 def costs() -> str:
     results = content("paper")
     published = {row["name"]: row["published"] for row in results["paper"]}
@@ -356,6 +385,7 @@ def explained(results: dict[str, Any]) -> str:
 PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [summary],
     "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
+    "docs/deploy.md": [deploy_times, deploy_files],
     "docs/results.md": [costs, cifar10, finetune, imagenette, full],
     "docs/detection.md": [nuclei],
     "docs/explain.md": [twins, maps, gates],

@@ -106,9 +106,9 @@ def read(name: str) -> dict[str, Row]:
     return dict(sorted(sections.items(), key=lambda section: section[0] != "AVX512"))
 
 
-def write(name: str, rows: list[Row]) -> Path:
+def write(name: str, rows: list[Row], *packages: str) -> Path:
     """Write the rows and :func:`environment` as a section of ``results/<name>.json``, and return its path."""
-    machine = environment() | {
+    machine = environment(*packages) | {
         "limits": {key: os.environ[key] for key in AVX2 if key[:2] != "TO" and key in os.environ}
     }
     RESULTS.mkdir(exist_ok=True)

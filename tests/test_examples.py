@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,7 @@ SETTINGS = {
 def classifier(tmp_path_factory) -> Classifier:
     """An untrained model whose classes have different probabilities."""
     classifier = restore_network(write_classifier(tmp_path_factory.mktemp("classifier") / "best.pt", **SETTINGS))
+    classifier.classes = ['a "quoted" name', "back\\slash", "zwölf", "😀", *"456789"]
     torch.manual_seed(0)
     torch.nn.init.normal_(classifier.model.eval().get_submodule("fc").weight)
     return classifier
@@ -88,13 +91,41 @@ def test_onnx_runtime_needs_neither_torch_nor_this_package(classifier, onnx_file
     code = "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'shuffle_attention']); del sys.argv[0]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", code, EXAMPLES / "onnx_runtime.py", onnx_file, *images]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    printed = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", env=environment).stdout
     lines = [line.split("\t") for line in printed.splitlines()]
     for path in images:
         best = {name: float(probability) for file, name, probability in lines if file == str(path)}
         top = predicted(classifier, path).topk(5)
         assert list(best) == [classifier.names[label] for label in top.indices]
         assert list(best.values()) == pytest.approx(top.values.tolist(), abs=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.skipif("torchscript" not in deploy.format_names(), reason="TorchScript files cannot be written")
+def test_cpp_compiles_as_it_says_and_needs_libtorch_alone(classifier, images, tmp_path):
+    """LibTorch resizes with coarser weights than Pillow, so that pixels differ by one level at most."""
+    program = EXAMPLES / "cpp/classify.cpp"
+    comment = re.findall(r"^//     (.*)", program.read_text(), re.MULTILINE)
+    commands = "\n".join(comment[:3]).replace("python", sys.executable).replace("classify.cpp", str(program))
+    subprocess.run(["bash", "-ec", commands], check=True, cwd=tmp_path)
+    files = [tmp_path / f"{path.stem}.ppm" for path in images]
+    for path, file in zip(images, files, strict=True):
+        read_image(path, **classifier.recipe.reading).save(file)
+    model = write(classifier, tmp_path / "model.torchscript")
+    command = [tmp_path / "classify", model]
+    printed = subprocess.run([*command, *files], check=True, capture_output=True, encoding="utf-8").stdout
+    lines = [line.split("\t") for line in printed.splitlines()]
+    for path, file in zip(images, files, strict=True):
+        expected = dict(zip(classifier.names, predicted(classifier, path).tolist(), strict=True))
+        best = {name: float(probability) for each, name, probability in lines if each == str(file)}
+        assert next(iter(best)) == max(expected, key=expected.__getitem__)
+        assert best == pytest.approx({name: expected[name] for name in best}, abs=1e-3)
+        assert list(best.values()) == sorted(best.values(), reverse=True)
+        assert len(best) == 5
+    refused = subprocess.run([*command, images[0]], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr == f"{images[0]} is not a PPM (P6) file of 8 bits\n"
 
 
 @pytest.fixture(scope="module")

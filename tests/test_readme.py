@@ -25,7 +25,14 @@ from shuffle_attention.sanet.cli import collect, parse
 from shuffle_attention.sanet.tasks.detection.samples import digits_coco
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("kernels", "results", "detection", "explain", "networks")  # pages with tables from benchmarks/results
+TABLES = (
+    "kernels",
+    "deploy",
+    "results",
+    "detection",
+    "explain",
+    "networks",
+)  # pages with tables from benchmarks/results
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Options that shorten a run from hours to seconds; they follow those of the command.
 SMALL = [

@@ -13,7 +13,7 @@ export class Classifier {
     const classifier = new Classifier();
     const written = metadataOf(bytes).shuffle_attention;
     const { recipe, classes, num_classes: count } = written ? JSON.parse(written) : {};
-    if (!recipe?.img_size) throw new Error("the file does not say how to preprocess images; write it with sanet export");
+    if (!recipe?.img_size) throw new Error("it does not say how to preprocess images; write it with sanet export");
     classifier.recipe = recipe;
     classifier.classes = Array.from({ length: count }, (_, number) => classes?.[number] ?? `class ${number}`);
     classifier.head = classifierOf(bytes);
@@ -55,8 +55,8 @@ export class Classifier {
   }
 
   /**
-   * Return {crop, probabilities, evidence}; evidence(c) is the map of class c, {width, height, values}. It is null if the
-   * model does not end in a classifier of averages, or its last feature map has one position.
+   * Return {crop, probabilities, evidence}; evidence(c) is the map of class c, {width, height, values}. It is null if
+   * the model does not end in a classifier of averages, or its last feature map has one position.
    */
   async classify(file) {
     const { crop, input } = this.preprocess(await this.decode(file));

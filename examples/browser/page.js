@@ -89,7 +89,7 @@ function present({ crop, probabilities, evidence }) {
     }),
   );
   byId("map").hidden = !evidence;
-  if (!evidence) byId("legend").textContent = "This model has no map of evidence: its last feature map has no positions.";
+  if (!evidence) byId("legend").textContent = "There is no map of evidence: the last feature map has one position.";
   byId("result").hidden = false;
   if (evidence) buttons[0].click();
 }

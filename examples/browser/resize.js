@@ -1,5 +1,5 @@
-// Resize and crop as Pillow, torchvision and timm do, to the same bytes. A canvas would resize in another way, and a model
-// that was trained on one of them sees other images by the other.
+// Resize and crop as Pillow, torchvision and timm do, to the same bytes. A canvas would resize in another way, and the
+// model would see other images than in training.
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
 

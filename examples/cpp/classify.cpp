@@ -87,7 +87,7 @@ at::Tensor read(const std::string& path, int64_t channels) {
         }
     }
     if (!file || kind != (channels == 3 ? "P6" : "P5") || header[2] != 255)
-        throw std::runtime_error(path + " is not a " + (channels == 3 ? "PPM" : "PGM") + " file of 8 bits (P6 or P5)");
+        throw std::runtime_error(path + " is not a " + (channels == 3 ? "PPM (P6)" : "PGM (P5)") + " file of 8 bits");
     file.get();
     const int64_t width = header[0], height = header[1];
     std::vector<unsigned char> pixels(width * height * channels);
@@ -103,12 +103,15 @@ at::Tensor preprocess(const at::Tensor& image, const Settings& settings) {
     const int64_t height = image.size(2), width = image.size(3), least = std::min(height, width);
     const int64_t h = shorter * height / least, w = shorter * width / least;
     const std::string& filter = settings.at("interpolation");
-    if (filter != "bilinear" && filter != "bicubic") throw std::runtime_error("LibTorch has no interpolation " + filter);
+    if (filter != "bilinear" && filter != "bicubic")
+        throw std::runtime_error("LibTorch has no interpolation " + filter);
     const auto resized = filter == "bicubic" ? at::_upsample_bicubic2d_aa(image, {h, w}, false)
                                              : at::_upsample_bilinear2d_aa(image, {h, w}, false);
     const int64_t top = std::nearbyint((h - size) / 2.0), left = std::nearbyint((w - size) / 2.0);
     const auto crop = resized.narrow(2, top, size).narrow(3, left, size).to(at::kFloat).div(255);
-    const auto channel = [&](const char* name) { return at::tensor(numbers(settings.at(name)), at::kFloat).view({1, -1, 1, 1}); };
+    const auto channel = [&](const char* name) {
+        return at::tensor(numbers(settings.at(name)), at::kFloat).view({1, -1, 1, 1});
+    };
     return crop.sub(channel("mean")).div(channel("std")).contiguous();
 }
 
@@ -116,7 +119,8 @@ int main(int count, char** arguments) try {
     if (count < 3) throw std::runtime_error("usage: classify MODEL.torchscript IMAGE.ppm ...");
     const c10::InferenceMode inference;
     Settings settings;
-    for (const char* name : {"classes", "crop_pct", "img_size", "in_chans", "interpolation", "mean", "std"}) settings[name];
+    for (const char* name : {"classes", "crop_pct", "img_size", "in_chans", "interpolation", "mean", "std"})
+        settings[name]; // loading fills in what is asked for
     auto model = torch::jit::load(arguments[1], at::kCPU, settings);
     const auto classes = strings(settings["classes"]);
     for (int n = 2; n < count; ++n) {
