@@ -172,6 +172,16 @@ def test_every_command_runs(desk, monkeypatch):
     assert (desk / "metrics.json").exists()
 
 
+def test_the_options_of_commands_that_are_not_run_exist():
+    """Indented commands take long, or need what the desk does not have."""
+    known = collect()
+    for page in PAGES:
+        for line in re.findall(r"^    sanet (.*)", page.read_text(), re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            name = next(name for name in (" ".join(words[:2]), words[0]) if name in known)
+            parse(known[name], words[len(name.split()) :])
+
+
 def test_the_code_of_each_page_runs(desk, monkeypatch):
     monkeypatch.chdir(desk)
     monkeypatch.setattr(spec, "_SPECS", dict(spec._SPECS))  # pages register attention layers

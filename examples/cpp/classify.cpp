@@ -45,7 +45,7 @@ void append(std::string& text, unsigned code) {
         return;
     }
     const int rest = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; // bytes after the first
-    text += char((0xF00 >> rest & 0xFF) | code >> 6 * rest);
+    text += char((0xFF00 >> (rest + 1) & 0xFF) | code >> 6 * rest);
     for (int n = rest - 1; n >= 0; --n) text += char(0x80 | (code >> 6 * n & 0x3F));
 }
 
