@@ -47,19 +47,23 @@ class Artefact(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
-        """Return what the file returns for images (B, C, H, W).
+        """Return what the file returns for images (B, C, H, W), in several runs if its batch size is fixed.
 
         Raises:
             InputError: If the file takes images of another size, or its runtime refuses them.
         """
-        fixed = self.shape or [None] * images.dim()
-        if len(fixed) != images.dim() or any(
-            s not in (None, size) for s, size in zip(fixed, images.shape, strict=True)
+        batch, *sizes = self.shape or [None] * images.dim()
+        images = images.detach().cpu()
+        if len(sizes) + 1 != images.dim() or any(
+            size not in (None, actual) for size, actual in zip(sizes, images.shape[1:], strict=True)
         ):
-            wanted = ", ".join("any" if size is None else str(size) for size in fixed)
+            wanted = ", ".join("any" if size is None else str(size) for size in (batch, *sizes))
             raise InputError(f"{self.path} takes images of the shape ({wanted}), got {tuple(images.shape)}")
         try:
-            return self.run(images.detach().cpu())
+            if batch in (None, len(images)):
+                return self.run(images)
+            padding = images[-1:].expand(-len(images) % batch, *images.shape[1:])
+            return torch.cat([self.run(part) for part in torch.cat([images, padding]).split(batch)])[: len(images)]
         except Exception as error:  # runtimes raise errors of many types
             raise InputError(
                 f"{self.path} does not run on images of the shape {tuple(images.shape)}: {str(error)[:300]}"

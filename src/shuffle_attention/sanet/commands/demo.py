@@ -32,7 +32,10 @@ class Demo(Command):
     summary = "look at models on a web page"
 
     checkpoint: list[str] = option(
-        [], "checkpoints of sanet train or sanet detect train, or published ones", metavar="FILE", nargs="+"
+        [],
+        "checkpoints of sanet train or sanet detect train, published ones, or deployed files",
+        metavar="FILE",
+        nargs="+",
     )
     browser: bool = option(True, "open the page in a browser")
     port: int | None = option(None, "port; by default the first free one from 7860 on", minimum=1, maximum=65535)
@@ -64,7 +67,7 @@ class Demo(Command):
         hosts = Hosts(self.host, self.allow_host)
         with open_process(self.device) as process, upload_folder() as folder, gradio_environment(folder):
             finished = self.checkpoint or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
-            networks = open_networks(finished, process)
+            networks = open_networks(finished, process, self.device)
             try:
                 with stop_signals_raised(), listen(self.host, self.port) as listener:
                     name = "localhost" if hosts.everywhere else self.host

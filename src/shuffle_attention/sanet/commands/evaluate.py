@@ -31,7 +31,7 @@ class Evaluate(Command):
         "img_size mean std interpolation crop_pct model model_args in_chans small_stem device precision channels_last"
     )
 
-    checkpoint: str = option(..., "checkpoint of sanet train, a published one, or bare weights", positional=True)
+    checkpoint: str = option(..., "checkpoint, bare weights, or a deployed file", positional=True)
     batch_size: int = option(128, "images at a time", minimum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
     rewrite: bool = option(True, "evaluate a faster copy that computes the same, with folded norms and no shuffle")
@@ -49,13 +49,11 @@ class Evaluate(Command):
         require_folder_of("--predictions", self.predictions)
         task, settings = task_named(self.recipe_type.kind), {"device": "auto", "workers": 2, **self.overrides}
         predictor = task.restore(self.checkpoint, ema=self.ema, settings=settings)
-        recipe = predictor.recipe = predictor.recipe.replaced(**settings)
+        recipe = predictor.recipe
+        if not predictor.knows_data and "data" not in self.overrides:
+            raise InputError(f"{self.checkpoint} does not say what its model was trained on; name images by --data DIR")
         if self.rewrite:
             predictor.rewrite()
-        if recipe.kind == Recipe.kind and len(predictor.classes or ()) == 1000 and "data" not in self.overrides:
-            raise InputError(
-                f"{self.checkpoint} tells ImageNet's classes apart; --data DIR has to say where its images are"
-            )
         with open_process(recipe.device) as process:
             opened = task.open_validation(predictor)
             batches = opened.held_out(process, self.batch_size)

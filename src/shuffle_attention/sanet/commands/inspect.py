@@ -20,7 +20,7 @@ _NAMES = ("arch", "architecture", "model", "model_name")  # of models, beside we
 
 @dataclass(kw_only=True)
 class Inspect(Command):
-    """Say what a checkpoint holds: its model, attention and classes, what does not fit, and how to load it.
+    """Say what a checkpoint or a deployed file holds: its model and classes, what does not fit, and how to load it.
 
     Nothing in the file is executed.
     """
@@ -28,7 +28,7 @@ class Inspect(Command):
     name = "inspect"
     summary = "say what a checkpoint holds, and how to load it"
 
-    file: str = option(..., "any file of weights", positional=True, metavar="FILE")
+    file: str = option(..., "any file of weights, or a deployed file", positional=True, metavar="FILE")
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
     json: str | None = option(None, "write the answer to FILE", metavar="FILE")
 
@@ -46,24 +46,23 @@ class Inspect(Command):
 
 
 def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
-    """Return what a checkpoint holds, in words, by topic.
+    """Return what a checkpoint or a deployed file holds, in words, by topic.
 
     Raises:
-        CheckpointError: If the file is not a checkpoint, or holds no weights.
+        InputError: If the file is neither, or holds no weights.
     """
-    import os
-
+    from ... import deploy
     from ...checkpoints import find_state_dict
     from ...checkpoints.architecture import recognise
     from ...checkpoints.reading import read_file
     from ...checkpoints.weights import kind_of, not_finite
 
+    if deploy.is_deployed(path):
+        return _of_deployed(path, ema)
     content, words = read_file(path)
     weights, name = find_state_dict(content, ema=ema, path=path)
     known = recognise(weights)
-    size = os.path.getsize(path)
-    size_words = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
-    answer: dict[str, Any] = {"file": f"{path}, {size_words}, {words}"}
+    answer: dict[str, Any] = {"file": f"{path}, {_size(path)}, {words}"}
     beside = [f"{key}: {_words(value)}" for key, value in content.items() if key != name and name]
     if beside:
         answer["beside the weights"] = listed(beside, 12)
@@ -82,6 +81,52 @@ def examine(path: str, *, ema: bool | None = None) -> dict[str, Any]:
     if known is None:
         return answer | _of_others(content, weights, path)
     return answer | _of_weights(known, path)
+
+
+def _size(path: str) -> str:
+    import os
+
+    size = os.path.getsize(path)
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+def _of_deployed(path: str, ema: bool | None) -> dict[str, Any]:
+    """Return what a deployed file says of itself."""
+    from importlib.metadata import version
+    from pathlib import Path
+
+    from ... import deploy
+    from ..tasks import restore
+
+    file, form = deploy.load(path), deploy.find_format(None, Path(path))
+    about, detects = file.metadata, file.metadata.get("kind") == "detector"
+    runtime = ", ".join(f"{name} {version(name)}" for name in form.modules or ("torch",))
+    answer: dict[str, Any] = {"file": f"{path}, {_size(path)}, format {form.name}", "read with": runtime}
+    sizes = "of any size" if file.shape is None else str(tuple(size or "any" for size in file.shape)).replace("'", "")
+    answer["input"] = f"images {sizes}"
+    if "recipe" not in about:
+        answer["model"] = "of another program, which does not say its classes, nor how images are prepared for it"
+        size = "" if file.shape and file.shape[-1] else " --img-size N"
+        answer["load it"] = [f"sanet eval {path} --data DIR --mean X --std X{size}, with the values of its training"]
+        return answer
+    predictor = restore(path, ema=ema)
+    recipe = predictor.recipe
+    by = f"exported by version {about.get('version', 'unknown')} at commit {about.get('commit', 'unknown')}"
+    answer["model"] = f"{predictor.label}, {by}"
+    if "checkpoint" in about:
+        answer["exported from"] = f"{about['checkpoint']}, SHA-256 {about.get('checkpoint_sha256', 'unknown')}"
+    states = {True: "as they were written", False: "changed since they were written", None: "of unknown origin"}
+    answer["weights"] = states[file.unaltered]
+    answer["classes"] = f"{len(predictor.names)}: {listed(predictor.names, 8)}"
+    if not detects:
+        shown = [" ".join(f"{value:.4g}" for value in values) for values in (recipe.mean, recipe.std)]
+        answer["images"] = f"{recipe.img_size} x {recipe.img_size} pixels, the central {recipe.crop_pct:g}, "
+        answer["images"] += f"{recipe.interpolation}, mean {shown[0]}, deviation {shown[1]}"
+    answer["load it"] = [f"sanet {'detect ' if detects else ''}eval {path}"]
+    answer["load it"] += [
+        f"sanet detect predict IMAGES --checkpoint {path}" if detects else f"sanet predict {path} IMAGES"
+    ]
+    return answer
 
 
 def _of_run(content: dict[str, Any], path: str, known: Architecture | None) -> dict[str, Any]:

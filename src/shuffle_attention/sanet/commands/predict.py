@@ -56,7 +56,7 @@ class Predict(Command):
         "model_args in_chans small_stem device precision channels_last"
     )
 
-    checkpoint: str = option(..., "checkpoint of sanet train, a published one, or bare weights", positional=True)
+    checkpoint: str = option(..., "checkpoint, bare weights, or a deployed file", positional=True)
     images: list[str] = option(..., "files, folders, globs, or - for standard input", positional=True, metavar="IMAGE")
     top: int = option(5, "most probable classes of a row", minimum=1)
     format: Literal["table", "csv", "jsonl"] | None = option(
@@ -64,7 +64,9 @@ class Predict(Command):
     )
     output: str | None = option(None, "write the rows to FILE instead of standard output", metavar="FILE")
     features: str | None = option(
-        None, "write the input of the classifier, a row of float32 per image, to FILE.npy", metavar="FILE"
+        None,
+        "write the input of the classifier, a row of float32 per image, to FILE.npy; not of a deployed file",
+        metavar="FILE",
     )
     batch_size: int = option(64, "images at a time", minimum=1)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
@@ -85,11 +87,10 @@ class Predict(Command):
         rows = self._rows(terminal)
         files = [str(path) for path, _ in expand_sources(self.images)]
         self._require_apart(files)
-        classifier = restore_network(self.checkpoint, ema=self.ema, settings=self.overrides)
         # Starting processes takes longer than decoding a batch.
-        workers = {} if "workers" in self.overrides or len(files) > self.batch_size else {"workers": 0}
-        recipe = classifier.recipe = classifier.recipe.replaced(**{"device": "auto", **workers, **self.overrides})
-        reading = recipe.reading
+        settings = {"device": "auto", "workers": 2 if len(files) > self.batch_size else 0, **self.overrides}
+        classifier = restore_network(self.checkpoint, ema=self.ema, settings=settings)
+        recipe, reading = classifier.recipe, classifier.recipe.reading
         if self.rewrite and self.features is None:  # rewriting renumbers channels
             classifier.rewrite()
         kept = check_images(files, skip_bad=recipe.skip_bad_images, **reading) if recipe.check_images else None

@@ -12,10 +12,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from ...deploy import is_deployed
 from ...errors import InputError
 from ...explain.gates import Gates, attention_layers, gates
 from ...explain.maps import TITLES, explain
@@ -78,6 +80,7 @@ class Result:
         best: The most probable classes or the detected ones.
         images: Images to show.
         fault: Why something requested is missing.
+        note: What a model of this kind cannot show.
     """
 
     label: str
@@ -85,6 +88,7 @@ class Result:
     best: list[Row] = field(default_factory=list)
     images: list[CaptionedImage] = field(default_factory=list)
     fault: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class Network:
     def examples(self) -> list[tuple[Image.Image, str]]:
         """Return validation images of the data that the model was trained on, with names; none if they are not here."""
         examples = []
+        if not self.predictor.knows_data:
+            return examples
         with suppress(InputError, OSError):
             for image, name in task_named(self.predictor.recipe.kind).examples(self.predictor, _MAX_EXAMPLES):
                 with suppress(InputError):
@@ -151,11 +157,15 @@ class Network:
         """Return the results for an RGB image."""
         predictor = self.predictor
         with self._lock:
-            prediction = predictor.predict(image, 0.0 if predictor.has_maps else wish.threshold)
+            prediction = predictor.predict(image, 0.0 if predictor.classifies else wish.threshold)
         seen = CaptionedImage(prediction.caption, prediction.draw())
-        if predictor.has_maps:
+        if predictor.classifies:
             rows = [Row(name, share) for name, share in prediction.best]
-            return self._with_map(Result(self.label, self.about, rows, [seen]), image, wish)
+            result = Result(self.label, self.about, rows, [seen])
+            if predictor.has_maps:
+                return self._with_map(result, image, wish)
+            source = predictor.model.metadata.get("checkpoint", "the checkpoint that it was exported from")
+            return replace(result, note=f"A deployed file has no map, which needs gradients. Open {source} to see one.")
         scores: dict[str, list[float]] = {}
         for name, score in prediction.best:
             scores.setdefault(name, []).append(score)
@@ -200,16 +210,25 @@ class Network:
         return [_layer_gates(g, seen if g.layer in mapped else None) for g in spread_layers(varying, _LAYERS)], notes
 
 
-def open_networks(sources: Sequence[str | os.PathLike], process: Process) -> list[Network]:
-    """Return the models in checkpoints, with distinct labels.
+def open_networks(sources: Sequence[str | os.PathLike], process: Process, device: str = "auto") -> list[Network]:
+    """Return the models in checkpoints and deployed files, with distinct labels.
+
+    Args:
+        sources: The files.
+        process: Device of checkpoints; deployed files are run on the CPU.
+        device: Device that was asked for.
 
     Raises:
-        InputError: If a file is missing or has no known model.
+        InputError: If a file is missing or has no known model, or is a deployed file that does not run on the device.
     """
     for source in map(Path, sources):
         if not source.is_file():
             raise InputError(f"there is no checkpoint {source}")
-    networks = [Network(restore(source).to(process)) for source in sources]
+    networks = []
+    for source in sources:
+        deployed = is_deployed(source)
+        predictor = restore(source, settings={"device": device}) if deployed else restore(source)
+        networks.append(Network(predictor.to(Process(torch.device("cpu")) if deployed else process)))
     _name_apart(networks)
     return networks
 

@@ -48,6 +48,11 @@ def open_models(
             models.append(_named(source, pretrained))
         else:
             models.append(restore_network(source, ema=ema, settings={"model": of_weights} if of_weights else None))
+            if models[-1].is_deployed:
+                raise InputError(
+                    f"{source} is a deployed file, without gradients and layers to look into; explain the checkpoint "
+                    "that it was exported from"
+                )
     if not labels:
         candidates = (
             [model.label for model in models],

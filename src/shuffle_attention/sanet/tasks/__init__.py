@@ -55,15 +55,17 @@ def task_of(content: dict[str, Any]) -> "type[Task]":
 
 
 def restore(path: str | os.PathLike, **options: Any) -> "Predictor":
-    """Return the model in a checkpoint of any task, ready to predict.
+    """Return the model in a file of any task, ready to predict.
 
     Args:
-        path: The checkpoint, or published weights of a classifier.
+        path: A checkpoint, published weights of a classifier, or a deployed file.
         options: Options of the task's own :meth:`Task.restore`.
 
     Raises:
         CheckpointError: If the file cannot be read, or its model is unknown.
     """
+    from ... import deploy
     from ...checkpoints import read_checkpoint
 
-    return task_of(read_checkpoint(path)).restore(path, **options)
+    content = deploy.load(path).metadata if deploy.is_deployed(path) else read_checkpoint(path)
+    return task_of(content).restore(path, **options)

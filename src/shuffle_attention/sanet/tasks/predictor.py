@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from ...deploy import Artefact, RewriteReport, rewrite
-from ...errors import InputError, listed
+from ...errors import InputError, counted, listed
 from ..device import Process
 from ..recipes.recipe import RunRecipe
 
@@ -50,10 +50,11 @@ class Predictor(ABC):
         weights: Entry of the checkpoint that the weights were loaded from.
         process: Device that :meth:`predict` computes on.
         rewritten: Report of :meth:`rewrite`; None if the model is as it was trained.
-        has_maps: Whether the model returns logits, so that class activation maps exist.
+        knows_data: Whether the file says what the model was trained on; otherwise the recipe has a default.
+        classifies: Whether a prediction is the classes of the whole image; otherwise it is objects.
     """
 
-    has_maps: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
 
     model: nn.Module
     recipe: Any
@@ -64,6 +65,7 @@ class Predictor(ABC):
     weights: str = ""
     process: Process = Process(torch.device("cpu"))
     rewritten: RewriteReport | None = None
+    knows_data: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -71,10 +73,20 @@ class Predictor(ABC):
         return readable(self.classes, self.num_classes)
 
     @property
+    def is_deployed(self) -> bool:
+        """Whether the model is a deployed file, which has neither gradients nor layers to look into."""
+        return isinstance(self.model, Artefact)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether class activation maps exist."""
+        return self.classifies and not self.is_deployed
+
+    @property
     def about(self) -> str:
-        """Short description: number of classes and of parameters."""
-        count, parameters = len(self.names), sum(p.numel() for p in self.model.parameters())
-        return f"{count} {'class' if count == 1 else 'classes'}, {parameters / 1e6:.1f} M parameters"
+        """Short description: number of classes, and of parameters or the format of a deployed file."""
+        size = f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters"
+        return f"{counted(len(self.names), 'class')}, {self.weights if self.is_deployed else size}"
 
     def to(self: P, process: Process) -> P:
         """Move the model to the device of a process, in evaluation mode, and return this predictor."""

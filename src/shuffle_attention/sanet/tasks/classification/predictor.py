@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,12 +18,14 @@ from torchvision.transforms import CenterCrop, Resize, v2
 
 from ....checkpoints import CheckpointError, find_state_dict, load_weights, read_checkpoint
 from ....checkpoints.architecture import Architecture, fitted, recognise
+from ....deploy import find_format, is_deployed
 from ....errors import DataError, InputError
 from ...data.image_files import ImageFile
 from ...data.images import read_image, to_mode
 from ...network import create_network, recipe_of, with_normalisation
 from ...recipes.recipe import Recipe
 from ..predictor import Prediction, Predictor
+from .deployed import open_deployed
 
 _LISTED = 5  # classes of a prediction
 
@@ -82,7 +85,7 @@ class View:
 class Classifier(Predictor):
     """A classifier that predicts."""
 
-    has_maps = True
+    classifies = True
 
     recipe: Recipe
 
@@ -105,6 +108,10 @@ class Classifier(Predictor):
             InputError: If the model has no single classifier.
         """
         head = getattr(self.model, "get_classifier", lambda: None)()
+        if self.is_deployed:
+            raise InputError(
+                f"{self.source} is a deployed file, which returns no features; take them from its checkpoint"
+            )
         if not isinstance(head, nn.Module):
             raise InputError(f"{self.source}: {self.label} has no single classifier, whose input the features are")
         vectors: list[Tensor] = []
@@ -144,25 +151,35 @@ class Classifier(Predictor):
 def restore_network(
     path: str | os.PathLike, *, ema: bool | None = None, settings: dict[str, Any] | None = None
 ) -> Classifier:
-    """Return the classifier in a checkpoint; the number of classes and the input size come from the file.
+    """Return the classifier in a file; the number of classes and the input size come from the file.
 
     Args:
-        path: A checkpoint of ``sanet train``, a published one, or bare weights.
+        path: A checkpoint of ``sanet train``, a published one, bare weights, or a deployed file.
         ema: Whether to load averaged weights; None loads them if the file has some.
-        settings: Fields of the recipe for a file that holds none: ``model`` and ``model_args`` for a model that
-            its weights do not tell.
+        settings: Fields of the recipe to replace. A file without a recipe may need some: ``model`` and ``model_args``
+            if its weights do not tell the model, or ``mean`` and ``std`` of another program's deployed file.
 
     Raises:
-        CheckpointError: If the file cannot be read, or its model is neither known nor named.
+        InputError: If the file cannot be read, its model is neither known nor named, or a setting does not apply.
     """
+    settings = settings or {}
+    if is_deployed(path):
+        file, recipe, num_classes = open_deployed(path, ema=ema, settings=settings)
+        return Classifier(
+            model=file,
+            recipe=recipe,
+            classes=_classes(file.metadata, num_classes, path),
+            num_classes=num_classes,
+            source=str(path),
+            label=f"{_label(recipe)} ({find_format(None, Path(path)).name})",
+            weights=f"{find_format(None, Path(path)).name} file",
+            knows_data="recipe" in file.metadata,
+        )
     content = read_checkpoint(path)
     weights, name = find_state_dict(content, ema=ema, path=path)
-    settings = settings or {}
-    if isinstance(content.get("recipe"), dict):
+    knows_data = isinstance(content.get("recipe"), dict)
+    if knows_data:
         recipe, num_classes = recipe_of(content, path)
-        classes = content.get("classes")
-        if classes is not None and (not isinstance(classes, list) or len(classes) > num_classes):
-            raise CheckpointError(f"{path} has {num_classes} classes and names them {str(classes)[:80]}")
         if num_classes > max((len(value) for value in weights.values() if value.dim()), default=0):
             raise CheckpointError(f"{path} says that it has {num_classes} classes, and none of its tensors is as large")
         if settings.get("model", recipe.model) != recipe.model:
@@ -172,18 +189,32 @@ def restore_network(
         recipe = _published_recipe(known.model)
         recipe = recipe.replaced(in_chans=known.in_chans, small_stem=known.small_stem).replaced(**settings)
         num_classes = _head_size(recipe.model, known.weights, path)
-        classes = ImageNetInfo().label_names() if num_classes == 1000 else None
     model = create_network(recipe, num_classes, restored=True)
     report = load_weights(model, weights, path, name=name, ema=ema)
     return Classifier(
         model=model,
-        recipe=with_normalisation(recipe, model),
-        classes=classes,
+        recipe=with_normalisation(recipe.replaced(**settings), model),
+        classes=_classes(content, num_classes, path),
         num_classes=num_classes,
         source=str(path),
-        label=f"{recipe.model} + {recipe.attach['name']} attention" if recipe.attach else recipe.model,
+        label=_label(recipe),
         weights=report.weights,
+        knows_data=knows_data,
     )
+
+
+def _classes(content: dict[str, Any], num_classes: int, path: str | os.PathLike) -> list[str] | None:
+    """Return the class names that a file has; those of ImageNet for 1000 classes of a file without a recipe."""
+    classes = content.get("classes")
+    if not isinstance(content.get("recipe"), dict):
+        return ImageNetInfo().label_names() if num_classes == 1000 else None
+    if classes is not None and (not isinstance(classes, list) or len(classes) > num_classes):
+        raise CheckpointError(f"{path} has {num_classes} classes and names them {str(classes)[:80]}")
+    return classes
+
+
+def _label(recipe: Recipe) -> str:
+    return f"{recipe.model} + {recipe.attach['name']} attention" if recipe.attach else recipe.model
 
 
 def identify(weights: dict[str, Tensor], path: str | os.PathLike = "checkpoint") -> Architecture:
