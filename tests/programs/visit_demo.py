@@ -34,7 +34,9 @@ def post(port: int, path: str, body: str | bytes, kind: str = "application/json"
 with upload_folder() as folder, gradio_environment(folder):
     from shuffle_attention.sanet.demo.page import Page
 
-    network: Any = SimpleNamespace(label="busy", classes=["a"], layers=[], gated=True, bit_depth=12, look=look)
+    network: Any = SimpleNamespace(
+        label="busy", classes=["a"], layers=[], detects=False, gated=True, bit_depth=12, look=look
+    )
     page = Page([network], [(Image.new("RGB", (4, 4)), "example")])
     before = set(threading.enumerate())
     guard = Guard(page.app, Hosts("127.0.0.1"), Uploads(folder), page.accepts)

@@ -114,6 +114,8 @@ def export(
         InputError: If the format is unknown, a module that it needs is missing, the path cannot be written to, the
             model does not return one tensor, or the file computes something else.
     """
+    if isinstance(model, Artefact):
+        raise InputError(f"{model.path} is a deployed file already; export the checkpoint that it was written from")
     path = Path(path)
     chosen = find_format(format, path)
     require_extra(*chosen.modules, extra=chosen.extra)

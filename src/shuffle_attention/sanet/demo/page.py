@@ -136,7 +136,7 @@ class Page:
                     target = named([_PREDICTED, *classes], value=_PREDICTED, label="Class to explain", elem_id="target")
                     method = choice(methods, value=METHODS[0], label="Method", elem_id="method")
                     layer = named([_AUTOMATIC, *layers], value=_AUTOMATIC, label="Layer or stage", elem_id="layer")
-                    detects = not all(network.predictor.classifies for network in self.networks)
+                    detects = any(network.detects for network in self.networks)
                     threshold = gr.Slider(
                         0.05, 0.95, 0.5, step=0.05, label="Minimum score", min_width=220, visible=detects
                     )

@@ -120,6 +120,7 @@ class Network:
         label: Its name.
         classes: Names of the classes that a map can be asked for.
         layers: Suggested layers for maps; others can be given by name.
+        detects: Whether it finds objects, of which the page shows those with a minimum score.
         gated: Whether it has shuffle attention.
         bit_depth: Bits that images of more than 8 bits fill.
     """
@@ -130,6 +131,7 @@ class Network:
         self.model = predictor.model
         self.classes = predictor.names if predictor.has_maps else []
         self.layers = [*stages(self.model), *attention_layers(self.model)] if predictor.has_maps else []
+        self.detects = not predictor.classifies
         self.gated = bool(attention_layers(self.model))
         self.bit_depth = predictor.recipe.bit_depth
         self._lock = Lock()

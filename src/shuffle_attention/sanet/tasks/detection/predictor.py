@@ -193,7 +193,7 @@ def restore_detector(
         weights, name = find_state_dict(content, ema=ema, path=path)
         entry = load_weights(model, weights, path, name=name, ema=ema).weights
     else:
-        model, entry = file, ""
+        model, entry = file, "onnx file"
         differing = [name for name in EXPORTED if getattr(recipe, name) != getattr(trained, name)]
         if differing or ema is not None:
             raise InputError(
