@@ -16,7 +16,7 @@ from timing import FORMATS, RESULTS, SETS, Row, read
 from shuffle_attention.attention import attention_names, get_spec
 from shuffle_attention.explain.maps import TITLES
 from shuffle_attention.models.attention_resnet import resnet_with
-from shuffle_attention.sanet.statistics import paired_difference
+from shuffle_attention.sanet.statistics import detectable, paired_difference, seeds_needed, simultaneous
 
 ROOT = Path(__file__).parents[1]
 Rows = Callable[[str], list[Row]]  # the rows of a benchmark by its name, for one instruction set
@@ -256,16 +256,74 @@ def costs() -> str:
     return table(header, lines, words=1) + where(results["machine"])
 
 
+def compared(results: dict[str, Any]) -> list[dict[int, float]]:
+    """Return top-1 by seed of the baseline and of what is compared with it, without nulls and controls."""
+    apart = {(results.get(key) or {}).get(field) for key, field in (("chance", "null"), ("control", "name"))}
+    rows = [row["top1"] for row in results["variants"] if row["name"] not in apart]
+    return [{int(seed): top1 for seed, top1 in row.items()} for row in rows]
+
+
 def comparison(name: str) -> str:
+    """Return the table of a comparison: a copy of its ``comparison.json`` in results/."""
+    if not (RESULTS / f"{name}.json").exists():
+        return "*Not measured yet.*\n"
     results = content(name)
+    control, chance, together = results.get("control"), results.get("chance"), simultaneous(compared(results))
+    assert together
     lines = []
     for row in results["variants"]:
-        mean, over = row["mean"], row["difference"]
+        mean, over, at_cost = row["mean"], row["difference"], row.get("over_control")
         line = [row["name"], f"{row['size']['parameters']:,}", f"{mean['mean']:.2f} %", f"{mean['deviation']:.2f}"]
-        interval = "" if over is None else f"{over['low']:+.2f} to {over['high']:+.2f}"
-        lines.append([*line, "" if over is None else f"{over['mean']:+.2f}", interval])
-    header = f"attention | parameters | top-1 | deviation | over {results['baseline']} | 95 % interval"
+        line += difference(over)
+        own = over is not None and row["name"] not in ((chance or {}).get("null"), (control or {}).get("name"))
+        line.append(span(over["mean"] - together.half_width, over["mean"] + together.half_width) if own else "")
+        if control:
+            line += ["" if row["step"] is None else f"{row['step']:.2f}", " ".join(difference(at_cost)).strip()]
+        lines.append(line)
+    if chance:
+        lines.append(["*chance*", "", "", "", *difference(chance["difference"]), *[""] * (3 if control else 1)])
+    header = f"attention | parameters | top-1 | deviation | over {results['baseline']} | 95 % interval | all at once"
+    if control:
+        header += " | time of a step | over plain of that cost"
     return table(header, lines, words=1) + where(results["machine"])
+
+
+def difference(over: dict[str, Any] | None) -> list[str]:
+    """Return a difference and its interval as cells."""
+    return ["", ""] if over is None else [f"{over['mean']:+.2f}", span(over["low"], over["high"])]
+
+
+def span(low: float, high: float) -> str:
+    return f"{low:+.2f} to {high:+.2f}"
+
+
+def ten_seeds() -> str:
+    return comparison("imagenette-ten-seeds")
+
+
+def power() -> str:
+    """Return what the seeds of each comparison can detect, and how many it would take."""
+    lines = []
+    for title, name in (
+        ("Imagenette, ten epochs", "imagenette-ten-seeds"),
+        ("Imagenette, one epoch", "imagenette"),
+        ("Imagenette, full width, 20 epochs", "imagenette-full"),
+        ("CIFAR-10, one epoch", "cifar10"),
+    ):
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        together, chance = simultaneous(compared(content(name))), content(name).get("chance")
+        assert together
+        spread, count = together.deviation, len(together.seeds)
+        line = [title, count, f"{spread.value:.2f}", f"{spread.low:.2f} to {spread.high:.2f}"]
+        line += [f"{chance['reach']:.2f}" if chance else "-", f"{detectable(spread.value, count):.2f}"]
+        for effect in (1.0, 0.5):
+            needed = [seeds_needed(effect, value) for value in (spread.value, spread.low, spread.high)]
+            least, low, high = ("over 10,000" if seeds is None else str(seeds) for seeds in needed)
+            line.append(f"{least} ({low} to {high})")
+        lines.append(line)
+    header = "comparison | seeds | deviation of a difference | 95 % range | chance reaches | detectable"
+    return table(f"{header} | seeds for 1 point | seeds for 0.5 points", lines, words=1)
 
 
 def cifar10() -> str:
@@ -386,7 +444,7 @@ PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [summary],
     "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
     "docs/deploy.md": [deploy_times, deploy_files],
-    "docs/results.md": [costs, cifar10, finetune, imagenette, full],
+    "docs/results.md": [power, ten_seeds, costs, cifar10, finetune, imagenette, full],
     "docs/detection.md": [nuclei],
     "docs/explain.md": [twins, maps, gates],
     "docs/networks.md": [models, layers],

@@ -420,29 +420,34 @@ def test_a_control_of_width_takes_as_long_as_the_costliest_attention(shared_tree
 
     def step_times(recipes, comparison, device):
         timed.append([*recipes])
-        factors = {"se": 1.1, "cbam": 1.5, "shuffle": 1.0}
-        times = {n: factors.get(n) or sum(r.model_args.get("channels", [48])) / 48 for n, r in recipes.items()}
-        return {name: Times([each, 2 * each]) for name, each in times.items()}
+        times = {}
+        for name, recipe in recipes.items():
+            plain = (sum(recipe.model_args["channels"]) / 48) ** 1.2
+            factor = {"se_resnet18": 1.1, "cbam_resnet18": 1.5}.get(recipe.model, 1.0)
+            times[name] = Times([factor * plain, 2 * factor * plain])
+        return times
 
     monkeypatch.setattr("shuffle_attention.sanet.compare.control.step_times", step_times)
     scores = {"none": [50, 52], "shuffle": [51, 52.5], "se": [51, 53], "cbam": [53, 54], "none-wide": [54, 57]}
     trained, folder = scored(monkeypatch, scores), tmp_path / "out"
     arguments = ("compare", *SMALL, "--data", shared_tree, "--output", folder, "--seeds", 2, "--control", "width")
     assert sanet_here(*arguments, "--attention", "none,se,cbam", "--report") == 0
-    assert trained[3].model_args["channels"] == [12, 12, 24, 24]
+    assert trained[3].model_args["channels"] == [11, 11, 22, 22]  # 1.4 times as many take 1.4 ^ 1.2 as long
     assert trained[3].model == "resnet18"
     content = results(folder)
     assert content["control"]["like"] == "cbam"
     by_name = {variant["name"]: variant for variant in content["variants"]}
-    assert [by_name[name]["step"] for name in ("none", "se", "cbam", "none-wide")] == pytest.approx([1, 1.1, 1.5, 1.5])
-    # A fifth of the way from none to none-wide.
-    assert by_name["se"]["over_control"]["by_seed"] == pytest.approx({"0": 0.2, "1": 0.0})
+    wide = 1.375**1.2
+    assert [by_name[name]["step"] for name in ("none", "se", "cbam", "none-wide")] == pytest.approx([1, 1.1, 1.5, wide])
+    share = 0.1 / (wide - 1)  # of the way from none to none-wide
+    expected = {"0": 1 - 4 * share, "1": 1 - 5 * share}
+    assert by_name["se"]["over_control"]["by_seed"] == pytest.approx(expected)
     assert by_name["cbam"]["over_control"]["by_seed"] == pytest.approx({"0": -1, "1": -3})
     assert by_name["none"]["over_control"] is by_name["none-wide"]["over_control"] is None
-    assert "none-wide has the channels 12, 12, 24, 24" in (folder / "report.html").read_text()
+    assert "none-wide has the channels 11, 11, 22, 22" in (folder / "report.html").read_text()
     # The same control goes on, and what is added is timed beside the baseline.
     assert sanet_here(*arguments, "--attention", "none,se,cbam,shuffle") == 0
-    assert timed[2:] == [["none", "shuffle"]]
+    assert timed[-1] == ["none", "shuffle"]
     by_name = {variant["name"]: variant for variant in results(folder)["variants"]}
     assert by_name["shuffle"]["over_control"]["by_seed"] == pytest.approx({"0": 1, "1": 0.5})
     assert by_name["none-wide"]["size"]["parameters"] > by_name["none"]["size"]["parameters"]
@@ -450,7 +455,7 @@ def test_a_control_of_width_takes_as_long_as_the_costliest_attention(shared_tree
     capsys.readouterr()
     arguments = (*arguments[:-5], tmp_path / "cheap", *arguments[-4:])
     assert sanet_here(*arguments, "--attention", "none,shuffle") == 0
-    assert "none itself is the control of width" in capsys.readouterr().out
+    assert "none, which is its own control of width" in capsys.readouterr().out
     assert "none-wide" not in [variant["name"] for variant in results(tmp_path / "cheap")["variants"]]
 
 

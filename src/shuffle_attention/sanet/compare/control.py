@@ -18,9 +18,10 @@ from .variants import Variant
 
 _CHANNELS = [64, 128, 256, 512]  # of timm's ResNet
 _BATCH = 32  # images of a timed step, at most
-_REPETITIONS = 11
+_REPETITIONS = 9
 _LEAST = 1.02  # a ratio of times below this is noise
-_WIDTHS = 6
+_EXPONENT = 1.5  # time grows with the width at least, and at most with its square
+_CLOSE, _MATCHED, _TRIES = 0.03, 0.1, 6  # errors of the matched time that end the search, and that are accepted
 
 
 def with_control(comparison: Comparison, process: Process) -> Comparison:
@@ -51,36 +52,58 @@ def _with_control(comparison: Comparison, device: torch.device) -> Comparison:
         control = replace(stored, cost=stored.cost | {"step": times})
         return replace(comparison, variants=[*comparison.variants, control])
     costliest = max(times, key=lambda name: times[name][0])
-    ratio = times[costliest][0]
-    if ratio < _LEAST:
+    base, target, ratio = recipes[baseline.name], recipes[costliest], times[costliest][0]
+    wide, match, over = base, 1 / ratio, [1.0] * 3
+    if ratio >= _LEAST:
+        wide, match, over = _widened(base, target, ratio, comparison, device)
+    if abs(match - 1) > _MATCHED:
+        raise InputError(
+            f"no width of {baseline.name} was found whose training step takes as long as that of {costliest}, but one "
+            f"of {match:.2f} of it; if the machine is busy, try again when it is not"
+        )
+    if wide is base:
         console.print(
-            f"a training step of {costliest}, the costliest, takes {ratio:.3f} of the time of {baseline.name}: "
-            f"{baseline.name} itself is the control of width"
+            f"a training step of {costliest}, the costliest, takes {ratio:.2f} of the time of {baseline.name}, which "
+            f"is its own control of width"
         )
         return comparison
-    base = recipes[baseline.name]
-    channels = base.model_args.get("channels", _CHANNELS)
-    # Time grows with the width at least, and at most with its square.
-    factors = [ratio ** (0.5 + 0.5 * step / (_WIDTHS - 1)) for step in range(_WIDTHS)]
-    widths = {tuple(round(factor * each) for each in channels): None for factor in (1.0, *factors)}
-    wide = {
-        ", ".join(map(str, width)): base.replaced(model_args=base.model_args | {"channels": [*width]})
-        for width in widths
-    }
-    timed = step_times({baseline.name: base, costliest: recipes[costliest], **wide}, comparison, device)
-    chosen = min(wide, key=lambda name: abs(timed[name].over(timed[costliest])[0] - 1))
-    name = f"{baseline.name}-wide"
-    times[name] = list(timed[chosen].over(timed[baseline.name]))
+    name, own = f"{baseline.name}-wide", {"channels": wide.model_args["channels"]}
     console.print(
-        f"{name}: channels {chosen}; a training step takes {times[name][0]:.2f} of the time of {baseline.name}, as "
-        f"that of {costliest} does ({timed[costliest].over(timed[baseline.name])[0]:.2f})"
+        f"{name}: channels {', '.join(map(str, own['channels']))}; a training step takes {over[0]:.2f} of the time of "
+        f"{baseline.name}, and {match:.2f} of that of {costliest}"
     )
-    if wide[chosen].model_args["channels"] == [*channels]:
-        console.print(f"no wider {baseline.name} takes as short: {baseline.name} itself is the control of width")
-        return comparison
-    own = {"channels": wide[chosen].model_args["channels"]}
-    control = replace(baseline, name=name, own_args=own, cost={"like": costliest, "step": times})
+    control = replace(baseline, name=name, own_args=own, cost={"like": costliest, "step": times | {name: over}})
     return replace(comparison, variants=[*comparison.variants, control])
+
+
+def _widened(
+    base: Any, target: Any, ratio: float, comparison: Comparison, device: torch.device
+) -> tuple[Any, float, list[float]]:
+    """Return the recipe of the width whose training step takes as long as that of another recipe.
+
+    Args:
+        base: Recipe of the plain network.
+        target: Recipe of the other one.
+        ratio: Time of its step over that of the plain network.
+        comparison: The comparison.
+        device: Device to measure on.
+
+    Returns:
+        The recipe, the time of its step over that of the other one, and over that of the plain network with quartiles.
+    """
+    channels = base.model_args.get("channels", _CHANNELS)
+    best, tried, factor = (base, 1 / ratio, [1.0] * 3), [channels], ratio ** (1 / _EXPONENT)
+    while abs(best[1] - 1) > _CLOSE and len(tried) <= _TRIES:
+        width = [round(factor * each) for each in channels]
+        if width in tried:
+            break
+        tried.append(width)
+        wide = base.replaced(model_args=base.model_args | {"channels": width})
+        times = step_times({"plain": base, "target": target, "wide": wide}, comparison, device)
+        match = times["wide"].over(times["target"])[0]
+        best = min(best, (wide, match, list(times["wide"].over(times["plain"]))), key=lambda each: abs(each[1] - 1))
+        factor *= match ** (-1 / _EXPONENT)
+    return best
 
 
 def _stored(comparison: Comparison) -> Variant | None:
