@@ -2,8 +2,8 @@
 
     python benchmarks/constant_gates.py runs/demo/best.pt
 
-The gates are measured, and the answers compared, on the validation images of the checkpoint's recipe. Times are those of
-the exported files, before and after, interleaved. The JSON is benchmarks/results/constant_gates.json.
+The gates are measured, and the answers compared, on the validation images of the checkpoint's recipe. Times are those
+of the exported files, before and after, interleaved. The JSON is benchmarks/results/constant_gates.json.
 """
 
 import copy

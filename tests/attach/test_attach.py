@@ -467,6 +467,11 @@ RESNET: Callable[[], nn.Module] = lambda: network("torchvision-resnet")  # noqa:
 ERRORS = {
     "unknown attention": (RESNET, lambda m: attach(m, "shufle"), "did you mean shuffle"),
     "unknown option": (RESNET, lambda m: attach(m, "se", group=8), "'se' has no option group"),
+    "one of several globs matches nothing": (
+        RESNET,
+        lambda m: attach(m, where=["layer1.0.bn2", "layer*.bn4"]),
+        r"where='layer\*.bn4' matches no module",
+    ),
     "matches nothing": (RESNET, lambda m: attach(m, where="layer*.bn4"), "matches no module.*names like 'layer4'"),
     "like a preset": (RESNET, lambda m: attach(m, where="stages"), "'stage' \\(after.*names like 'stage'"),
     "not a where": (RESNET, lambda m: attach(m, where=3), "a glob or a predicate"),

@@ -115,7 +115,7 @@ def attach(
         attention: What :func:`create_attention` accepts: a name, a spec, or a callable from channels to a module.
         where: ``"residual"`` (before each residual addition), ``"stage"`` (after each stage), ``"last"`` (before
             the last addition of each stage); a glob over module names such as ``"layer*.bn2"``, in which ``*``
-            matches dots as well; or a predicate of name and module. The layer follows the module.
+            matches dots as well; a list of globs; or a predicate of name and module. The layer follows the module.
         start: ``"identity"`` or ``"published"``.
         example: Input for finding the places, if the model does not run on one image of 64 pixels: a tensor,
             a tuple of positional inputs or a dict of inputs by name.

@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ PRESETS = {
     "stage": "after the last block of each resolution",
     "last": "before the last residual addition of each resolution",
 }
-Where = str | Callable[[str, nn.Module], bool]
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -60,8 +60,8 @@ def find_places(
 
     Args:
         model: Model.
-        where: A preset, a glob over module names in which ``*`` matches dots as well, or a predicate of name
-            and module. The name of an ``nn.Sequential`` stands for its last module.
+        where: A preset, a glob over module names in which ``*`` matches dots as well, a list of globs, or a predicate
+            of name and module. The name of an ``nn.Sequential`` stands for its last module.
         example: Input, positional inputs (tuple) or inputs by name (dict) for the model. By default one image of
             zeros, 64 pixels wide, with the channels of the first convolution.
         attached: Names of attention layers that are attached already; they and their children are not places.
@@ -161,13 +161,19 @@ class _Finder:
         return list(ends.values())
 
     def matching(self, where: Where) -> list[Place]:
-        if isinstance(where, str):
-            names = [name for name in self.modules if fnmatch.fnmatchcase(name, where)]
+        if isinstance(where, str | list | tuple):
+            globs = [where] if isinstance(where, str) else where
+            for each in globs:
+                if not isinstance(each, str) or not any(fnmatch.fnmatchcase(name, each) for name in self.modules):
+                    raise InputError(
+                        f"where={each!r} matches no module of {type(self.model).__name__}; {self._hint(each)}"
+                    )
+            names = [name for name in self.modules if any(fnmatch.fnmatchcase(name, each) for each in globs)]
         elif callable(where) and not isinstance(where, type | nn.Module):
             names = [name for name, module in self.modules.items() if where(name, module)]
         else:
             raise InputError(
-                f"where must be a preset, a glob or a predicate of name and module, got {where!r}; for all modules "
+                f"where must be a preset, globs or a predicate of name and module, got {where!r}; for all modules "
                 f"of a class: where=lambda name, module: isinstance(module, nn.BatchNorm2d)"
             )
         if not names:
