@@ -324,6 +324,7 @@ def test_every_table_has_what_chance_does(shared_tree, tmp_path, monkeypatch, ca
     page = (folder / "report.html").read_text()
     for text in (printed, page):
         assert "chance: shuffle-null minus shuffle" in text
+        assert "…" not in text  # on 80 columns too
         assert f"over 3 seeds by up to {reach:.2f} points in 95 % of comparisons" in text
         assert "with 80 % power" in text
     by_name = {variant["name"]: variant for variant in results(folder)["variants"]}

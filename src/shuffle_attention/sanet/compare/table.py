@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+from rich.measure import Measurement
+
 from ...errors import counted
 from ..console import console, table
 from ..statistics import PairedDifference
 from .comparison import Comparison
 from .findings import Findings
+
+_WIDEST = 400  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ def print_findings(content: FindingsTable) -> None:
     shown = table(content.columns)
     for row in content.rows:
         shown.add_row(*row)
+    # Numbers are never cut off, not even on a narrow terminal.
+    shown.width = Measurement.get(console, console.options.update(max_width=_WIDEST), shown).maximum
     console.print(shown)
     for note in content.notes:
         console.print(note)
