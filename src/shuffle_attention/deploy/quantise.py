@@ -1,9 +1,7 @@
 """Quantise deployed files to 8-bit integers; statistics and gates of attention stay in floating point.
 
 Convolutions and linear layers get weights of one scale per output channel, and inputs of one scale per map, from the
-range of each map over calibration images. ONNX files are quantised by ONNX Runtime and OpenVINO's by NNCF;
-``benchmarks/quantise.py`` compares the two. NNCF leaves the output of a convolution in floating point, which
-OpenVINO computes as one op and ONNX Runtime as a convolution in floating point, slower than before.
+range of each map over calibration images. ONNX Runtime quantises ONNX files.
 """
 
 import json
