@@ -5,6 +5,7 @@ call PyTorch by its stable C interface only: for linking, an empty library in it
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def build_kernels(source_distribution: Path, processor: str, folder: Path) -> No
     source.write_text("")
     python("ziglang", "cc", *target.split(), "-shared", "-Wl,-soname,libtorch_cpu.so", "-o", library, source)
     compiler = {"CC": f"{ZIG} cc {target}", "CXX": f"{ZIG} c++ {target}"}
-    linker = f"{ZIG} c++ {target} -shared -s -L{folder}"
+    linker = f"{ZIG} c++ {target} -shared -s -Wl,--no-as-needed -L{folder}"  # nothing of the empty library is used
     wheel = build_wheel(
         source_distribution,
         folder,
@@ -68,6 +69,10 @@ def main() -> None:
             build_kernels(source, processor, Path(folder))
     with tempfile.TemporaryDirectory() as folder:  # for macOS and Windows
         shutil.copy(build_wheel(source, Path(folder), SHUFFLE_ATTENTION_KERNELS="0"), ROOT / DIST)
+    for wheel in (ROOT / DIST).glob(f"*_{platform.machine()}.whl"):
+        with tempfile.TemporaryDirectory() as folder:
+            python("pip", "install", "--quiet", "--no-deps", "--target", folder, wheel)
+            python("shuffle_attention", "doctor", PYTHONPATH=folder)  # fails if the kernels do not load
     python("twine", "check", "--strict", *sorted((ROOT / DIST).glob("shuffle_attention-*")))
 
 
