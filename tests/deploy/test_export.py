@@ -1,9 +1,13 @@
 """Export: files that their own runtimes run as PyTorch runs the model, and nothing left behind otherwise."""
 
 import dataclasses
+import io
+import math
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from shuffle_attention import ShuffleAttention, attach, deploy
 from shuffle_attention.deploy import api
 from shuffle_attention.errors import InputError
 from shuffle_attention.kernels import has_kernels, use_reference
+from shuffle_attention.models.sa_resnet import SABasicBlock, SAResNet
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -30,6 +35,12 @@ def spread(model: nn.Module) -> nn.Module:
             for parameter in module.parameters():
                 nn.init.normal_(parameter)
     return model
+
+
+def small_model() -> nn.Module:
+    """Return an SA-ResNet of four narrow blocks."""
+    layers, channels = (1, 1, 1, 1), (16, 16, 16, 32)
+    return spread(SAResNet(SABasicBlock, layers, num_classes=5, channels=channels, block_args={"groups": 4})).eval()
 
 
 def write_pickle(model: nn.Module, example: Tensor, path: Path, metadata: dict, dynamic_size: bool) -> None:
@@ -49,39 +60,136 @@ def toy(monkeypatch) -> deploy.Format:
     return toy
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_a_file_computes_what_the_model_computes_for_any_batch_size(suffix, tmp_path):
-    if suffix == ".onnx":
-        for module in ("onnxscript", "onnxruntime"):
-            pytest.importorskip(module, reason="the extra onnx is not installed")
-    model = spread(timm.create_model("sa_resnet18", num_classes=5)).train()
-    path = tmp_path / f"model{suffix}"
-    difference = deploy.export(model, path, example=IMAGES[:1], metadata={"classes": ["ä", "b"]})
-    assert difference < 1e-5
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+FORMATS = {
+    ".onnx": ("onnxscript", "onnxruntime"),
+    ".pt2": (),
+    ".torchscript": (),
+    ".xml": ("openvino",),
+    ".pte": ("executorch",),
+}
+
+
+def need_modules(suffix: str) -> None:
+    for module in FORMATS[suffix]:
+        pytest.importorskip(module, reason=f"the format of {suffix} files is not installed")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_computes_what_the_model_computes_for_any_batch_size_and_size(suffix, tmp_path):
+    need_modules(suffix)
+    model, path = small_model().train(), tmp_path / f"model{suffix}"
+    if suffix == ".pte":  # its converter takes a second for each block
+        attention = spread(ShuffleAttention(16, groups=4))
+        model = nn.Sequential(nn.Conv2d(3, 16, 3), attention, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    metadata = {"classes": ["ä", "b"], "recipe": {"mean": [0.5]}, "input": [3, None, None]}
+    example = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    free = suffix != ".pte"
+    comparison = deploy.export(model, path, example=example, metadata=metadata, dynamic_size=free)
+    assert comparison is not None
+    assert comparison.difference < 1e-5
+    assert (comparison.images, comparison.changed) == (9 if free else 3, 0)  # with those of other sizes
+    parts = {path.name, "model.bin"} if suffix == ".xml" else {path.name}
+    assert {each.name for each in tmp_path.iterdir()} == parts
     assert all(module.training for module in model.modules())
     model.eval()
-    file = deploy.load(path).eval()
+    file = deploy.load(path)
     assert file.metadata["classes"] == ["ä", "b"]
-    assert file.unaltered
+    assert file.unaltered in (True, None)
+    sides = "any, any" if free else "64, 64"
+    with pytest.raises(InputError, match=rf"takes images of the shape \(any, 3, {sides}\), got \(3, 1, 64, 64\)"):
+        file(torch.zeros(3, 1, 64, 64))
+    with torch.no_grad():
+        for images in (example[:1], example.repeat(4, 1, 1, 1), *([example[:2, :, :61, 1:]] if free else [])):
+            torch.testing.assert_close(file(images), model(images), rtol=1e-4, atol=1e-5)
+    cut = path.read_bytes()
+    path.write_bytes(cut[: len(cut) // 2])
+    with pytest.raises(InputError, match=f"model{suffix} cannot be read as a file of the format"):
+        deploy.load(path)
+
+
+def test_a_file_of_fixed_size_names_its_size(tmp_path):
+    deploy.export(small_model(), tmp_path / "model.torchscript", example=IMAGES[:1])
+    file = deploy.load(tmp_path / "model.torchscript")
     with pytest.raises(InputError, match=r"takes images of the shape \(any, 3, 32, 32\), got \(3, 3, 33, 32\)"):
         file(torch.zeros(3, 3, 33, 32))
-    with torch.no_grad():
-        for batch in (1, 3):
-            torch.testing.assert_close(file(IMAGES[:batch]), model(IMAGES[:batch]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_program_of_torch_export_loads_where_this_package_does_not_exist(tmp_path):
+def test_weights_of_another_openvino_file_are_noticed(tmp_path):
+    pytest.importorskip("openvino")
+    for name in ("a", "b"):
+        deploy.export(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), tmp_path / f"{name}.xml", example=IMAGES)
+    (tmp_path / "a.bin").replace(tmp_path / "b.bin")
+    with pytest.raises(InputError, match=r"b\.bin, are not those that it was written with"):
+        deploy.load(tmp_path / "b.xml")
+    with pytest.raises(InputError, match=r"its weights, a\.bin, are missing beside it"):
+        deploy.load(tmp_path / "a.xml")
+
+
+def test_core_ml_is_written_where_it_cannot_be_run(tmp_path):
+    pytest.importorskip("coremltools")
+    for _ in range(2):  # the second one replaces the first one, which is a folder
+        assert (
+            deploy.export(nn.Conv2d(3, 2, 1), tmp_path / "model.mlpackage", example=IMAGES, dynamic_size=True) is None
+        )
+    assert [each.name for each in tmp_path.iterdir()] == ["model.mlpackage"]
+    with pytest.raises(InputError, match="only a Mac can run it"):
+        deploy.load(tmp_path / "model.mlpackage")
+
+
+def test_a_program_that_holds_code_is_refused(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.shift
+
+    path, changed = tmp_path / "model.pt2", tmp_path / "changed.pt2"
+    deploy.export(Shift(), path, example=IMAGES)
+    buffer = io.BytesIO()
+    torch.save(Harmful(), buffer)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            sample = "sample_inputs" in name and name.endswith(".pt")
+            target.writestr(name, buffer.getvalue() if sample else source.read(name))
+    with pytest.raises(InputError, match=r"changed\.pt2 cannot be read as a file of the format torch"):
+        deploy.load(changed)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_fixes_its_size_is_not_written_with_a_free_one(tmp_path):
+    fixed = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(1800, 2))
+    with pytest.raises(
+        InputError, match=r"runs on images of 32 x 32 pixels and not of 41 x 49, so it cannot have a free"
+    ):
+        deploy.export(fixed, tmp_path / "model.pt2", example=IMAGES, dynamic_size=True)
+
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) * math.sqrt(int(x.shape[3]))  # a constant in a trace
+
+    with pytest.raises(InputError, match="was not written: its output differs from PyTorch's"):
+        deploy.export(Constant(), tmp_path / "model.torchscript", example=IMAGES, dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_of_pytorch_load_where_this_package_does_not_exist(tmp_path):
     model = network("plain").float()
     attach(model, groups=2, where="residual")
-    deploy.export(spread(model), tmp_path / "model.pt2", example=photographs(32).float())
+    for name in ("model.pt2", "model.torchscript"):
+        deploy.export(spread(model), tmp_path / name, example=photographs(32).float())
     code = """
 import sys, torch
-program = torch.export.load(sys.argv[1]).module()
-assert program(torch.zeros(5, 3, 32, 32)).shape == (5, 5)
+for model in (torch.export.load("model.pt2").module(), torch.jit.load("model.torchscript")):
+    assert model(torch.zeros(5, 3, 32, 32)).shape == (5, 5)
 assert not any(name.startswith("shuffle_attention") for name in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt2"], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -109,14 +217,20 @@ def test_a_file_that_computes_something_else_is_not_left_behind(offset, toy, tmp
 
 def test_the_command_writes_a_format_from_outside_the_package(run, toy, tmp_path, capsys):
     assert sanet_here("export", run / "best.pt", "--format", "toy", "--output", tmp_path / "digits.toy") == 0
-    assert "differ from PyTorch's by at most" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"On [0-9]+ images \(from .*\) its outputs differ from PyTorch's by at most .* and 0 answers changed", said
+    )
     assert load_pickle(tmp_path / "digits.toy")(IMAGES).shape == (3, 4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "model.exe"], "no format has files like model.exe; their endings are .onnx, .pt2"),
+        (
+            ["--output", "model.exe"],
+            "no format has files like model.exe; their endings are .mlpackage, .pte, .onnx, .xml, .pt2",
+        ),
         (["--output", "model.onnx", "--format", "onyx"], "no format 'onyx'; did you mean onnx"),
         (["--output", "model.pt2", "--format", "onnx"], "files of the format onnx end in .onnx, got model.pt2"),
         (["--output", "nowhere/model.pt2"], "cannot write nowhere/model.pt2"),
@@ -130,7 +244,7 @@ def test_the_command_names_what_would_work(run, arguments, message, tmp_path, mo
 
 
 def test_a_missing_runtime_is_named_with_what_installs_it(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(api._formats, "toy", dataclasses.replace(toy, modules=("no_such_module",), extra="onnx"))
+    monkeypatch.setitem(api._formats, "toy", dataclasses.replace(toy, runtime=("no_such_module",), extra="onnx"))
     with pytest.raises(InputError, match=r"no_such_module is not installed: pip install 'shuffle-attention\[onnx\]'"):
         deploy.export(nn.Identity(), tmp_path / "model.toy", example=IMAGES)
 

@@ -5,12 +5,13 @@ A format is one file of this folder with a ``FORMAT``, or a :class:`Format` give
 
 from .api import export, find_format, format_names, is_deployed, load, register_format
 from .constant_gates import ConstantGatesReport, drop_constant_gates
-from .format import Artefact, Format
+from .format import Artefact, Comparison, Format
 from .quantise import quantise
 from .rewrite import RewriteReport, rewrite
 
 __all__ = [
     "Artefact",
+    "Comparison",
     "ConstantGatesReport",
     "Format",
     "RewriteReport",

@@ -5,16 +5,18 @@ import importlib
 import os
 import pkgutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..errors import InputError, asked_for, require_extra, unknown
+from ..errors import InputError, require_extra, unknown
 from ..kernels import use_reference
-from .format import Artefact, Format
+from .format import Artefact, Comparison, Format, compare
 from .rewrite import rewrite
 
 _formats: dict[str, Format] = {}
@@ -76,9 +78,11 @@ def load(path: str | os.PathLike) -> Artefact:
     if not path.exists():
         raise InputError(f"no file at {path}")
     chosen = find_format(None, path)
-    require_extra(*chosen.modules, extra=chosen.extra)
+    require_extra(*chosen.runtime, extra=chosen.extra)
     try:
-        return chosen.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # runtimes warn of their own deprecated and experimental parts
+            return chosen.load(path)
     except Exception as error:  # runtimes raise errors of many types
         raise InputError(f"{path} cannot be read as a file of the format {chosen.name}: {str(error)[:300]}") from error
 
@@ -91,12 +95,13 @@ def export(
     format: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     dynamic_size: bool = False,
-    tolerance: float = 1e-4,
-) -> float:
+    tolerance: float = 1e-5,
+) -> Comparison | None:
     """Write a model as a file that needs neither this package nor its kernels, rewritten by :func:`rewrite` first.
 
-    The file is run by the runtime of its format on the example, with another batch size than it was written with,
-    and its output compared with the model's. Only a file that agrees gets its final name.
+    The file is run by the runtime of its format on the example, in batches of other sizes than it was written with,
+    and its output compared with the model's; with ``dynamic_size`` also on enlarged images. Only a file that agrees
+    gets its final name. What was there before stays until then.
 
     Args:
         model: Model that maps images (B, C, H, W) to one tensor. It is copied, and exported in evaluation mode.
@@ -104,40 +109,79 @@ def export(
         example: Images (B, C, H, W) to trace the model with and to compare the outputs on.
         format: Name of the format; by default the one that the suffix of the path belongs to.
         metadata: Description of the model, values of JSON, to be written into the file.
-        dynamic_size: Whether the file accepts images of any height and width.
+        dynamic_size: Whether the file accepts images of any height and width, in Core ML up to twice those
+            of the example; ExecuTorch cannot.
         tolerance: Largest difference allowed, relative to the largest output of the model.
 
     Returns:
-        The largest relative difference that was measured.
+        The outputs of the file beside those of the model; None if this machine cannot run the format.
 
     Raises:
         InputError: If the format is unknown, a module that it needs is missing, the path cannot be written to, the
-            model does not return one tensor, or the file computes something else.
+            model does not return one tensor or cannot be converted, or the file computes something else.
     """
     if isinstance(model, Artefact):
         raise InputError(f"{model.path} is a deployed file already; export the checkpoint that it was written from")
     path = Path(path)
     chosen = find_format(format, path)
-    require_extra(*chosen.modules, extra=chosen.extra)
-    if not path.resolve().parent.is_dir() or path.is_dir():
+    require_extra(*chosen.modules, *(chosen.runtime if chosen.runs_here else ()), extra=chosen.extra)
+    if not path.resolve().parent.is_dir() or (path.is_dir() and not (path / "Manifest.json").is_file()):
         raise InputError(f"cannot write {path}: it must be a file in a folder that exists")
     model, example = copy.deepcopy(model).cpu().eval(), example.detach().cpu()
-    images = torch.cat([example, example[:1]])
+    images = torch.cat([example, example]) if len(example) == 1 else example  # a batch of one may become a constant
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.unfinished-") as folder:
-        output = model(images)
+        output = model(images[:2])
         if not isinstance(output, Tensor):
             raise InputError(f"only models that return one tensor can be exported, got {type(output).__name__}")
-        unchecked = Path(folder) / path.name
-        rewritten, _ = rewrite(model, example=images)
+        batches = [*_batches(images), *(_resized(model, images) if dynamic_size else ())]
+        rewritten, _ = rewrite(model, example=images[:2])
         single = nn.Sequential(rewritten).eval()  # has one input by position, as formats expect
-        # A batch of one would be taken for a constant.
-        with use_reference(), asked_for(format=chosen.name):
-            chosen.write(single, images[:2] if len(example) == 1 else example, unchecked, metadata or {}, dynamic_size)
-        difference = chosen.check(unchecked, model, images)
-        if not difference <= tolerance:  # NaN is a difference too
+        unchecked = Path(folder) / path.name
+        # Larger where the size is free: some formats are bounded, and a map of one pixel may become a constant.
+        traced = functional.interpolate(images[:2], scale_factor=2.0) if dynamic_size else images[:2]
+        size = " of free size" if dynamic_size else ""
+        try:
+            with use_reference(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # converters warn of their own deprecated parts
+                chosen.write(single, traced, unchecked, metadata or {}, dynamic_size)
+        except Exception as error:  # converters raise errors of many types
             raise InputError(
-                f"{path} was not written: its output differs from PyTorch's by {difference:.1e} relative to the "
-                f"largest output, and {tolerance:.1e} is allowed"
+                f"{type(model).__name__} cannot be written as a file of the format {chosen.name}{size}: "
+                f"{type(error).__name__}: {str(error)[:600]}"
+            ) from error
+        comparison = compare(load(unchecked), model, batches) if chosen.runs_here else None
+        if comparison is not None and not comparison.difference <= tolerance:  # NaN is a difference too
+            raise InputError(
+                f"{path} was not written: its output differs from PyTorch's by {comparison.difference:.1e} relative to "
+                f"the largest output, and {tolerance:.1e} is allowed"
             )
-        os.replace(unchecked, path)
-    return difference
+        if path.is_dir():
+            os.replace(path, Path(folder) / "before")
+        for part in sorted(Path(folder).glob(f"{path.stem}*"), key=lambda part: part.name == path.name):
+            os.replace(part, path.with_name(part.name))
+    return comparison
+
+
+def _batches(images: Tensor) -> list[Tensor]:
+    """Return images as a batch of one and batches of eight."""
+    return [images[:1], *images[1:].split(8)]
+
+
+def _resized(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return some images in two other sizes, one of them odd.
+
+    Raises:
+        InputError: If the model does not run on one of them.
+    """
+    height, width = images.shape[2:]
+    sizes = [(height * 5 // 4 | 1, width * 3 // 2 | 1), (height * 3 // 2 & ~1, width * 5 // 4 & ~1)]
+    batches = [functional.interpolate(images[:3], size, mode="bilinear") for size in sizes]
+    for batch in batches:
+        try:
+            model(batch)
+        except Exception as error:  # a model may raise anything
+            raise InputError(
+                f"{type(model).__name__} runs on images of {height} x {width} pixels and not of {batch.shape[2]} x "
+                f"{batch.shape[3]}, so it cannot have a free size: {str(error)[:300]}"
+            ) from error
+    return batches

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..errors import InputError
 
 METADATA = "shuffle_attention"  # key of the metadata in a file, as JSON
 _DIGEST = "content_sha256"  # of the metadata: digest of what the file computes with
+_PREPROCESSING = ("mean", "std", "img_size", "in_chans", "crop_pct", "interpolation")  # fields of a recipe
 
 
 class Artefact(nn.Module):
@@ -24,7 +26,7 @@ class Artefact(nn.Module):
         run: Function from images (B, C, H, W) to what the file returns.
         shape: Sizes of its input (B, C, H, W); None where any size is accepted. None if the file does not say.
         metadata: Description of the model that was written into the file; empty if another program wrote the file.
-        content: Function that returns what :func:`described` was given when the file was written.
+        content: Function that returns what :func:`described` was given when the file was written, if it was.
     """
 
     def __init__(
@@ -70,9 +72,22 @@ class Artefact(nn.Module):
             ) from error
 
 
-def described(metadata: Mapping[str, Any], content: Iterable[bytes | Tensor]) -> str:
-    """Return the metadata of a file as JSON, with a digest of its weights, and of its graph if ``content`` has it."""
-    return json.dumps({**metadata, _DIGEST: _digest(content)})
+def described(metadata: Mapping[str, Any], content: Iterable[bytes | Tensor] | None = None) -> dict[str, str]:
+    """Return what a file says about its model, as text by key.
+
+    Args:
+        metadata: Description of the model, values of JSON.
+        content: Weights of the file, and its graph if they have it, for a digest; None for none.
+
+    Returns:
+        All metadata as JSON under :data:`METADATA`, and for other programs the settings that a user of the file needs.
+    """
+    digest = {} if content is None else {_DIGEST: _digest(content)}
+    recipe = metadata.get("recipe", {})
+    plain = {name: recipe[name] for name in _PREPROCESSING if name in recipe}
+    plain |= {name: metadata[name] for name in ("classes", "input", "version", "commit") if metadata.get(name)}
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain.items()}
+    return {**text, METADATA: json.dumps({**metadata, **digest})}
 
 
 def _digest(content: Iterable[bytes | Tensor]) -> str:
@@ -85,6 +100,21 @@ def _digest(content: Iterable[bytes | Tensor]) -> str:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Outputs of a file beside those of the model that it was written from.
+
+    Attributes:
+        difference: Largest difference, relative to the largest output of the model; infinity if the shapes differ.
+        images: Number of images.
+        changed: Number of images whose largest output has another index.
+    """
+
+    difference: float
+    images: int
+    changed: int
+
+
+@dataclass(frozen=True)
 class Format:
     """A file format for deployed models.
 
@@ -93,10 +123,13 @@ class Format:
         suffix: Ending of its files, with the dot.
         write: Write a model to a file: ``write(model, example, path, metadata, dynamic_size)``. The model is in
             evaluation mode and consists of PyTorch's own operators; the example has shape (B, C, H, W) with B > 1, and
-            B must stay free; height and width too if ``dynamic_size`` is set. The metadata are values of JSON.
+            B must stay free. If ``dynamic_size`` is set, height and width must too, up to those of the example. The
+            metadata are values of JSON. Files beside ``path`` belong to it.
         load: Open a file in the runtime of the format: ``load(path)`` returns an :class:`Artefact`.
-        modules: Modules that ``write`` and ``load`` import, besides torch.
+        modules: Modules that ``write`` imports, besides torch.
+        runtime: Modules that ``load`` imports, besides torch.
         extra: Extra of this package that installs the modules.
+        runs_here: Whether this machine can run the files.
     """
 
     name: str
@@ -104,20 +137,34 @@ class Format:
     write: Callable[[nn.Module, Tensor, Path, Mapping[str, Any], bool], None]
     load: Callable[[Path], Artefact]
     modules: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
     extra: str = ""
+    runs_here: bool = True
 
-    def check(self, path: Path, model: nn.Module, images: Tensor) -> float:
-        """Return the largest difference between the outputs of a file and of its model.
 
-        Args:
-            path: The file.
-            model: The model that it was written from, in evaluation mode.
-            images: Input (B, C, H, W), of any batch size.
+def compare(artefact: Artefact, model: nn.Module, batches: Iterable[Tensor]) -> Comparison:
+    """Compare the outputs of a file with those of its model.
 
-        Returns:
-            The difference relative to the largest output of the model; infinity if the shapes differ.
-        """
-        expected, output = model(images), self.load(path)(images)
+    Args:
+        artefact: The file.
+        model: The model that it was written from, in evaluation mode.
+        batches: Images (B, C, H, W), of any batch sizes.
+    """
+    apart, largest, images, changed = 0.0, 1e-30, 0, 0
+    for batch in batches:
+        expected, output = model(batch), artefact(batch)
         if output.shape != expected.shape:
-            return float("inf")
-        return float((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+            return Comparison(float("inf"), len(batch), len(batch))
+        difference = float((output - expected).abs().max())
+        apart = difference if math.isnan(difference) else max(apart, difference)
+        largest = max(largest, float(expected.abs().max()))
+        images += len(batch)
+        changed += int((output.flatten(1).argmax(1) != expected.flatten(1).argmax(1)).sum())
+        if math.isnan(apart):
+            break
+    return Comparison(apart / largest, images, changed)
+
+
+def free_sizes(dynamic_size: bool) -> dict[int, str]:
+    """Return the dimensions of the input that stay free, and their names."""
+    return {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .format import METADATA, Artefact, Format, described
+from .format import METADATA, Artefact, Format, described, free_sizes
 
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write one ONNX file with its weights inside and a free batch size, from ``images`` to ``output``."""
-    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
     program = torch.onnx.export(
         model,
         (example,),
         dynamo=True,
         input_names=["images"],
         output_names=["output"],
-        dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
+        dynamic_shapes=(free_sizes(dynamic_size),),
         verbose=False,
     )
     save(program.model_proto, path, metadata)  # pyright: ignore[reportOptionalMemberAccess]
@@ -30,7 +29,7 @@ def save(proto: Any, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write a model of ONNX with its metadata."""
     import onnx
 
-    onnx.helper.set_model_props(proto, {METADATA: described(metadata, _content(proto))})
+    onnx.helper.set_model_props(proto, described(metadata, _content(proto)))
     onnx.save(proto, path)
 
 
@@ -63,4 +62,4 @@ def _content(proto: Any) -> list[bytes]:
     return [proto.graph.SerializeToString(deterministic=True)]
 
 
-FORMAT = Format("onnx", ".onnx", write, load, modules=("onnx", "onnxscript", "onnxruntime"), extra="onnx")
+FORMAT = Format("onnx", ".onnx", write, load, modules=("onnx", "onnxscript"), runtime=("onnxruntime",), extra="onnx")

@@ -107,8 +107,7 @@ def _onnx(path: Path, images: Tensor, output: Path) -> None:
     )
     quantised = onnx.load(output)
     del quantised.metadata_props[:]
-    description = described({**metadata, "precision": "int8"}, _content(quantised))
-    onnx.helper.set_model_props(quantised, {METADATA: description})
+    onnx.helper.set_model_props(quantised, described({**metadata, "precision": "int8"}, _content(quantised)))
     onnx.save(quantised, output)
 
 

@@ -1,6 +1,8 @@
 """The .pt2 files of ``torch.export``, which any PyTorch loads without this package."""
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .format import METADATA, Artefact, Format, described
+from ..errors import InputError
+from .format import METADATA, Artefact, Format, described, free_sizes
 
 
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write an exported program with a free batch size."""
-    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
-    sizes = ({axis: torch.export.Dim(name) for axis, name in free.items()},)
-    program = torch.export.export(model, (example,), dynamic_shapes=sizes)
-    torch.export.save(program, path, extra_files={METADATA: described(metadata, _content(program))})
+    free = (dict.fromkeys(free_sizes(dynamic_size), torch.export.Dim.DYNAMIC),)
+    program = torch.export.export(model, (example,), dynamic_shapes=free)
+    torch.export.save(program, path, extra_files=described(metadata, _content(program)))
 
 
 def load(path: Path) -> Artefact:
-    """Open an exported program of one input."""
+    """Open an exported program of one input, after checking that loading it runs no code from the file."""
+    _require_harmless(path)
     extra: dict[str, Any] = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)
     (shape,) = [
@@ -28,9 +31,25 @@ def load(path: Path) -> Artefact:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
-    run: Any = program.module().forward  # as a submodule it would refuse eval()
+    module: Any = program.module()
     sizes = [size if isinstance(size, int) else None for size in shape]
-    return Artefact(path, run, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
+    return Artefact(path, module, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
+
+
+def _require_harmless(path: Path) -> None:
+    """Raise InputError if a file is damaged, or has pickles of other objects than tensors, or compiled code."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise InputError(f"its part {damaged} is damaged; copy it again")
+        for name in archive.namelist():
+            entries: Any = []
+            if name.endswith("_config.json"):
+                entries = json.loads(archive.read(name)).get("config", {}).values()
+            pickled = any(entry["use_pickle"] or "obj" in entry["path_name"] for entry in entries)
+            if pickled or "aotinductor" in name or name.endswith((".so", ".pkl")):
+                raise InputError(f"its part {name} may hold code, which is not run")
+            if name.endswith(".pt") and archive.getinfo(name).file_size:
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
 
 
 def _content(program: Any) -> list[Tensor]:

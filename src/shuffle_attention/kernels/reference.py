@@ -25,9 +25,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 in_use = False
-_SMALL_PLANE = 256  # pixels
 
 
 @contextmanager
@@ -76,28 +76,17 @@ def halves(
 ) -> Tensor:
     """Return the attended map for one group without shuffle, in few of the operators that exported graphs have.
 
-    Each of the parameters has a value for each channel of its half. Instance normalisation computes the gates of the
-    spatial branch; on small planes it runs over all channels, with a scale of 0 in the channel branch, which takes
-    fewer operators than splitting the map.
+    Each of the parameters has a value for each channel of its half. Instance normalisation runs over all channels, with
+    a scale of 0 in the channel branch: that takes fewer operators than splitting the map, and no more time.
     """
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     cw, cb, sw, sb, gw, gb = (p.to(wide.dtype).flatten() for p in (cweight, cbias, sweight, sbias, gn_weight, gn_bias))
-    scale, shift, over = sw * gw, sw * gb + sb, tuple(range(2, x.dim()))
-    column = [1, -1, *[1] * len(over)]
-    pixels = math.prod(x.shape[2:])
-    if isinstance(pixels, int) and pixels <= _SMALL_PLANE:
-        zeros = torch.zeros_like(cw)
-        normed = _instance_norm(wide, torch.cat([zeros, scale]), torch.cat([cb, shift]), eps)
-        y = wide * torch.sigmoid(normed + torch.cat([cw, zeros]).reshape(column) * wide.mean(over, keepdim=True))
-    else:
-        channel, spatial = wide.chunk(2, dim=1)
-        gate = torch.sigmoid(cw.reshape(column) * channel.mean(over, keepdim=True) + cb.reshape(column))
-        y = torch.cat([channel * gate, spatial * torch.sigmoid(_instance_norm(spatial, scale, shift, eps))], dim=1)
+    n, over = cw.numel(), tuple(range(2, x.dim()))
+    scale, shift = functional.pad(sw * gw, (n, 0)), torch.cat([cb, sw * gb + sb])
+    normed = torch.instance_norm(wide, scale, shift, None, None, True, 0.0, eps, False)
+    of_mean = functional.pad(cw, (0, n)).reshape(-1, *[1] * len(over))
+    y = wide * torch.sigmoid(normed + of_mean * wide.mean(over, keepdim=True))
     return (y if gain == 1 else gain * y).to(x.dtype)
-
-
-def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, False)
 
 
 def gates(

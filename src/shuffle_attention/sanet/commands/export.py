@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import InputError, counted
 from ...files import require_folder_of
 from ..recipes.recipe import Recipe
 from ..recipes.settings import option
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class Export(Command):
     """Write the model of a checkpoint as a file that runs without this package, and compare it with PyTorch.
 
+    The file is run by the runtime of its format on images, and does not stay if its outputs differ. Images come from
+    --data, by default the data that the model was trained on; if they are not here, from two photographs of
+    scikit-learn.
+
     With --drop-constant-gates, attention whose gates hardly depend on the image becomes part of the layer before it. If
     that is all attention, FILE.pth is a checkpoint of the plain model, which timm and torchvision load.
 
@@ -35,11 +39,18 @@ class Export(Command):
     name = "export"
     summary = "write a model as a file that runs without this package"
     recipe_type = Recipe
-    recipe_fields = "data data_dir val_split val_fraction split_seed workers check_images skip_bad_images"
+    recipe_fields = "data data_dir val_split val_fraction split_seed workers check_images skip_bad_images img_size"
 
     checkpoint: str = option(..., "checkpoint of sanet train, or a published one", positional=True)
     output: str = option(..., "file to write", metavar="FILE")
-    format: str | None = option(None, "onnx or torch; by default by the ending of FILE")
+    format: str | None = option(
+        None,
+        "onnx, openvino, torch, torchscript, executorch or coreml; by default by the ending of FILE: .onnx, .xml, "
+        ".pt2, .torchscript, .pte or .mlpackage",
+    )
+    dynamic_size: bool = option(False, "accept images of any height and width; the number of images is always free")
+    images: int = option(64, "number of images to compare on", minimum=1)
+    tolerance: float = option(1e-5, "largest difference of outputs, relative to the largest", minimum=0)
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
     drop_constant_gates: float | None = option(
         None,
@@ -59,11 +70,7 @@ class Export(Command):
     )
 
     def run(self) -> int:
-        """Export the model, and print the largest difference of its outputs from PyTorch's."""
-        import os
-
-        import torch
-
+        """Export the model, and print how its outputs differ from PyTorch's."""
         from ...deploy import export, find_format
         from ..console import console
         from ..tasks.classification.predictor import restore_network
@@ -76,19 +83,63 @@ class Export(Command):
             raise InputError(
                 "--max-loss and --json are for changed models; give --int8 or --drop-constant-gates TOLERANCE too"
             )
-        chosen = find_format(self.format, Path(self.output))
-        restored = restore_network(self.checkpoint, ema=self.ema)
-        recipe = restored.recipe
-        images = torch.randn(
-            4, recipe.in_chans, recipe.img_size, recipe.img_size, generator=torch.Generator().manual_seed(0)
+        output = Path(self.output)
+        chosen = find_format(self.format, output)
+        classifier = restore_network(self.checkpoint, ema=self.ema)
+        recipe = classifier.recipe = classifier.recipe.replaced(**self.overrides)
+        images, source = self.images_to_compare(classifier)
+        metadata = self.metadata(classifier)
+        comparison = export(
+            classifier.model,
+            output,
+            example=images,
+            format=chosen.name,
+            metadata=metadata,
+            dynamic_size=self.dynamic_size,
+            tolerance=self.tolerance,
         )
-        difference = export(restored.model, self.output, example=images, format=chosen.name)
-        console.print(
-            f"{self.output}: {recipe.model} for images (B, {', '.join(map(str, images.shape[1:]))}), "
-            f"format {chosen.name}, {os.path.getsize(self.output) / 2**20:.1f} MB; "
-            f"outputs differ from PyTorch's by at most {difference:.1e} of the largest"
-        )
+        parts = output.rglob("*") if output.is_dir() else output.parent.glob(f"{output.stem}.*")
+        own = [part for part in parts if part.is_file() and (output.is_dir() or part.suffix in (output.suffix, ".bin"))]
+        size = sum(part.stat().st_size for part in own) / 2**20
+        shape = ", ".join("any" if side is None else str(side) for side in metadata["input"])
+        console.print(f"{output}: {recipe.model} for images (any, {shape}), format {chosen.name}, {size:.1f} MB")
+        if comparison is None:
+            console.print(f"The file was not run: this machine cannot run the format {chosen.name}.")
+        else:
+            console.print(
+                f"On {counted(comparison.images, 'image')} ({source}) its outputs differ from PyTorch's by at most "
+                f"{comparison.difference:.1e} of the largest, and {counted(comparison.changed, 'answer')} changed."
+            )
         return 0
+
+    def metadata(self, classifier: Classifier) -> dict[str, Any]:
+        """Return the description of the model that is written into the file."""
+        from ... import __version__
+        from ...files import sha256
+        from ..environment import environment
+
+        recipe = classifier.recipe
+        return {
+            "kind": recipe.kind,
+            "recipe": recipe.to_dict(),
+            "num_classes": classifier.num_classes,
+            "classes": classifier.classes,
+            "input": [recipe.in_chans, *([None, None] if self.dynamic_size else [recipe.img_size] * 2)],
+            "version": __version__,
+            "commit": environment()["commit"],
+            "checkpoint": Path(self.checkpoint).name,
+            "checkpoint_sha256": sha256(self.checkpoint),
+            "weights": classifier.weights,
+        }
+
+    def images_to_compare(self, classifier: Classifier) -> tuple[Tensor, str]:
+        """Return images as the model sees them, (B, C, H, W), and where they are from."""
+        source = classifier.recipe.data
+        if source == "digits":
+            return images_of(classifier, source, "val", self.images), "scikit-learn's digits"
+        if "data" in self.overrides or Path(source).expanduser().is_dir():
+            return images_of(classifier, source, "val", self.images), f"from {source}"
+        return photograph_parts(classifier, self.images), "parts of two photographs of scikit-learn"
 
     def approximated(self) -> int:
         """Fold constant gates, quantise, or both, and write the model with a certificate unless it loses too much."""
@@ -100,7 +151,6 @@ class Export(Command):
 
         from ...deploy import export, find_format, load, quantise
         from ...deploy.quantise import require_quantiser
-        from ...files import sha256
         from ..report.certificate import certify
         from ..tasks.classification.constant_gates import fold_constant_gates, write_plain
         from ..tasks.classification.predictor import restore_network
@@ -113,11 +163,9 @@ class Export(Command):
             require_quantiser(str(format_name))
         original = restore_network(self.checkpoint, ema=self.ema)
         original.recipe = original.recipe.replaced(**{"workers": 2, **self.overrides})
-        images = calibration_images(original, self.calibrate) if self.calibrate else None
+        images = images_of(original, self.calibrate, "train", 300) if self.calibrate else None
         changed, recipe, facts = copy.copy(original), original.recipe, {}
-        metadata: dict[str, Any] = {"kind": recipe.kind, "recipe": recipe.to_dict()}
-        metadata |= {"num_classes": original.num_classes, "classes": original.classes}
-        metadata |= {"checkpoint": Path(self.checkpoint).name, "checkpoint_sha256": sha256(self.checkpoint)}
+        metadata = self.metadata(original)
         report = None
         if self.drop_constant_gates is not None:
             report = fold_constant_gates(changed, self.drop_constant_gates)
@@ -150,12 +198,13 @@ class Export(Command):
         return 0
 
 
-def calibration_images(classifier: Classifier, source: str, most: int = 300) -> Tensor:
-    """Return at most ``most`` images as a classifier sees them, (B, C, H, W), at even distances in a folder.
+def images_of(classifier: Classifier, source: str, split: str, most: int) -> Tensor:
+    """Return images as a classifier sees them, (B, C, H, W), at even distances in a folder.
 
     Args:
         classifier: The classifier.
-        source: Folder of images, of which those in ``train`` are taken if it has this folder; or ``digits``.
+        source: Folder of images, of which those in its folder ``split`` are taken if it has one; or ``digits``.
+        split: "train" or "val".
         most: Largest number of images.
 
     Raises:
@@ -167,11 +216,28 @@ def calibration_images(classifier: Classifier, source: str, most: int = 300) -> 
     from ..data.image_files import find_images
 
     if source == "digits":
-        digits, _ = load_digits("train")
+        digits, _ = load_digits(split)
         return torch.cat([classifier.inputs(image) for image, _ in digits[:: -(-len(digits) // most)]])
-    folder = Path(source) / "train"
-    images = find_images([folder if folder.is_dir() else source], most)
+    folder = Path(source).expanduser()
+    images = find_images([folder / split if (folder / split).is_dir() else folder], most)
     return torch.stack([classifier.view.tensor(image) for image in images])
+
+
+def photograph_parts(classifier: Classifier, count: int) -> Tensor:
+    """Return squares of scikit-learn's two sample photographs as a classifier sees them, (B, C, H, W)."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    draw, photographs = np.random.default_rng(0), load_sample_images().images
+    parts = []
+    for number in range(count):
+        pixels = np.asarray(photographs[number % len(photographs)])
+        side = int(draw.integers(128, min(pixels.shape[:2]) + 1))
+        top, left = (int(draw.integers(extent - side + 1)) for extent in pixels.shape[:2])
+        parts.append(classifier.inputs(Image.fromarray(pixels[top : top + side, left : left + side])))
+    return torch.cat(parts)
 
 
 def beside_float(artefact: Artefact, in_float: Artefact, images: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from ....attention import attention_names, get_spec
 from ....checkpoints import read_checkpoint, write_checkpoint
 from ....deploy import Artefact, ConstantGatesReport, drop_constant_gates
-from ....deploy.format import described
+from ....deploy.format import METADATA, described
 from ....errors import InputError, listed
 from ....models.sa_resnet import STAGES
 from ...device import Process
@@ -63,7 +63,7 @@ def write_plain(
         model.load_state_dict(written)
     except RuntimeError as error:
         raise InputError(f"without attention, {classifier.label} is not {recipe.model}: {error}") from error
-    described_as = json.loads(described(metadata, weights.values()))
+    described_as = json.loads(described(metadata, weights.values())[METADATA])
     return Artefact(path, model.eval().forward, metadata=described_as, content=written.values)
 
 
