@@ -53,7 +53,7 @@ def find_format(name: str | None, path: Path) -> Format:
     if name is None:
         by_suffix = {each.suffix: each for each in _formats.values()}
         if path.suffix not in by_suffix:
-            raise InputError(f"no format has files like {path.name}; their endings are {', '.join(by_suffix)}")
+            raise InputError(f"no format has files like {path.name}; their endings are {', '.join(sorted(by_suffix))}")
         return by_suffix[path.suffix]
     if name not in names:
         raise unknown("format", name, names)

@@ -33,7 +33,10 @@ def load(path: Path) -> Artefact:
     ]
     module: Any = program.module()
     sizes = [size if isinstance(size, int) else None for size in shape]
-    return Artefact(path, module, sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program))
+    # As a child of the artefact it would be told its mode, which it does not have.
+    return Artefact(
+        path, lambda images: module(images), sizes, json.loads(extra[METADATA] or "{}"), lambda: _content(program)
+    )
 
 
 def _require_harmless(path: Path) -> None:

@@ -29,7 +29,8 @@ def load(path: Path) -> Artefact:
     extra: dict[str, Any] = {METADATA: "", _SHAPE: ""}
     module: Any = torch.jit.load(path, map_location="cpu", _extra_files=extra).eval()
     shape, metadata = (json.loads(extra[name] or "null") for name in (_SHAPE, METADATA))
-    return Artefact(path, module, shape, metadata, lambda: _content(module))
+    # As a child of the artefact it would be told its mode, which it does not have.
+    return Artefact(path, lambda images: module(images), shape, metadata, lambda: _content(module))
 
 
 def _content(module: Any) -> list[Tensor]:

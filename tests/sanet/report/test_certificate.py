@@ -189,7 +189,7 @@ def test_files_that_cannot_be_opened_are_named(file, run, tmp_path, monkeypatch,
     assert "none.pt" in capsys.readouterr().err
     assert sanet_here("verify", file, run / "best.pt", "--json", tmp_path / "no/c.json") == 2
     assert "--json" in capsys.readouterr().err
-    without = dataclasses.replace(api.find_format("onnx", file), modules=("no_such_runtime",))
+    without = dataclasses.replace(api.find_format("onnx", file), runtime=("no_such_runtime",))
     monkeypatch.setitem(api._formats, "onnx", without)
     assert sanet_here("verify", file, run / "best.pt") == 2
     assert "no_such_runtime is not installed: pip install 'shuffle-attention[onnx]'" in capsys.readouterr().err
