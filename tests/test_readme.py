@@ -1,6 +1,7 @@
 """Every command and every piece of code in README and docs is run, on a few images where they say ImageNet."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch.distributed.run import config_from_args, get_args_parser
 
 import shuffle_attention.models  # noqa: F401 - registers the models
@@ -84,9 +86,12 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> Path:
+def desk(tmp_path_factory, run) -> Path:
     """A folder with what the commands of the pages speak of."""
     folder = tmp_path_factory.mktemp("desk")
+    (folder / "runs/demo").mkdir(parents=True)  # `make demo` makes it
+    shutil.copy(run / "best.pt", folder / "runs/demo/best.pt")
+    Image.new("L", (8, 8), 200).save(folder / "digit.png")
     write_tree(folder / "imagenette2")
     for name in ("cifar10", "cifar10-small"):
         write_tree(folder / name)
@@ -106,7 +111,7 @@ def test_the_pages_have_commands():
     assert len(blocks("python")) >= 3
 
 
-def run(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
+def run_command(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
     for said, small in LARGE.items():
         command = command.replace(said, small)
     words = shlex.split(command)
@@ -132,7 +137,8 @@ def run(command: str, desk: Path, seen: set[tuple[str, ...]]) -> None:
         small = small[: small.index("--model-args")]
     if "--model" in words and "--model" in small:
         small = [*small[: small.index("--model")], *small[small.index("--model") + 2 :]]
-    options = (words[1], *sorted(word for word in words if word.startswith("--")), Path(words[-1]).suffix)
+    last = words[-1] if words[1] == "export" else Path(words[-1]).suffix  # later commands read what it writes
+    options = (words[1], *sorted(word for word in words if word.startswith("--")), last)
     if words[1] in ALONE and options in seen:
         parse(collect()[words[1]], words[2:])
         return
@@ -167,7 +173,7 @@ def test_every_command_runs(desk, monkeypatch):
     monkeypatch.chdir(desk)
     all_commands, seen = commands(), set()
     for number, command in enumerate(all_commands):
-        run(command, desk, seen)
+        run_command(command, desk, seen)
         remove_runs(desk, but=all_commands[number + 1 :])
     assert (desk / "metrics.json").exists()
 
@@ -180,6 +186,19 @@ def test_the_options_of_commands_that_are_not_run_exist():
             words = shlex.split(line, comments=True)
             name = next(name for name in (" ".join(words[:2]), words[0]) if name in known)
             parse(known[name], words[len(name.split()) :])
+
+
+def test_the_exported_model_of_the_demo_has_the_accuracy_of_its_checkpoint(run, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    shown = {}
+    for file in (run / "best.pt", Path("digits.onnx")):
+        assert sanet_here("eval", file, "--json", "scores.json") == 0
+        shown[file.suffix] = json.loads(Path("scores.json").read_text())
+    first, second = shown.values()
+    assert first["top1"] == second["top1"]
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+    assert sanet_here("predict", "digits.onnx", "digit.png", "--output", "rows.csv") == 0
+    assert Path("rows.csv").read_text().splitlines()[1].startswith("digit.png")
 
 
 def test_the_code_of_each_page_runs(desk, monkeypatch):
@@ -197,8 +216,6 @@ def test_links_lead_somewhere():
 
 
 def test_the_figures_of_the_pages_are_those_of_the_files():
-    import json
-
     figures = json.loads((ROOT / "benchmarks/results/imagenette-64.json").read_text())
     for page in (ROOT / "README.md", ROOT / "docs/training.md"):
         assert f"{figures['top1']:.2f} %" in page.read_text()

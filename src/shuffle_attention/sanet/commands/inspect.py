@@ -100,7 +100,7 @@ def _of_deployed(path: str, ema: bool | None) -> dict[str, Any]:
 
     file, form = deploy.load(path), deploy.find_format(None, Path(path))
     about, detects = file.metadata, file.metadata.get("kind") == "detector"
-    runtime = ", ".join(f"{name} {version(name)}" for name in form.modules or ("torch",))
+    runtime = ", ".join(f"{name} {version(name)}" for name in form.runtime or ("torch",))
     answer: dict[str, Any] = {"file": f"{path}, {_size(path)}, format {form.name}", "read with": runtime}
     sizes = "of any size" if file.shape is None else str(tuple(size or "any" for size in file.shape)).replace("'", "")
     answer["input"] = f"images {sizes}"
