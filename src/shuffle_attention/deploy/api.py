@@ -155,9 +155,10 @@ def export(
                 f"{path} was not written: its output differs from PyTorch's by {comparison.difference:.1e} relative to "
                 f"the largest output, and {tolerance:.1e} is allowed"
             )
+        parts = sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name)
         if path.is_dir():
             os.replace(path, Path(folder) / "before")
-        for part in sorted(Path(folder).glob(f"{path.stem}*"), key=lambda part: part.name == path.name):
+        for part in parts:
             os.replace(part, path.with_name(part.name))
     return comparison
 
