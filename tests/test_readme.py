@@ -188,8 +188,10 @@ def test_the_options_of_commands_that_are_not_run_exist():
             parse(known[name], words[len(name.split()) :])
 
 
-def test_the_exported_model_of_the_demo_has_the_accuracy_of_its_checkpoint(run, desk, monkeypatch):
-    monkeypatch.chdir(desk)
+def test_the_exported_model_of_the_demo_has_the_accuracy_of_its_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8), 200).save("digit.png")
+    assert sanet_here("export", run / "best.pt", "--format", "onnx", "--output", "digits.onnx") == 0
     shown = {}
     for file in (run / "best.pt", Path("digits.onnx")):
         assert sanet_here("eval", file, "--json", "scores.json") == 0
