@@ -14,10 +14,11 @@ errors = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, std
 
 
 def table(columns: Collection[str], *, text: Collection[str] = ("",), title: str | None = None) -> Table:
-    """Return an empty table; columns of ``text`` are left-aligned and wrap, and numbers do neither."""
+    """Return an empty table; columns of ``text`` are left-aligned and wrap, numbers do neither, and none is cut."""
     empty = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for column in columns:
-        empty.add_column(column, justify="left" if column in text else "right", no_wrap=column not in text)
+        is_text = column in text
+        empty.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     return empty
 
 
