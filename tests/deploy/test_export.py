@@ -20,6 +20,7 @@ from conftest import sanet_here
 from networks import network, photographs
 from shuffle_attention import ShuffleAttention, attach, deploy
 from shuffle_attention.deploy import api
+from shuffle_attention.deploy.rewrite import NOT_REWRITTEN
 from shuffle_attention.errors import InputError
 from shuffle_attention.kernels import has_kernels, use_reference
 from shuffle_attention.models.sa_resnet import SABasicBlock, SAResNet
@@ -105,6 +106,25 @@ def test_a_file_computes_what_the_model_computes_for_any_batch_size_and_size(suf
     path.write_bytes(cut[: len(cut) // 2])
     with pytest.raises(InputError, match=f"model{suffix} cannot be read as a file of the format"):
         deploy.load(path)
+
+
+def test_in_inference_mode_the_model_is_rewritten_all_the_same(tmp_path, caplog):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    model = small_model()
+    with torch.inference_mode():
+        deploy.export(model, tmp_path / "model.onnx", example=torch.randn(2, 3, 32, 32))
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not operators & {"Transpose", "BatchNormalization"}
+    assert not [record for record in caplog.records if record.name.startswith("shuffle_attention")]
+
+
+def test_a_model_that_is_not_rewritten_is_named(tmp_path, caplog, monkeypatch):
+    def kept(model: nn.Module, **_):
+        return model, deploy.RewriteReport(kept={"": f"{NOT_REWRITTEN} (it is too odd)"})
+
+    monkeypatch.setattr(api, "rewrite", kept)
+    deploy.export(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), tmp_path / "model.pt2", example=IMAGES)
+    assert "model.pt2 is exported as it is: it could not be rewritten (it is too odd)" in caplog.text
 
 
 def test_a_file_of_fixed_size_names_its_size(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 import os
 import pkgutil
 import tempfile
@@ -17,8 +18,9 @@ from torch.nn import functional
 from ..errors import InputError, require_extra, unknown
 from ..kernels import use_reference
 from .format import Artefact, Comparison, Format, compare
-from .rewrite import rewrite
+from .rewrite import NOT_REWRITTEN, rewrite
 
+logger = logging.getLogger(__name__)
 _formats: dict[str, Format] = {}
 
 
@@ -127,14 +129,19 @@ def export(
     require_extra(*chosen.modules, *(chosen.runtime if chosen.runs_here else ()), extra=chosen.extra)
     if not path.resolve().parent.is_dir() or (path.is_dir() and not (path / "Manifest.json").is_file()):
         raise InputError(f"cannot write {path}: it must be a file in a folder that exists")
-    model, example = copy.deepcopy(model).cpu().eval(), example.detach().cpu()
+    with torch.inference_mode(False):  # tensors that are copied in inference mode could not be rewritten
+        model, example = copy.deepcopy(model).cpu().eval(), example.detach().cpu().clone()
     images = torch.cat([example, example]) if len(example) == 1 else example  # a batch of one may become a constant
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.unfinished-") as folder:
+    unfinished = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.unfinished-")
+    with torch.inference_mode(False), torch.no_grad(), unfinished as folder:
         output = model(images[:2])
         if not isinstance(output, Tensor):
             raise InputError(f"only models that return one tensor can be exported, got {type(output).__name__}")
         batches = [*_batches(images), *(_resized(model, images) if dynamic_size else ())]
-        rewritten, _ = rewrite(model, example=images[:2])
+        rewritten, report = rewrite(model, example=images[:2])
+        for reason in report.kept.values():
+            if reason.startswith(NOT_REWRITTEN):
+                logger.warning("%s is exported as it is: %s", path.name, reason)
         single = nn.Sequential(rewritten).eval()  # has one input by position, as formats expect
         unchecked = Path(folder) / path.name
         # Larger where the size is free: some formats are bounded, and a map of one pixel may become a constant.

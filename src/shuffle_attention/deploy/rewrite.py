@@ -20,6 +20,7 @@ from ..errors import InputError, counted, listed
 from .channels import CONVOLUTIONS, TRANSPOSED, Channels, Unit, foreign_hooks, is_norm
 from .fused import Activation, FusedConv2d, ResidualBlock, Rewritten
 
+NOT_REWRITTEN = "it could not be rewritten"  # how the reason begins if a whole model is kept
 _OWN_BLOCKS = {"SABasicBlock": "BasicBlock", "SABottleneck": "Bottleneck"}
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -93,7 +94,7 @@ def rewrite(model: nn.Module, *, example: Example | None = None) -> tuple[nn.Mod
             new = _Rewriting(part, example, report).result
         except Exception as error:  # a model may raise anything
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            return plain, RewriteReport(kept={name: f"it could not be rewritten ({reason})"})
+            return plain, RewriteReport(kept={name: f"{NOT_REWRITTEN} ({reason})"})
         if name:
             _fuse_convolutions(plain)
             plain.add_module(name, new)
