@@ -1,4 +1,4 @@
-"""What attention with constant gates costs: layers folded, answers changed and time in ONNX Runtime, by tolerance.
+"""Measure the cost of attention with constant gates: layers folded, answers changed and time in ONNX Runtime.
 
     python benchmarks/constant_gates.py runs/demo/best.pt
 

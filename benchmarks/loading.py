@@ -75,7 +75,7 @@ def main() -> None:
         "load": os.getloadavg(),
         "seconds_to_open": seconds,
         "threads": torch.get_num_threads(),
-        "recipe": recipe.to_dict(),
+        "recipe": {**recipe.to_dict(), "data": Path(recipe.data).name},
     }
     if arguments.json:
         write_json(arguments.json, {"images_per_second": results, **load, **environment()})
