@@ -1,11 +1,14 @@
 """Quantise deployed files to 8-bit integers; statistics and gates of attention stay in floating point.
 
 Convolutions and linear layers get weights of one scale per output channel, and inputs of one scale per map, from the
-range of each map over calibration images. ONNX Runtime quantises ONNX files.
+range of each map over calibration images. ONNX Runtime quantises ONNX files, and NNCF those of OpenVINO.
 """
 
+import contextlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError, require_extra
 from .api import find_format
-from .format import METADATA, described
+from .format import METADATA, Format
 
 Graph = Mapping[str, tuple[str, list[str]]]  # operator and sources of each node, by name; "" is an input of the graph
 _STATISTICS = {"GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "MVN", "AdaptiveAvgPool"}
@@ -64,14 +67,16 @@ def quantise(path: str | os.PathLike, images: Tensor, output: str | os.PathLike)
         InputError: If files of this format cannot be quantised, or a module that this needs is missing.
     """
     path, output = Path(path), Path(output)
-    require_quantiser(find_format(None, path).name)(path, images, output)
+    require_quantiser(find_format(None, path))(path, images, output)
 
 
-def require_quantiser(name: str) -> Callable[[Path, Tensor, Path], None]:
+def require_quantiser(chosen: Format) -> Callable[[Path, Tensor, Path], None]:
     """Return the function that quantises files of a format; raise InputError if there is none or it lacks a module."""
-    if name not in QUANTISERS:
-        raise InputError(f"files of the format {name} cannot be quantised; those of {', '.join(QUANTISERS)} can be")
-    function, modules = QUANTISERS[name]
+    if chosen.name not in QUANTISERS:
+        known = ", ".join(QUANTISERS)
+        raise InputError(f"files of the format {chosen.name} cannot be quantised; those of {known} can be")
+    function, modules = QUANTISERS[chosen.name]
+    require_extra(*chosen.modules, *chosen.runtime, extra=chosen.extra)
     require_extra(*modules, extra="int8")
     return function
 
@@ -81,7 +86,7 @@ def _onnx(path: Path, images: Tensor, output: Path) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    from .onnx import _content
+    from .onnx import save
 
     proto = onnx.load(path)
     metadata = json.loads(next((each.value for each in proto.metadata_props if each.key == METADATA), "{}"))
@@ -107,10 +112,35 @@ def _onnx(path: Path, images: Tensor, output: Path) -> None:
     )
     quantised = onnx.load(output)
     del quantised.metadata_props[:]
-    onnx.helper.set_model_props(quantised, described({**metadata, "precision": "int8"}, _content(quantised)))
-    onnx.save(quantised, output)
+    save(quantised, output, {**metadata, "precision": "int8"})
 
 
+def _openvino(path: Path, images: Tensor, output: Path) -> None:
+    """Quantise an OpenVINO file with NNCF, and correct each layer's bias for the errors of the layers before it."""
+    from .openvino import import_silently, metadata_of, save
+
+    openvino, nncf = import_silently("openvino"), import_silently("nncf")
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(path)
+    nodes: dict[str, tuple[str, list[str]]] = {}
+    for node in model.get_ordered_ops():
+        sources = [value.get_node() for value in node.input_values()]
+        names = {each.get_friendly_name(): each.get_type_name() for each in sources}
+        kept = ["" if operator == "Parameter" else name for name, operator in names.items() if operator != "Constant"]
+        nodes[node.get_friendly_name()] = node.get_type_name(), kept
+    with contextlib.redirect_stdout(sys.stderr):  # where its progress bars belong
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset([image.numpy() for image in images.split(1)]),
+            subset_size=len(images),
+            fast_bias_correction=False,
+            ignored_scope=nncf.IgnoredScope(names=sorted(gate_nodes(nodes))),
+        )
+    save(quantised, output, {**metadata_of(model), "precision": "int8"})
+
+
+# By format: its function, and the modules that it imports besides those of the format.
 QUANTISERS: dict[str, tuple[Callable[[Path, Tensor, Path], None], tuple[str, ...]]] = {
-    "onnx": (_onnx, ("onnx", "onnxruntime")),
+    "onnx": (_onnx, ()),
+    "openvino": (_openvino, ("nncf",)),
 }

@@ -158,9 +158,9 @@ class Export(Command):
         require_folder_of("--output", self.output)
         require_folder_of("--json", self.json)
         output, is_plain = Path(self.output), self.output.endswith(".pth") and not self.format and not self.int8
-        format_name = None if is_plain else find_format(self.format, output).name
-        if self.int8:
-            require_quantiser(str(format_name))
+        chosen = None if is_plain else find_format(self.format, output)
+        if self.int8 and chosen is not None:
+            require_quantiser(chosen)
         original = restore_network(self.checkpoint, ema=self.ema)
         original.recipe = original.recipe.replaced(**{"workers": 2, **self.overrides})
         images = images_of(original, self.calibrate, "train", 300) if self.calibrate else None
@@ -174,13 +174,13 @@ class Export(Command):
             facts["constant_gates"] = asdict(report)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.unfinished-") as folder:
             path = Path(folder) / output.name
-            if is_plain and report is not None:
+            if chosen is None and report is not None:
                 artefact = write_plain(changed, report, path, metadata)
             else:
                 size = recipe.in_chans, recipe.img_size, recipe.img_size
                 example = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
                 example = example if images is None else images[:4]
-                export(changed.model, path, example=example, format=format_name, metadata=metadata)
+                export(changed.model, path, example=example, format=self.format, metadata=metadata)
                 artefact = load(path)
             if images is not None:
                 path = Path(folder) / "int8" / output.name
