@@ -53,6 +53,7 @@ def test_two_processes_have_the_losses_of_one(one_process, shared_tree, tmp_path
     assert done.returncode == 0, output
     assert "2 processes on cpu" in output
     assert output.count("epoch   1/3") == 1
+    assert len(list((tmp_path / "run").glob("events.out.*"))) == 1  # the first process alone records
     for row, other in zip(rows(one_process), rows(tmp_path / "run"), strict=True):
         for figure in ("train_loss", "val_loss", "train_top1", "val_top1"):
             assert row[figure] == pytest.approx(other[figure], abs=1e-5)

@@ -116,6 +116,10 @@ class RunRecipe(Settings):
     )
     eval_steps: int = option(0, "steps between evaluations, into curve.csv; 0 for none", "machine", minimum=0)
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine", minimum=0)
+    tracker: list[str] = option(
+        [], "record the run with mlflow, wandb or trackio, and not only with TensorBoard", "machine"
+    )
+    log_steps: int = option(10, "steps between records in trackers; 0 for epochs alone", "machine", minimum=0)
     report: bool = option(True, "end with report.html, which takes one more pass over the validation data", "machine")
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .run_lock import run_lock
 from .schedule import learning_rate
 from .signals import Interrupted, StopRequest
 from .state import RunState
+from .trackers import Trackers, require_trackers
 
 logger = logging.getLogger(__name__)
 # The factor of an fp16 loss is halved at each step that is skipped; below this, it is not the factor that is at fault.
@@ -42,8 +43,7 @@ def train(
     """Train the model of a recipe, from the start or from the last checkpoint in ``output``.
 
     Writes ``config.yaml``, ``metrics.csv``, ``last.pt`` (all that continuing needs), ``best.pt`` (weights),
-    ``curves.png``, ``summary.json``, ``report.html``, for a model with gates ``gates.csv`` and, if TensorBoard is
-    installed, its event files.
+    ``curves.png``, ``summary.json``, ``report.html``, for a model with gates ``gates.csv``, and records of trackers.
 
     Args:
         recipe: Settings of the run.
@@ -62,6 +62,7 @@ def train(
         Interrupted: If a signal to stop arrived; the run is then saved.
     """
     files = RunFolder(Path(output))
+    trackers = Trackers()
     with ExitStack() as entered:
         with process.all_or_none():
             content = read_checkpoint(files.last) if resume else None
@@ -69,6 +70,7 @@ def train(
                 how = f"continue it with --resume {output}, or " if files.last.exists() else ""
                 raise InputError(f"{output} holds a run already; {how}name another --output")
             task.check_recipe(recipe)
+            require_trackers(recipe.tracker if process.rank == 0 else ())
             opened = task.open(recipe, check=content is None and process.rank == 0)
             if content is not None:
                 opened.keep_classes(content.get("classes"))
@@ -90,6 +92,8 @@ def train(
             if process.rank == 0:
                 files.folder.mkdir(parents=True, exist_ok=True)
                 entered.enter_context(run_lock(files.folder))
+                entered.enter_context(trackers)
+                trackers.start(recipe.tracker, files.folder, state.recipe.to_dict(), resumed=content is not None)
         if content is None:
             state.keep_start()
         stop = entered.enter_context(StopRequest(process))
@@ -114,7 +118,7 @@ def train(
                 raise state.interrupted(stop)
 
         while state.epoch < recipe.epochs and not state.stalled:
-            _train_epoch(state, batches, stop, progress, evaluate)
+            _train_epoch(state, batches, stop, progress, evaluate, trackers)
             if process.world_size > 1:
                 distribute_bn(state.evaluated, process.world_size, reduce=True)
             state.require_finite(state.sums[0] if state.sums[-1] else math.nan, weights=True)
@@ -124,7 +128,7 @@ def train(
             except Interrupted:
                 state.save()  # here, where the evaluation has restored the random state
                 raise
-            _finish_epoch(state, scores, progress)
+            _finish_epoch(state, scores, progress, trackers)
             if failures := opened.failures():
                 named = ", ".join(failures[:5])
                 images = counted(len(failures), "image")
@@ -150,6 +154,7 @@ def _train_epoch(
     stop: StopRequest,
     progress: Progress,
     evaluate: Callable[[], dict[str, float]],
+    trackers: Trackers,
 ) -> None:
     """Train from the current step to the end of the epoch; save and raise Interrupted if asked to stop."""
     recipe, process = state.recipe, state.process
@@ -160,23 +165,29 @@ def _train_epoch(
     sums = sums.to(process.device)
     stream = batches.epoch(state.epoch, state.step)
     progress.start_epoch(state.epoch, state.step)
+    recorded = state.sums
     if recipe.eval_steps and state.steps_done == 0:
-        _extend_curve(state, evaluate())
+        _extend_curve(state, evaluate(), trackers)
     while state.step < state.steps_per_epoch:
         _step(state, stream, batches.per_step, sums)
         state.step += 1
         last = state.step == state.steps_per_epoch
         synchronise = state.step % interval == 0 or last
         saving = recipe.checkpoint_steps > 0 and state.step % recipe.checkpoint_steps == 0 and not last
-        if synchronise or saving:
+        recording = recipe.log_steps > 0 and (state.step % recipe.log_steps == 0 or last)
+        if synchronise or saving or recording:
             state.sums = sums.tolist()
             scaled_down = state.scaler.is_enabled() and state.scaler.get_scale() < _LEAST_SCALE
             state.require_finite(math.nan if scaled_down else state.sums[0])
             if state.first_loss is None and state.sums[-1]:
                 state.first_loss = state.sums[0] / state.sums[-1]
             progress.step(state.step, state.sums)
+        if recording and state.sums[-1] > recorded[-1]:
+            recent = state.task.means([now - before for now, before in zip(state.sums, recorded, strict=True)])
+            trackers.log(_of_step({**recent, "lr": state.lr}), state.steps_done)
+            recorded = state.sums
         if recipe.eval_steps and state.steps_done % recipe.eval_steps == 0:
-            _extend_curve(state, evaluate())
+            _extend_curve(state, evaluate(), trackers)
         stopping = synchronise and stop.agreed()
         if saving or stopping:
             state.save()
@@ -184,12 +195,18 @@ def _train_epoch(
             raise state.interrupted(stop)
 
 
-def _extend_curve(state: RunState, metrics: dict[str, float]) -> None:
+def _of_step(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics under the names that trackers show them by over the steps."""
+    return {f"step/{name}": value for name, value in metrics.items()}
+
+
+def _extend_curve(state: RunState, metrics: dict[str, float], trackers: Trackers) -> None:
     """Record an evaluation within an epoch, and return to the training mode."""
     state.set_training_mode()
     if state.curve and state.curve[-1]["step"] == state.steps_done:  # recorded before a stop at step 0
         return
     state.curve.append({"step": state.steps_done, **metrics})
+    trackers.log(_of_step(metrics), state.steps_done)
     if state.process.rank == 0:
         state.files.write_curve(state.curve)
 
@@ -219,7 +236,7 @@ def _step(state: RunState, stream: Iterator, micro_batches: int, sums: Tensor) -
     trainer.update_ema(step=done)
 
 
-def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress) -> None:
+def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress, trackers: Trackers) -> None:
     """Add the row of an epoch to the history, and save."""
     process, task, files = state.process, state.task, state.files
     sums = torch.tensor(state.sums, dtype=torch.float64, device=process.device)
@@ -246,7 +263,8 @@ def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress)
         write_checkpoint(state.weights(), files.best)
     state.save()
     if process.rank == 0:
-        files.add_row(row, state.history, state.gates)
+        files.write_rows(state.history, state.gates)
+        trackers.log({n: v for n, v in {**row, **gates}.items() if n != "epoch"}, state.steps_done, state.epoch)
     progress.finish_epoch(row, improved)
 
 

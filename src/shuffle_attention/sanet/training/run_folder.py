@@ -1,4 +1,4 @@
-"""Files of a run: metrics as CSV, TensorBoard and curves, settings, summary."""
+"""Files of a run: metrics as CSV and curves, settings, summary."""
 
 import csv
 import json
@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,6 @@ class RunFolder:
         self.metrics, self.curve, self.curves = folder / "metrics.csv", folder / "curve.csv", folder / "curves.png"
         self.gates, self.report = folder / "gates.csv", folder / REPORT
 
-    @cached_property
-    def _board(self) -> Any:
-        """Writer of TensorBoard's event files, or None if TensorBoard is not installed."""
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(str(self.folder))
-
     @property
     def trained(self) -> bool:
         """Whether a run has saved anything here that it learnt; one that failed before that may begin again."""
@@ -79,23 +69,14 @@ class RunFolder:
         for path in (self.report, *(() if resumed else (self.last, self.good))):
             path.unlink(missing_ok=True)
         write_text(self.config, recipe.to_yaml(f"# Settings of this run, for {recipe.command} --recipe"))
-        self._write_rows(history, gates)
+        self.write_rows(history, gates)
 
-    def _write_rows(self, history: _Rows, gates: _Rows) -> None:
+    def write_rows(self, history: _Rows, gates: _Rows) -> None:
+        """Write the metrics of all epochs, and the activity of each layer's gates if there are any."""
         for path, rows in ((self.metrics, history), (self.gates, gates)):
             columns = dict.fromkeys((column for row in reversed(rows) for column in row), math.nan)
             if rows or path == self.metrics:  # a run of an earlier version that is continued lacks columns
                 write_csv(path, [columns | row for row in rows])
-
-    def add_row(self, row: dict[str, float], history: _Rows, gates: _Rows) -> None:
-        """Add the metrics of an epoch; the last of ``gates`` is its activity of each layer's gates."""
-        self._write_rows(history, gates)
-        if self._board is None:
-            return
-        for name, value in (row | (gates[-1] if gates else {})).items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, int(row["epoch"]))
-        self._board.flush()
 
     def finish(self, task: Task, best: dict[str, float], history: list[dict[str, float]]) -> None:
         """Draw the curves and write the summary; no metrics are added after that."""
@@ -105,8 +86,6 @@ class RunFolder:
         save(figure, self.curves)
         summary = {"model": recipe.title, "data": recipe.data, "best": best, "checkpoint": str(self.best)}
         write_json(self.summary, summary | environment())
-        if self._board is not None:
-            self._board.close()
 
     def read_summary(self) -> dict[str, Any]:
         """Return the summary of a finished run.
