@@ -1,9 +1,11 @@
 """Maps in every layout that a kernel may meet, and what a case of a table of maps is."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -22,6 +24,15 @@ def transposed(x: Tensor) -> Tensor:
 def every_other(x: Tensor) -> Tensor:
     """With gaps between its elements."""
     return torch.stack([x, x], dim=-1)[..., 0]
+
+
+# Tracing takes nine tenths of the time of `opcheck`, and does not depend on the type of the values.
+UNTRACED = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+def opcheck(op: OpOverload, arguments: tuple[Any, ...], *, traced: bool) -> None:
+    """Check the registration of an op, with tracing of forward and backward if ``traced``."""
+    torch.library.opcheck(op, arguments, test_utils=(*UNTRACED, *(["test_aot_dispatch_dynamic"] if traced else [])))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maps import channels_last, contiguous
+from maps import channels_last, contiguous, opcheck
 from shuffle_attention.models.fused_block import block_tail
 from tail_cases import (
     CASES,
@@ -158,8 +158,9 @@ def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: boo
 )
 def test_opcheck(case: Case, dtype, training: bool, with_shortcut: bool, relu: bool):
     forward, backward = arguments(case, dtype, training, with_shortcut, relu)
-    torch.library.opcheck(FORWARD, (forward[0].requires_grad_(), *forward[1:]))
-    torch.library.opcheck(BACKWARD, (backward[0], backward[1].detach(), *backward[2:]))
+    traced = dtype == torch.float32 and case.shape in {(3, 12, 5, 3), (3, 7, 5, 3)}
+    opcheck(FORWARD, (forward[0].requires_grad_(), *forward[1:]), traced=traced)
+    opcheck(BACKWARD, (backward[0], backward[1].detach(), *backward[2:]), traced=traced)
 
 
 @modes
@@ -226,7 +227,7 @@ def test_written_over_the_map_it_is_the_same(case: Case, dtype, with_shortcut: b
     of_norm_and_attention, (norm_eps, eps, _, *last) = rest[:10], rest[10:]
     expected, _, _ = FORWARD(u, shortcut, *of_norm_and_attention, norm_eps, eps, False, *last)
     inputs = (*of_norm_and_attention, norm_eps, eps, *last)
-    torch.library.opcheck(OVER, (u.clone(), shortcut, *inputs))
+    opcheck(OVER, (u.clone(), shortcut, *inputs), traced=dtype == torch.float32)
     for added in (shortcut, u):  # the map itself may be added
         if added is u:
             expected, _, _ = FORWARD(u, u, *of_norm_and_attention, norm_eps, eps, False, *last)
