@@ -1,6 +1,7 @@
 """A trained detector, from a recipe or a checkpoint, and drawings of its detections."""
 
 import colorsys
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from .recipe import DetectionRecipe
 from .samples import digits_coco
 
 logger = logging.getLogger(__name__)
+_drawn_digits = functools.cache(digits_coco)  # each run of a comparison opens them
 EXPORTED = ("min_size", "max_size", "precision", "channels_last")  # settings that are part of an exported file
 
 
@@ -87,7 +89,7 @@ def open_coco(
         undivided = _location(recipe, "train") or _location(recipe, None)
     opened: list[CocoData] = []
     if recipe.data == "digits" and recipe.train_annotations is None and recipe.val_annotations is None:
-        opened = [digits_coco(split) for split in splits]
+        opened = [_drawn_digits(split) for split in splits]
     elif undivided is not None:
         whole = read_data(undivided, categories=categories, **options)
         parts = whole.parted(recipe.val_fraction or 0, recipe.split_seed)
