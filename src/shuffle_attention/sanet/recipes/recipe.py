@@ -116,6 +116,9 @@ class RunRecipe(Settings):
     )
     eval_steps: int = option(0, "steps between evaluations, into curve.csv; 0 for none", "machine", minimum=0)
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine", minimum=0)
+    keep_epochs: int = option(
+        0, "last epochs whose weights are kept as epoch-N.pt, for sanet average; 0 for none", "machine", minimum=0
+    )
     tracker: list[str] = option(
         [], "record the run with mlflow, wandb or trackio, and not only with TensorBoard", "machine"
     )

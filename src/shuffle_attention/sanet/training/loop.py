@@ -261,6 +261,8 @@ def _finish_epoch(state: RunState, scores: dict[str, float], progress: Progress,
     improved = state.best is row
     if improved and process.rank == 0:
         write_checkpoint(state.weights(), files.best)
+    if state.recipe.keep_epochs and process.rank == 0:
+        files.keep_epoch(state.weights(), state.epoch, state.recipe.keep_epochs)
     state.save()
     if process.rank == 0:
         files.write_rows(state.history, state.gates)

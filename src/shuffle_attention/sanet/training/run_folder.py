@@ -4,12 +4,13 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints import read_checkpoint
+from ...checkpoints import read_checkpoint, write_checkpoint
 from ...errors import InputError
 from ...files import atomic_write, remove_left_over, write_csv, write_json, write_text
 from ..charts import new_figure, save
@@ -54,6 +55,18 @@ class RunFolder:
         content = read_checkpoint(self.last)
         return bool(content.get("epoch") or content.get("step"))
 
+    def kept_epochs(self) -> dict[int, Path]:
+        """Return the checkpoints of single epochs, by epoch, in their order."""
+        named = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in self.folder.glob("epoch-*.pt"))
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+    def keep_epoch(self, content: Mapping[str, Any], epoch: int, most: int) -> None:
+        """Write the weights of an epoch, and remove those of epochs that are not among the last ``most``."""
+        write_checkpoint(content, self.folder / f"epoch-{epoch}.pt")
+        for kept, path in self.kept_epochs().items():
+            if kept <= epoch - most:
+                path.unlink()
+
     def keep_good(self) -> None:
         """Keep the last checkpoint under another name."""
         try:
@@ -66,7 +79,8 @@ class RunFolder:
         """Create the folder, write the settings, and remove what is from after the point to continue from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(self.folder)
-        for path in (self.report, *(() if resumed else (self.last, self.good))):
+        undone = [path for epoch, path in self.kept_epochs().items() if epoch > len(history)]
+        for path in (self.report, *undone, *(() if resumed else (self.last, self.good))):
             path.unlink(missing_ok=True)
         write_text(self.config, recipe.to_yaml(f"# Settings of this run, for {recipe.command} --recipe"))
         self.write_rows(history, gates)
