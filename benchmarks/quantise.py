@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deploy import model as random_model
 from timing import Row, interleaved, options, ratio, write
 from torch import Tensor, nn
 
+from deploy import model as random_model
 from shuffle_attention import deploy
 from shuffle_attention.deploy.openvino import import_silently
 from shuffle_attention.deploy.quantise import gate_nodes, graph_of_onnx, quantise
@@ -43,7 +43,9 @@ def nncf_on_onnx(path: Path, images: Tensor, output: Path) -> None:
     data = nncf.Dataset([{graph.graph.input[0].name: image.numpy()} for image in images.split(1)])
     gates = nncf.IgnoredScope(names=sorted(gate_nodes(graph_of_onnx(graph))))
     nncf.set_log_level(logging.ERROR)
-    onnx.save(nncf.quantize(graph, data, subset_size=len(images), ignored_scope=gates), output)
+    onnx.save(
+        nncf.quantize(graph, data, subset_size=len(images), fast_bias_correction=False, ignored_scope=gates), output
+    )
 
 
 def onnx_runtime_for_openvino(path: Path, images: Tensor, output: Path) -> None:
@@ -96,8 +98,8 @@ def rows(
             }
             for quantiser in quantisers:
                 about: Row = {"model": name, "runtime": format_name, "quantiser": quantiser}
-                before, after = right["float"], right[quantiser]
-                if before is not None and after is not None:
+                if right:
+                    before, after = right["float"], right[quantiser]
                     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
                     about |= {
                         "images": len(before),

@@ -241,6 +241,25 @@ def deploy_files() -> str:
     return per_set("deploy", "format | model | size | difference | nodes | transpositions", lines_of, 2)
 
 
+def quantised() -> str:
+    def lines_of(rows: Rows) -> list[list[str]]:
+        lines = []
+        for row in rows("quantise"):
+            line = [RUNTIMES[row["runtime"]], row["quantiser"], f"`{row['model']}`"]
+            if "top1" in row:
+                line += [f"{row['top1'][name]:.2f} %" for name in ("float", "int8")]
+                line += [judged(row["loss"], row["targets"]["loss"]), f"{row['loss_at_most']:.2f}"]
+                line.append(f"{row['mcnemar_p']:.2g}")
+            else:
+                line += ["-"] * 5
+            line.append(judged(row["size"], row["targets"]["size"]))
+            lines.append([*line, *ratios(row, "batch 1", "batch 8")])
+        return lines
+
+    header = "runtime | quantiser | model | top-1, float | int8 | points lost | at most | p | size | batch 1 | batch 8"
+    return per_set("quantise", header, lines_of, 3)
+
+
 def costs() -> str:
     results = content("paper")
     published = {row["name"]: row["published"] for row in results["paper"]}
@@ -443,7 +462,7 @@ def explained(results: dict[str, Any]) -> str:
 PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [summary],
     "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
-    "docs/deploy.md": [deploy_times, deploy_files],
+    "docs/deploy.md": [quantised, deploy_times, deploy_files],
     "docs/results.md": [power, ten_seeds, costs, cifar10, finetune, imagenette, full],
     "docs/detection.md": [nuclei],
     "docs/explain.md": [twins, maps, gates],

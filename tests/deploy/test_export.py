@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import json
 import math
 import os
 import re
@@ -47,6 +48,7 @@ def small_model() -> nn.Module:
 
 def write_pickle(model: nn.Module, example: Tensor, path: Path, metadata: dict, dynamic_size: bool) -> None:
     torch.save(model, path)
+    path.with_suffix(".json").write_text(json.dumps(metadata))
 
 
 def load_pickle(path: Path) -> deploy.Artefact:
@@ -244,6 +246,9 @@ def test_the_command_writes_a_format_from_outside_the_package(run, toy, tmp_path
         r"On [0-9]+ images \(from .*\) its outputs differ from PyTorch's by at most .* and 0 answers changed", said
     )
     assert load_pickle(tmp_path / "digits.toy")(IMAGES).shape == (3, 4)
+    metadata = json.loads((tmp_path / "digits.json").read_text())
+    assert metadata["recipe"]["data"] == "data"
+    assert str(run.parents[1]) not in str(metadata)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from shuffle_attention.checkpoints import CheckpointError
 from shuffle_attention.errors import InputError, brief
 from shuffle_attention.sanet.network import recipe_of
 from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe, recipe_names
+from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
 
 
 def test_the_shipped_recipes_load():
@@ -174,3 +175,22 @@ def test_checkpoints_of_version_0_1_read_images_as_they_are_stored():
     assert not recipe_of({"recipe": fields, "num_classes": 2}, "new.pt")[0].as_stored
     del fields["as_stored"]
     assert recipe_of({"recipe": fields, "num_classes": 2}, "old.pt")[0].as_stored
+
+
+@pytest.mark.parametrize(
+    ("data", "shared", "found"),
+    [
+        ("digits", "digits", True),
+        ("hfds/owner/name", "hfds/owner/name", True),
+        ("/home/ann/photos/", "photos", False),
+        ("C:\\Users\\ann\\photos", "photos", False),
+        ("../labels.csv", "labels.csv", False),
+    ],
+)
+def test_a_recipe_for_other_machines_has_names_without_their_paths(data, shared, found):
+    recipe = Recipe(data=data, data_dir="/home/ann", initial="/home/ann/runs/best.pt").shared()
+    assert (recipe.data, recipe.has_data, recipe.data_dir, recipe.initial) == (shared, found, None, "best.pt")
+    paths = dict.fromkeys(("train_annotations", "train_images", "weights"), "/home/ann/x.json")
+    text = str(DetectionRecipe(data=data, **paths).shared().to_dict())
+    assert "ann/" not in text
+    assert "'weights': 'x.json'" in text

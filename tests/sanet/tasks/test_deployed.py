@@ -58,6 +58,17 @@ def test_eval_and_predict_give_what_they_give_for_the_checkpoint(run, deployed, 
     assert shares[0] == pytest.approx(shares[1], rel=1e-4)
 
 
+def test_data_that_a_file_only_names_have_to_be_given(deployed, shared_tree, capsys, monkeypatch):
+    metadata = json.loads(deployed.read_text())
+    metadata["recipe"]["data"] = "data"
+    deployed.write_text(json.dumps(metadata))
+    monkeypatch.chdir(shared_tree.parent)  # a folder of this name may hold other images
+    assert sanet_here("eval", deployed) == 2
+    assert "does not say where data is, which its model was trained on; name images by" in capsys.readouterr().err
+    assert open_networks([deployed], CPU)[0].examples() == []
+    assert sanet_here("eval", deployed, "--data", "data", "--workers", 0) == 0
+
+
 def test_options_that_do_not_apply_are_refused(deployed):
     cases = {
         "--ema": ({"ema": True}, "its weights were chosen"),

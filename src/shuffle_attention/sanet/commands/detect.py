@@ -162,7 +162,7 @@ class ExportDetector(Command):
         used = environment()
         metadata = {
             "kind": recipe.kind,
-            "recipe": recipe.to_dict(),
+            "recipe": recipe.shared().to_dict(),
             "num_classes": detector.num_classes,
             "classes": detector.classes,
             "categories": detector.categories,

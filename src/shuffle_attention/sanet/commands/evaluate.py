@@ -51,7 +51,10 @@ class Evaluate(Command):
         predictor = task.restore(self.checkpoint, ema=self.ema, settings=settings)
         recipe = predictor.recipe
         if not predictor.knows_data and "data" not in self.overrides:
-            raise InputError(f"{self.checkpoint} does not say what its model was trained on; name images by --data DIR")
+            what = "what" if recipe.has_data else f"where {recipe.data} is, which"
+            raise InputError(
+                f"{self.checkpoint} does not say {what} its model was trained on; name images by --data DIR"
+            )
         if self.rewrite:
             predictor.rewrite()
         with open_process(recipe.device) as process:

@@ -121,7 +121,7 @@ class Export(Command):
         recipe = classifier.recipe
         return {
             "kind": recipe.kind,
-            "recipe": recipe.to_dict(),
+            "recipe": recipe.shared().to_dict(),
             "num_classes": classifier.num_classes,
             "classes": classifier.classes,
             "input": [recipe.in_chans, *([None, None] if self.dynamic_size else [recipe.img_size] * 2)],

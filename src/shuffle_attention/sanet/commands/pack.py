@@ -183,11 +183,9 @@ def _write(predictor: Classifier, folder: Path) -> None:
         args["small_stem"] = True
     size = (recipe.in_chans, recipe.img_size, recipe.img_size)
     view = {name: getattr(recipe, name) for name in ("mean", "std", "crop_pct", "interpolation")}
-    # Paths of the machine that it was trained on are nobody's business.
-    public = recipe.replaced(data=Path(recipe.data).name, data_dir=None, initial=None)
     content = {
         "kind": recipe.kind,
-        "recipe": public.to_dict(),
+        "recipe": recipe.shared().to_dict(),
         "num_classes": predictor.num_classes,
         "classes": predictor.classes,
     }

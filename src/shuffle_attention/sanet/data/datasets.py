@@ -18,13 +18,12 @@ from torch.utils.data import Dataset
 from torchvision.datasets import DatasetFolder
 
 from ...errors import DataError, listed
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import NAMED, Recipe
 from .images import check_images, read_image, to_mode
 from .listing import Tree, scan_tree
 from .tables import read_table
 
 logger = logging.getLogger(__name__)
-NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
 class Samples(Dataset):

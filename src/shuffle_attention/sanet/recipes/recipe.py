@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import yaml
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 R = TypeVar("R", bound="RunRecipe")
+NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")  # beginnings of the names of timm's data sets
+_LOCATIONS = {"data_dir", "train_annotations", "train_images", "val_annotations", "val_images"}
 _LARGEST = 100_000  # bytes of a file; the shipped recipes have fewer than 2,000
 
 
@@ -144,6 +146,21 @@ class RunRecipe(Settings):
     def reading(self) -> dict[str, Any]:
         """How images are read: arguments of ``read_image``."""
         return {"mode": "RGB", "as_stored": self.as_stored, "bit_depth": self.bit_depth}
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the data can be found: embedded digits, a named data set, or a path with its folder."""
+        return self.data == "digits" or self.data.startswith(NAMED) or Path(self.data).parent != Path()
+
+    def shared(self: R) -> R:
+        """Return the recipe for a file that other machines read: names of data and weights, without their paths."""
+        values: dict[str, Any] = dict.fromkeys(_LOCATIONS & self.options().keys())
+        if not self.data.startswith(NAMED):
+            values["data"] = PureWindowsPath(self.data).name  # of paths with either slash
+        for name in {"initial", "weights"} & self.options().keys():
+            value = getattr(self, name)
+            values[name] = value and PureWindowsPath(value).name
+        return self.replaced(**values)
 
     @property
     def title(self) -> str:

@@ -50,7 +50,8 @@ class Predictor(ABC):
         weights: Entry of the checkpoint that the weights were loaded from.
         process: Device that :meth:`predict` computes on.
         rewritten: Report of :meth:`rewrite`; None if the model is as it was trained.
-        knows_data: Whether the file says what the model was trained on; otherwise the recipe has a default.
+        knows_data: Whether the file says where the data are that the model was trained on; otherwise the recipe has a
+            default, or only their name.
         classifies: Whether a prediction is the classes of the whole image; otherwise it is objects.
     """
 

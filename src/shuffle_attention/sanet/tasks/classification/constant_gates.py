@@ -56,7 +56,7 @@ def write_plain(
     recipe = plain_recipe(classifier.recipe)
     model = create_network(recipe, classifier.num_classes, restored=True)
     weights = classifier.model.state_dict()
-    content = {"kind": recipe.kind, "recipe": recipe.to_dict(), "num_classes": classifier.num_classes}
+    content = {"kind": recipe.kind, "recipe": recipe.shared().to_dict(), "num_classes": classifier.num_classes}
     write_checkpoint({**content, "classes": classifier.classes, "model": weights}, path)
     written = read_checkpoint(path)["model"]
     try:

@@ -173,7 +173,7 @@ def restore_network(
             source=str(path),
             label=f"{_label(recipe)} ({find_format(None, Path(path)).name})",
             weights=f"{find_format(None, Path(path)).name} file",
-            knows_data="recipe" in file.metadata,
+            knows_data="recipe" in file.metadata and recipe.has_data,
         )
     content = read_checkpoint(path)
     weights, name = find_state_dict(content, ema=ema, path=path)

@@ -210,6 +210,7 @@ def restore_detector(
         source=str(path),
         label=recipe.title,
         weights=entry,
+        knows_data=file is None or recipe.has_data,
         categories=categories,
     )
 
