@@ -60,6 +60,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
         )
+        refused = command.recipe_type.refused if command.recipe_type else {}
+        self.refused = {flag_of(name): reason for name, reason in refused.items()}
         self.groups: dict[str, Any] = {"options": self}
         for name, (option, hint) in command.options().items():
             self.add_option(name, option, hint, command)
@@ -112,6 +114,8 @@ class Parser(argparse.ArgumentParser):
         visible = {flag: text for flag, text in known.items() if text != argparse.SUPPRESS}
         for flag in (word.split("=")[0] for word in arguments[: [*arguments, "--"].index("--")]):
             if flag.startswith("--") and flag not in known:
+                if reason := self.refused.get(flag):
+                    self.error(f"{flag}: {reason}")
                 words = flag.strip("-").replace("-", " ")
                 by_help = [each for each in visible if " " in words and words in visible[each]]
                 close = (by_help or difflib.get_close_matches(flag, visible))[:3]

@@ -244,6 +244,17 @@ class Recipe(RunRecipe):
 
     loss: Literal["ce", "bce"] = option("ce", "softmax or binary cross-entropy", "optimisation")
     smoothing: float = option(0.0, "label smoothing", "optimisation", minimum=0, below=1)
+    teacher: str | None = option(
+        None,
+        "checkpoint of sanet train, or pretrained model of timm, to learn from as well as from the labels",
+        "optimisation",
+        metavar="FILE",
+    )
+    distill_alpha: float = option(
+        0.5, "weight of the teacher in the loss; that of the labels is 1 minus it", "optimisation", minimum=0, maximum=1
+    )
+    distill_temperature: float = option(4.0, "temperature of the softmax of teacher and model", "optimisation", above=0)
+    teacher_digest: str = ""  # of the teacher's weights, by which a run knows it again
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: each class counts alike in the loss ce, however many images it has", "optimisation"
     )
@@ -263,6 +274,9 @@ class Recipe(RunRecipe):
             ordered = len(low_high) == 2 and 0 < low_high[0] <= low_high[1]
             require(ordered, name, "two rising numbers above 0", low_high)
         require(self.class_weights == "none" or self.loss == "ce", "class_weights", "none with loss bce", "balanced")
+        for name in ("distill_alpha", "distill_temperature"):
+            unused = self.teacher is None and getattr(self, name) != type(self).options()[name][0].default
+            require(not unused, name, "given with a teacher", getattr(self, name))
         for name in ("mean", "std"):
             values = getattr(self, name)
             require(values is None or len(values) in (1, 3), name, "one number per channel, 3 or 1", values)
@@ -287,7 +301,8 @@ def load_recipe(name: str | os.PathLike, kind: type[R] = Recipe) -> R:
         InputError: If there is no such recipe, or one of its fields is unknown or invalid.
     """
     fields, source = recipe_fields(name, kind)
-    fields.pop("drawn", None)  # another run may divide other images
+    for name in ("drawn", "teacher_digest"):  # another run may divide other images, and have another teacher
+        fields.pop(name, None)
     try:
         return kind.of(fields)
     except InputError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -90,9 +90,14 @@ def option(default: Any, help: str, group: str = "options", **settings: Any) -> 
 class Settings:
     """Named values, each converted to the type that its field declares and held to its range.
 
+    Attributes:
+        refused: Reasons against fields that people may look for here.
+
     Raises:
         InputError: If a value has the wrong type or is out of range.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         for name, (option, hint) in self.options().items():
@@ -134,6 +139,8 @@ class Settings:
         """
         known = [each.name for each in dataclasses.fields(self)]
         for name in overrides:
+            if name in self.refused:
+                raise InputError(f"{self.label(name)}: {self.refused[name]}")
             if name not in known:
                 raise unknown("field", name, known)
         return dataclasses.replace(self, **overrides)

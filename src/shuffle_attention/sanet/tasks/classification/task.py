@@ -27,6 +27,7 @@ from ...recipes.recipe import Recipe
 from ..evaluation import Scores, run_model
 from ..predictor import readable
 from ..task import Metric, Section, Task
+from .distillation import distillation, open_teacher, require_teacher
 from .predictor import Classifier, restore_network
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Classification(Task[Recipe]):
     def check_recipe(cls, recipe: Recipe) -> None:
         super().check_recipe(recipe)
         require_model(recipe.model)
+        if recipe.teacher is not None:
+            require_teacher(recipe.teacher)
 
     @classmethod
     def open(cls, recipe: Recipe, *, check: bool) -> "Classification":
@@ -164,10 +167,16 @@ class Classification(Task[Recipe]):
                 model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
         options: dict[str, Any] = {"device": process.device, "verbose": False}
         if recipe.class_weights == "balanced":
-            criterion = nn.CrossEntropyLoss(self._class_weights().to(process.device), label_smoothing=recipe.smoothing)
-            return ClassificationTask(model, criterion, **options)
-        settings = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": self.mixing}
-        return ClassificationTask(model, criterion_kwargs=settings, **options)
+            weights = self._class_weights().to(process.device)
+            options["criterion"] = nn.CrossEntropyLoss(weights, label_smoothing=recipe.smoothing)
+        else:
+            settings = {"loss_type": recipe.loss, "smoothing": recipe.smoothing, "soft_targets": self.mixing}
+            options["criterion_kwargs"] = settings
+        if recipe.teacher is None:
+            return ClassificationTask(model, **options)
+        teacher = open_teacher(recipe, self.classes, self.num_classes)
+        self.recipe = recipe.replaced(teacher_digest=teacher.digest)
+        return distillation(model, teacher, self.recipe, process, **options)
 
     def _class_weights(self) -> Tensor:
         """Return a weight per class: the mean number of images of a class over the number of its images."""

@@ -8,6 +8,10 @@ from ...recipes.settings import option, require
 
 _OWN = {"arch", "backbone", "num_classes", "weights", "pretrained", "min_size", "max_size"}
 _OWN |= {"anchor_sizes", "pyramid_channels", "attention"}
+_NO_TEACHER = (
+    "a detector has no teacher, since distillation compares the logits of classifiers; train the backbone with "
+    "sanet train --teacher, and start from it with --weights"
+)
 
 
 @dataclass(kw_only=True)
@@ -22,6 +26,7 @@ class DetectionRecipe(RunRecipe):
     command = "sanet detect train"
     shipped = "tasks/detection/recipes"
     needs_data = True
+    refused = dict.fromkeys(("teacher", "distill_alpha", "distill_temperature"), _NO_TEACHER)
 
     data: str = option(
         "digits", "folder of COCO, YOLO (or its data.yaml) or Pascal VOC, or 'digits'", "data", first=True
