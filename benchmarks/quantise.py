@@ -92,9 +92,8 @@ def rows(
             }
             right = {
                 key: torch.cat([file(batch).argmax(1) == labels for batch, labels in validation])
-                if validation
-                else None
                 for key, file in files.items()
+                if validation
             }
             for quantiser in quantisers:
                 about: Row = {"model": name, "runtime": format_name, "quantiser": quantiser}
