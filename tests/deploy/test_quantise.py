@@ -100,7 +100,16 @@ def test_a_quantised_file_has_its_certificate_beside_it_and_gates_in_float(
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     path = tmp_path / f"digits[8]{suffix}"
-    options = "--int8", "--calibrate", shared_tree / "val/digit0", "--data", shared_tree, "--output", path
+    options = (
+        "--int8",
+        "--calibrate",
+        shared_tree / "val/digit0",
+        "--data",
+        shared_tree,
+        "--output",
+        path,
+        "--dynamic-size",
+    )
     assert sanet_here("export", checkpoint, *options, "--max-loss", 50) == 0
     assert "int8 beside float: size 0." in capfd.readouterr().out
     parts = [path.name, f"{path.name}.certificate.json", *(["digits[8].bin"] if suffix == ".xml" else [])]
@@ -111,6 +120,7 @@ def test_a_quantised_file_has_its_certificate_beside_it_and_gates_in_float(
     assert certificate["file"] == str(path)
     assert certificate["images"] == 32
     assert certificate["details"]["beside_float"]["size"] < 1  # few weights
+    assert deploy.load(path).shape == [None, 3, None, None]
     edges = EDGES[suffix](path)
     assert edges >= QUANTISED[suffix]
     assert not edges & IN_FLOAT[suffix]
@@ -149,6 +159,10 @@ def test_a_missing_quantiser_is_named_with_what_installs_it(run, tmp_path, monke
         (["--calibrate", "digits", "--output", "x.onnx"], "--int8 and --calibrate DIR"),
         (["--int8", "--calibrate", "digits", "--output", "x.pt2"], "files of the format torch cannot be quantised"),
         (["--int8", "--calibrate", "nowhere", "--output", "x.onnx"], "no file or folder nowhere"),
+        (
+            ["--drop-constant-gates", "1", "--tolerance", "1", "--output", "x.pth"],
+            "for exported files, not for a check",
+        ),
         (["--max-loss", "1", "--output", "x.onnx"], "give --int8 or --drop-constant-gates"),
     ],
 )
@@ -168,16 +182,20 @@ def test_a_file_that_loses_too_much_is_not_left_behind(run, shared_tree, tmp_pat
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.one_hot(x[:, 0, 0, 0].long() * 0, 4).float()
 
-    def write(model: object, path: Path, *, metadata: dict, **_: object) -> None:
+    def write(model: object, path: Path, *, metadata: dict, **options: object) -> None:
         path.write_text("float")
         written[str(path)] = metadata
+        given.append(options)
 
     written: dict[str, dict] = {}
+    given: list[dict] = []
     monkeypatch.setattr(deploy, "export", write)
     monkeypatch.setattr(deploy, "quantise", lambda _, images, path: write(None, path, metadata={"precision": "int8"}))
     monkeypatch.setattr(deploy, "load", lambda path: deploy.Artefact(path, Zero(), metadata=written[str(path)]))
-    options = "--int8", "--calibrate", shared_tree, "--data", shared_tree
+    options = "--int8", "--calibrate", shared_tree, "--data", shared_tree, "--images", 5, "--tolerance", 0.25
     assert sanet_here("export", run / "best.pt", *options, "--output", tmp_path / "zero.onnx") == 2
+    assert given[0]["tolerance"] == 0.25
+    assert len(given[0]["example"]) == 5
     error = capsys.readouterr().err
     assert "zero.onnx was not written: it loses" in error
     assert "points of accuracy, and 0.5 is allowed" in error

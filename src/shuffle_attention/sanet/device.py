@@ -1,6 +1,7 @@
 """Device, memory format, precision and distributed rank of this process."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ def open_process(device: str) -> Iterator[Process]:
     finally:
         if process.world_size > 1:
             distributed.destroy_process_group()
+
+
+def require_one_process(command: str) -> None:
+    """Raise InputError if torchrun started several processes for a command that does not divide its work."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise InputError(f"{command} runs in one process, and torchrun started {count}: start it without torchrun")
 
 
 def autocast(process: Process, precision: str) -> AbstractContextManager:

@@ -79,7 +79,9 @@ def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> 
         raise CheckpointError(f"{path} holds weights, not a run of {kind.command}; start from it with --initial")
     actual = content.get("kind", Recipe.kind)  # absent from checkpoints written before detectors existed
     if actual != kind.kind:
-        raise CheckpointError(f"{path} holds a {actual}, not a {kind.kind} of {kind.command}")
+        commands = {"classifier": "sanet", "detector": "sanet detect"}.get(actual)
+        hint = f"; {commands} eval, {commands} predict and {commands} export take it" if commands else ""
+        raise CheckpointError(f"{path} holds a {actual}, not a {kind.kind} of {kind.command}{hint}")
     # Runs from before there was this field read images as they are stored.
     recipe = {"as_stored": True, **recipe}
     try:

@@ -96,7 +96,7 @@ def test_files_with_wrong_metadata_are_refused(deployed):
     for change, message in (
         ({"num_classes": 5}, "says that it has 5 classes, and returns 4 logits"),
         ({"classes": ["a"] * 9}, "has 4 classes and names them"),
-        ({"kind": "detector"}, "holds a detector"),
+        ({"kind": "detector"}, "holds a detector, not .*; sanet detect eval, .* and sanet detect export take it"),
         ({"recipe": {"lr": "high"}}, "holds a recipe that cannot be used"),
         ({"recipe": {"mean": None}}, "does not say how images are prepared for it; give --mean and --std"),
     ):
@@ -236,3 +236,12 @@ def test_a_file_of_another_program_needs_data(shared_tree, tmp_path, capsys):
     assert sanet_here("eval", path, *options, "--data", shared_tree) == 0
     assert sanet_here("inspect", path) == 0
     assert "of another program" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", ["export x --output y.onnx", "verify x y", "predict x z", "detect predict x z --output y"]
+)
+def test_several_processes_of_torchrun_are_refused(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sanet_here(*command.split()) == 2
+    assert "runs in one process, and torchrun started 2" in capsys.readouterr().err

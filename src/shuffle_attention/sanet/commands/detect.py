@@ -64,9 +64,10 @@ class PredictObjects(Command):
 
         from ..console import console
         from ..data.image_files import find_images, require_apart
-        from ..device import open_process
+        from ..device import open_process, require_one_process
         from ..tasks.detection.predictor import restore_detector
 
+        require_one_process("sanet detect predict")
         overrides = {**self.overrides}
         checkpoint, *sources = self.images if self.checkpoint is None else [self.checkpoint, *self.images]
         if not sources:
@@ -150,9 +151,11 @@ class ExportDetector(Command):
         from ...deploy.detectors import export_detector
         from ...files import sha256
         from ..console import console
+        from ..device import require_one_process
         from ..environment import environment
         from ..tasks.detection.predictor import restore_detector
 
+        require_one_process("sanet detect export")
         detector = restore_detector(self.checkpoint, ema=self.ema, settings=self.overrides)
         if isinstance(detector.model, Artefact):
             raise InputError(f"{self.checkpoint} is exported already; name the checkpoint that it was written from")

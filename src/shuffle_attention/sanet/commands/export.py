@@ -48,9 +48,13 @@ class Export(Command):
         "onnx, openvino, torch, torchscript, executorch or coreml; by default by the ending of FILE: .onnx, .xml, "
         ".pt2, .torchscript, .pte or .mlpackage",
     )
-    dynamic_size: bool = option(False, "accept images of any height and width; the number of images is always free")
-    images: int = option(64, "number of images to compare on", minimum=1)
-    tolerance: float = option(1e-5, "largest difference of outputs, relative to the largest", minimum=0)
+    dynamic_size: bool = option(
+        False, "accept images of any height and width, which ExecuTorch cannot; their number is always free"
+    )
+    images: int | None = option(None, "number of images to compare on; 64", minimum=1)
+    tolerance: float | None = option(
+        None, "largest difference of outputs before --int8, relative to the largest; 1e-5", minimum=0
+    )
     ema: bool | None = option(None, "averaged weights; used by default if there are any")
     drop_constant_gates: float | None = option(
         None,
@@ -73,8 +77,10 @@ class Export(Command):
         """Export the model, and print how its outputs differ from PyTorch's."""
         from ...deploy import export, find_format
         from ..console import console
+        from ..device import require_one_process
         from ..tasks.classification.predictor import restore_network
 
+        require_one_process("sanet export")
         if self.int8 != (self.calibrate is not None):
             raise InputError("--int8 and --calibrate DIR, whose images it measures ranges on, belong together")
         if self.int8 or self.drop_constant_gates is not None:
@@ -93,10 +99,8 @@ class Export(Command):
             classifier.model,
             output,
             example=images,
-            format=chosen.name,
             metadata=metadata,
-            dynamic_size=self.dynamic_size,
-            tolerance=self.tolerance,
+            **self.export_options,
         )
         parts = output.rglob("*") if output.is_dir() else output.parent.glob(f"{output.stem}.*")
         own = [part for part in parts if part.is_file() and (output.is_dir() or part.suffix in (output.suffix, ".bin"))]
@@ -111,6 +115,12 @@ class Export(Command):
                 f"{comparison.difference:.1e} of the largest, and {counted(comparison.changed, 'answer')} changed."
             )
         return 0
+
+    @property
+    def export_options(self) -> dict[str, Any]:
+        """Arguments of ``deploy.export`` that options choose."""
+        tolerance = 1e-5 if self.tolerance is None else self.tolerance
+        return {"format": self.format, "dynamic_size": self.dynamic_size, "tolerance": tolerance}
 
     def metadata(self, classifier: Classifier) -> dict[str, Any]:
         """Return the description of the model that is written into the file."""
@@ -134,20 +144,18 @@ class Export(Command):
 
     def images_to_compare(self, classifier: Classifier) -> tuple[Tensor, str]:
         """Return images as the model sees them, (B, C, H, W), and where they are from."""
-        source = classifier.recipe.data
+        source, most = classifier.recipe.data, self.images or 64
         if source == "digits":
-            return images_of(classifier, source, "val", self.images), "scikit-learn's digits"
+            return images_of(classifier, source, "val", most), "scikit-learn's digits"
         if "data" in self.overrides or Path(source).expanduser().is_dir():
-            return images_of(classifier, source, "val", self.images), f"from {source}"
-        return photograph_parts(classifier, self.images), "parts of two photographs of scikit-learn"
+            return images_of(classifier, source, "val", most), f"from {source}"
+        return photograph_parts(classifier, most), "parts of two photographs of scikit-learn"
 
     def approximated(self) -> int:
         """Fold constant gates, quantise, or both, and write the model with a certificate unless it loses too much."""
         import copy
         import os
         import tempfile
-
-        import torch
 
         from ...deploy import export, find_format, load, quantise
         from ...deploy.quantise import require_quantiser
@@ -159,12 +167,14 @@ class Export(Command):
         require_folder_of("--json", self.json)
         output, is_plain = Path(self.output), self.output.endswith(".pth") and not self.format and not self.int8
         chosen = None if is_plain else find_format(self.format, output)
+        if chosen is None and (self.images, self.tolerance, self.dynamic_size) != (None, None, False):
+            raise InputError("--images, --tolerance and --dynamic-size are for exported files, not for a checkpoint")
         if self.int8 and chosen is not None:
             require_quantiser(chosen)
         original = restore_network(self.checkpoint, ema=self.ema)
         original.recipe = original.recipe.replaced(**{"workers": 2, **self.overrides})
         images = images_of(original, self.calibrate, "train", 300) if self.calibrate else None
-        changed, recipe, facts = copy.copy(original), original.recipe, {}
+        changed, facts = copy.copy(original), {}
         metadata = self.metadata(original)
         report = None
         if self.drop_constant_gates is not None:
@@ -177,10 +187,8 @@ class Export(Command):
             if chosen is None and report is not None:
                 artefact = write_plain(changed, report, path, metadata)
             else:
-                size = recipe.in_chans, recipe.img_size, recipe.img_size
-                example = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
-                example = example if images is None else images[:4]
-                export(changed.model, path, example=example, format=self.format, metadata=metadata)
+                example, _ = self.images_to_compare(original)
+                export(changed.model, path, example=example, metadata=metadata, **self.export_options)
                 artefact = load(path)
             if images is not None:
                 path = Path(folder) / "int8" / output.name

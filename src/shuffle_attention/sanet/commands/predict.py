@@ -79,10 +79,11 @@ class Predict(Command):
         from ..data.image_files import expand_sources
         from ..data.images import check_images, inspect_image
         from ..data.loading import evaluation_batches
-        from ..device import open_process
+        from ..device import open_process, require_one_process
         from ..tasks.classification.predictor import restore_network
         from ..tasks.evaluation import run_model
 
+        require_one_process("sanet predict")
         terminal = self.output is None and sys.stdout.isatty()
         rows = self._rows(terminal)
         files = [str(path) for path, _ in expand_sources(self.images)]

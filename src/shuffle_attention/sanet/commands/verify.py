@@ -45,9 +45,11 @@ class Verify(Command):
         """Compare the file with the checkpoint, print the result, and write the certificate."""
         from ...deploy import load
         from ..console import console
+        from ..device import require_one_process
         from ..report.certificate import certify
         from ..tasks import restore
 
+        require_one_process("sanet verify")
         require_folder_of("--json", self.json)
         require_folder_of("--output", self.output)
         artefact, predictor = load(self.file), restore(self.checkpoint, ema=self.ema)
