@@ -22,7 +22,7 @@ from shuffle_attention.explain.maps import METHODS
 from shuffle_attention.sanet import cli, parser
 from shuffle_attention.sanet.commands import Command, flag_of
 from shuffle_attention.sanet.recipes.recipe import Recipe, load_recipe, recipe_about, recipe_fields, recipe_names
-from shuffle_attention.sanet.recipes.settings import option
+from shuffle_attention.sanet.recipes.settings import GROUPS, option
 from shuffle_attention.sanet.tasks.detection.recipe import DetectionRecipe
 
 
@@ -64,7 +64,7 @@ def test_help_has_groups_choices_and_defaults(capsys, name):
 
 def test_help_of_train_starts_each_group_with_the_common_options(capsys):
     with pytest.raises(SystemExit):
-        sanet_here("train", "--help")
+        sanet_here("train", "--help", "all")
     flags = re.findall(r"^(?:  (--[a-z-]+)|(\w+):$)", capsys.readouterr().out, re.MULTILINE)
     names = [flag or group for flag, group in flags]
     for group, first in (("data", "--data"), ("model", "--model"), ("optimisation", "--epochs")):
@@ -74,7 +74,7 @@ def test_help_of_train_starts_each_group_with_the_common_options(capsys):
 
 def test_help_has_the_choices_and_defaults_of_the_recipe(capsys):
     with pytest.raises(SystemExit):
-        sanet_here("train", "--help")
+        sanet_here("train", "--help", "all")
     printed = " ".join(capsys.readouterr().out.split())
     assert "--weight-decay X weight decay (0.0001)" in printed
     assert "--precision {fp32,bf16,fp16} mixed precision, with loss scaling for fp16 (fp32)" in printed
@@ -84,6 +84,30 @@ def test_help_has_the_choices_and_defaults_of_the_recipe(capsys):
     assert "--data DIR folder" in printed
     assert "examples: sanet train --data photos --output runs/photos" in printed
     assert "--report, --no-report" in printed
+
+
+@pytest.mark.parametrize("name", ["train", "detect train", "compare"])
+def test_help_fits_on_a_screen_and_names_the_groups_that_have_the_rest(capsys, name):
+    printed = {}
+    for group in ("", *GROUPS, "all"):
+        with pytest.raises(SystemExit) as ended:
+            sanet_here(*name.split(), "--help", *group.split())
+        assert ended.value.code == 0
+        printed[group] = capsys.readouterr().out
+    assert printed[""].count("\n") <= 66
+    assert f"more options: --help {' | '.join(GROUPS)} | all" in printed[""]
+    for flag, group in (("--data", "data"), ("--epochs", "optimisation"), ("--output", "")):
+        assert [shown for shown, text in printed.items() if f"\n  {flag} " in text] == [
+            *dict.fromkeys(["", group]),
+            "all",
+        ]
+    command = cli.collect()[name]
+    for field, (declared, _) in command.recipe_type.options().items():
+        assert re.search(rf"^  {flag_of(field)}\b", printed["all"], re.MULTILINE)
+        assert re.search(rf"^  {flag_of(field)}\b", printed[declared.group], re.MULTILINE)
+    with pytest.raises(SystemExit):
+        sanet_here(*name.split(), "--help", "speed")
+    assert "invalid choice: 'speed'" in capsys.readouterr().err
 
 
 HELP = """
@@ -133,7 +157,7 @@ def test_without_the_extra_help_comes_and_train_names_the_extra(tmp_path):
     [
         ("trian", "no command 'trian'; did you mean train?"),
         ("detect evl", "no command 'detect evl'; did you mean detect eval"),
-        ("abacus", "no command 'abacus'; there are compare, completion, demo"),
+        ("abacus", "no command 'abacus'; there are average, compare, completion"),
     ],
 )
 def test_an_unknown_command_gets_the_closest(capsys, command, message):

@@ -39,10 +39,26 @@ def parse(command: type[Command], arguments: list[str]) -> Command:
     return command(**given, overrides=overrides)
 
 
-class Parser(argparse.ArgumentParser):
-    """Parses the options of a command: its fields, and those of its recipe that it takes."""
+class _Help(argparse.Action):
+    """Prints the common options of a command that takes all fields of a recipe, or those of a group, or all."""
 
-    def __init__(self, command: type[Command]) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        Parser(parser.command, shown=values or "common").print_help()
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses the options of a command: its fields, and those of its recipe that it takes.
+
+    Args:
+        command: The command.
+        shown: Options that the help shows: ``all``, a group, or ``common`` for those of the command and the fields of
+            its recipe that come first.
+    """
+
+    def __init__(self, command: type[Command], shown: str = "all") -> None:
+        self.command, self.shown = command, shown
+        self.has_groups = command.recipe_type is not None and command.recipe_fields is None
         usage = ["sanet", command.name]
         for name, (option, hint) in sorted(command.options().items(), key=lambda each: not each[1][0].positional):
             if option.default is ...:
@@ -51,18 +67,30 @@ class Parser(argparse.ArgumentParser):
                     if option.positional
                     else [flag_of(name), metavar_of(name, option, hint)]
                 )
+        everything = f"all options: sanet {command.name} --help all"
+        more = f"more options: --help {' | '.join(GROUPS)} | all"
+        examples = command.examples and f"examples:\n{textwrap.indent(command.examples, '  ')}"
+        epilog = {"all": examples, "common": f"{examples}\n\n{more}"}.get(shown, everything)
         paragraphs = [textwrap.fill(part, _WIDTH) for part in (inspect.getdoc(command) or "").split("\n\n")]
         super().__init__(
             prog=f"sanet {command.name}",
             usage=f"{' '.join(usage)} [OPTIONS]",
             description="\n\n".join(paragraphs),
-            epilog=command.examples and f"examples:\n{textwrap.indent(command.examples, '  ')}",
+            epilog=epilog,
             allow_abbrev=False,
+            add_help=not self.has_groups,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30),
         )
         refused = command.recipe_type.refused if command.recipe_type else {}
         self.refused = {flag_of(name): reason for name, reason in refused.items()}
         self.groups: dict[str, Any] = {"options": self}
+        if self.has_groups:
+            text = "list common options, those of a group, or all"
+            about: dict[str, Any] = {"default": argparse.SUPPRESS}
+            about["help"] = text if shown in ("all", "common") else argparse.SUPPRESS
+            self.add_argument(
+                "-h", "--help", nargs="?", choices=(*GROUPS, "all"), metavar="GROUP", action=_Help, **about
+            )
         for name, (option, hint) in command.options().items():
             self.add_option(name, option, hint, command)
         fields = [*command.recipe_type.options().items()] if command.recipe_type else []
@@ -84,6 +112,9 @@ class Parser(argparse.ArgumentParser):
         if not named and (not of_recipe or command.recipe_fields is None):
             text += _default(option.default)
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        common = not of_recipe or option.first
+        if not (self.shown in ("all", option.group) or (self.shown == "common" and common)):
+            settings["help"] = argparse.SUPPRESS
         kind = without_none(hint)
         if kind is bool:
             switched = of_recipe or option.default is not False
@@ -120,7 +151,7 @@ class Parser(argparse.ArgumentParser):
                 by_help = [each for each in visible if " " in words and words in visible[each]]
                 close = (by_help or difflib.get_close_matches(flag, visible))[:3]
                 hint = f"did you mean {' or '.join(close)}? " if close else ""
-                self.error(f"no option {flag}; {hint}{self.prog} --help lists all")
+                self.error(f"no option {flag}; {hint}{self.prog} --help{' all' * self.has_groups} lists all")
 
     def error(self, message: str) -> NoReturn:
         """Exit with the usage of the command and one line, as for other invalid input."""

@@ -105,7 +105,7 @@ To see a run without images of your own, take the recipe digits:
 
   {command} --recipe digits --output runs/digits
 
-{command} --help lists all options."""
+{command} --help all lists all options."""
 
     @property
     def _folder(self) -> str | None:

@@ -71,9 +71,11 @@ class RunRecipe(Settings):
     )
     sync_bn: bool = option(False, "BatchNorm statistics over all processes", "model")
 
-    epochs: int = option(100, "passes over the training data", "optimisation", minimum=1)
-    batch_size: int = option(256, "images per optimiser step, over all processes", "optimisation", minimum=1)
-    lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", minimum=0)
+    epochs: int = option(100, "passes over the training data", "optimisation", first=True, minimum=1)
+    batch_size: int = option(
+        256, "images per optimiser step, over all processes", "optimisation", first=True, minimum=1
+    )
+    lr: float = option(0.1, "learning rate, at lr_base_size if that is given", "optimisation", first=True, minimum=0)
     attention_lr: float = option(
         1.0, "factor of the learning rate for the attention's parameters", "optimisation", above=0
     )
@@ -104,11 +106,11 @@ class RunRecipe(Settings):
         None, "decay of averaged weights, which are evaluated", "optimisation", above=0, below=1
     )
 
-    device: str = option("auto", "cpu, cuda, mps, ...; auto takes a GPU if there is one", "machine")
+    device: str = option("auto", "cpu, cuda, mps, ...; auto takes a GPU if there is one", "machine", first=True)
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "mixed precision, with loss scaling for fp16", "machine"
     )
-    seed: int = option(0, "seed of all random numbers", "machine", minimum=0, below=2**32)
+    seed: int = option(0, "seed of all random numbers", "machine", first=True, minimum=0, below=2**32)
     init_seed: int | None = option(
         None, "seed of the initial weights (that of the run)", "machine", minimum=0, below=2**32
     )

@@ -37,7 +37,9 @@ class DetectionRecipe(RunRecipe):
     val_images: str | None = option(None, "their images", "data")
     empty_images: bool = option(True, "train on images without objects too", "data")
 
-    min_size: list[int] = option([800], "shorter side of the input, pixels; of several one at random", "images")
+    min_size: list[int] = option(
+        [800], "shorter side of the input, pixels; of several one at random", "images", first=True
+    )
     max_size: int = option(1333, "limit of the longer side of the input, pixels", "images")
     vflip: float = option(0.0, "probability of a vertical flip, for images without an up", "images")
 
@@ -48,8 +50,12 @@ class DetectionRecipe(RunRecipe):
         [], "range of large-scale jitter, such as 0.1 2: resize, then crop or pad to a square of min_size", "images"
     )
 
-    arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option("faster_rcnn", "detector", "model")
-    backbone: str = option("sa_resnet50", "any model of timm with feature maps, or of docs/networks.md", "model")
+    arch: Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"] = option(
+        "faster_rcnn", "detector", "model", first=True
+    )
+    backbone: str = option(
+        "sa_resnet50", "any model of timm with feature maps, or of docs/networks.md", "model", first=True
+    )
     backbone_args: dict[str, Any] = option({}, "further arguments of timm.create_model, as YAML", "model")
     weights: str | None = option(
         None, "checkpoint of the backbone or of a detector; plain for torchvision's", "model", metavar="FILE"
