@@ -163,7 +163,7 @@ def test_exported_with_any_batch_and_size():
 def test_traces_and_exported_programs_run_without_this_package():
     layer, x = random_layer(16, 2, torch.float32), random_map((2, 16, 5, 6), torch.float32)
     assert "shuffle_attention" not in str(torch.export.export(layer, (x,)).graph)
-    with pytest.warns(FutureWarning, match="jit.trace"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="jit.trace"):
         traced = torch.jit.trace(layer, x)
     assert "shuffle_attention::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), layer(x))

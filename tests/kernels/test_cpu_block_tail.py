@@ -245,7 +245,7 @@ def test_refuses_to_write_where_something_else_is_read_or_recorded():
     memory = torch.randn(3, 8, 5, 3)
     with pytest.raises(RuntimeError, match="share memory"):
         OVER(memory[:2], memory[1:], *inputs)
-    with pytest.raises(RuntimeError, match="single memory location"):
+    with pytest.raises(RuntimeError, match="single memory location|aten::copy_"):
         OVER(u[:, :1].expand_as(u), None, *inputs)
     with pytest.raises(RuntimeError, match="records no gradient"):
         OVER(u.requires_grad_(), None, *inputs)

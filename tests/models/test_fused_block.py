@@ -236,7 +236,7 @@ def test_traced_and_exported_graphs_show_the_modules(network, fused):
     program = torch.export.export(network, (x,))
     assert "block_tail" not in str(program.graph)
     torch.testing.assert_close(program.module()(x), expected)
-    with pytest.warns(FutureWarning, match="jit.trace"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="jit.trace"):
         scripted = torch.jit.trace(network, x, check_trace=False)  # the check runs the blocks untraced as well
     assert "block_tail" not in str(scripted.inlined_graph)
     torch.testing.assert_close(scripted(x), expected)

@@ -2,10 +2,12 @@
 
 import io
 import json
+import operator
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ from .format import METADATA, Artefact, Format, described, free_sizes
 def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], dynamic_size: bool) -> None:
     """Write an exported program with a free batch size."""
     free = (dict.fromkeys(free_sizes(dynamic_size), torch.export.Dim.DYNAMIC),)
-    program = torch.export.export(model, (example,), dynamic_shapes=free)
+    # Without this, PyTorch 2.11 exports max pooling for odd or for even sizes only; later releases divide like this.
+    with mock.patch("torch._meta_registrations.div_rtn", operator.floordiv):
+        program = torch.export.export(model, (example,), dynamic_shapes=free)
     torch.export.save(program, path, extra_files=described(metadata, _content(program)))
 
 

@@ -1,6 +1,7 @@
 """Figures of maps, against what they are by hand for networks whose answer is known."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from shuffle_attention.sanet.explain.pointing_game import boxes_of, hits
 from shuffle_attention.sanet.explain.scoring import Scored, score
 from shuffle_attention.sanet.recipes.recipe import Recipe
 from shuffle_attention.sanet.tasks.classification.predictor import Classifier, View
+
+torchcam = pytest.mark.skipif(find_spec("torchcam") is None, reason="torchcam, which needs Python 3.11")
 
 
 class Corner(nn.Module):
@@ -37,6 +40,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + np.exp(-x))
 
 
+@torchcam
 def test_deletion_and_insertion_are_the_areas_by_hand():
     """A map that is right takes all evidence away with its first quarter; one that is wrong with its last."""
     model = Corner(4)
@@ -55,6 +59,7 @@ def test_deletion_and_insertion_are_the_areas_by_hand():
     assert wrong.drop == pytest.approx(100 * (sigmoid(4) - 0.5) / sigmoid(4), abs=1e-3)
 
 
+@torchcam
 def test_insertion_starts_blurred_and_ends_with_the_image():
     model = Corner(8)
     image = torch.zeros(1, 1, 8, 8)
@@ -68,6 +73,7 @@ def test_insertion_starts_blurred_and_ends_with_the_image():
     assert found.deletion == pytest.approx((0.5 + sigmoid(4)) / 2, abs=1e-5)
 
 
+@torchcam
 def test_an_increase_is_counted_where_the_map_leaves_out_what_speaks_against_the_class():
     model = Corner(4)
     image = -torch.ones(1, 1, 4, 4)
@@ -76,6 +82,7 @@ def test_an_increase_is_counted_where_the_map_leaves_out_what_speaks_against_the
     assert (found.drop, found.increase) == (0, 100)
 
 
+@torchcam
 def test_several_images_are_what_each_is_alone_and_the_network_is_left_as_it_was():
     torch.manual_seed(0)
     model = Corner(6).train()
@@ -88,6 +95,7 @@ def test_several_images_are_what_each_is_alone_and_the_network_is_left_as_it_was
     assert model.training
 
 
+@torchcam
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(InputError, match="maps must be"):
         faithfulness(Corner(4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2), torch.tensor([0]))
@@ -153,8 +161,8 @@ def subject() -> Classifier:
     )
 
 
+@torchcam
 def test_a_network_is_scored_over_a_folder(subject, tmp_path):
-    pytest.importorskip("torchcam", reason="torchcam, which needs Python 3.11")
     pictures, annotations = folder_with_boxes(tmp_path)
     coco = read_coco(annotations, tmp_path)
     assert [(b.image.name, b.target, b.boxes) for b in boxes_of(coco, pictures, subject.classes, 2)] == [

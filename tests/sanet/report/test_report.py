@@ -131,9 +131,9 @@ def test_the_report_of_a_run(reported):
     assert [image.width > 700 for image in charts] == [True, True]
     wrong = 32 - int(counts.diagonal().sum())
     assert wrong > 0
-    assert len(seen) == min(12, wrong) * (2 if "Grad-CAM map" in page.text else 1)
+    assert len(seen) == min(12, wrong) * (2 if "the Grad-CAM map" in page.text else 1)
     assert {image.size for image in seen} == {(32, 32)}
-    if "Grad-CAM" in page.text:  # where its maps have places, which that of the last stage has not
+    if "the Grad-CAM map" in page.text:  # where its maps have places, which that of the last stage has not
         assert "the Grad-CAM map of the predicted class at layer2" in page.text
 
 

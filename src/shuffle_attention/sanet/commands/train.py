@@ -92,6 +92,9 @@ class Train(Command):
                 raise InputError(f"{_reason(error)}. {_way_on(RunFolder(Path(folder)), recipe)}") from error
             if process.rank == 0:
                 _print_outcome(state)
+            # Its DistributedDataParallel has to end before the process group: the other way round, it waits for a
+            # thread of the group that waits for Python's lock.
+            del state
         return 0
 
     def _explanation(self) -> str:
