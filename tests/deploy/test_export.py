@@ -9,12 +9,14 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import shuffle_attention.models  # noqa: F401 - registers the models
@@ -117,9 +119,57 @@ def test_in_inference_mode_the_model_is_rewritten_all_the_same(tmp_path, caplog)
     model = small_model()
     with torch.inference_mode():
         deploy.export(model, tmp_path / "model.onnx", example=torch.randn(2, 3, 32, 32))
-    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
-    assert not operators & {"Transpose", "BatchNormalization"}
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert not {*operators} & {"Transpose", "BatchNormalization"}
+    assert len(operators) == len(operators_of(model))  # each becomes a node
     assert not [record for record in caplog.records if record.name.startswith("shuffle_attention")]
+
+
+def operators_of(model: nn.Module) -> list[str]:
+    """Return the operators of a rewritten model that are left when constants are folded, as exporters do."""
+    images = torch.randn(2, 3, 32, 32)
+    rewritten, report = deploy.rewrite(model.eval(), example=images)
+    assert not report.kept
+    with use_reference(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its deprecation
+        traced = torch.jit.trace(nn.Sequential(rewritten).eval(), (images,), check_trace=False)
+        names = [node.kind() for node in torch.jit.freeze(traced, optimize_numerics=False).graph.nodes()]
+    # Conversions to the type that the map already has become nothing.
+    return [name.removeprefix("aten::") for name in names if name.startswith("aten::") and name != "aten::to"]
+
+
+def attached() -> nn.Module:
+    """Return torchvision's ResNet of four blocks with attention."""
+    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
+    attach(model, where="residual")
+    return model
+
+
+def sibling(attention: str, depth: int = 18) -> nn.Module:
+    """Return a narrow ResNet with an attention."""
+    width = 16 if depth == 18 else 32
+    channels = [width, width, 2 * width, 2 * width]
+    return timm.create_model(f"attention_resnet{depth}", attention=attention, num_classes=5, channels=channels)
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [
+        (lambda: sibling("shuffle"), 98),
+        (lambda: sibling("shuffle", 101), 439),
+        (attached, 57),
+        (lambda: sibling("se"), 98),
+        (lambda: sibling("cbam"), 186),
+        (lambda: sibling("eca"), 114),  # its convolution over channels takes two views
+    ],
+    ids=["resnet18", "resnet101", "torchvision", "se", "cbam", "eca"],
+)
+def test_few_operators_are_left_of_a_model_and_none_that_moves_a_map(build, count):
+    """The bound for SA-ResNet-50, 250 nodes, follows from 98 of 8 blocks and 439 of 33."""
+    operators = operators_of(build())
+    assert len(operators) <= count
+    moving = {"permute", "transpose", "reshape", "view", "unflatten", "chunk", "stack"}
+    assert {*operators} & moving == ({"view"} if count == 114 else set())
 
 
 def test_a_model_that_is_not_rewritten_is_named(tmp_path, caplog, monkeypatch):
