@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import logging
 import os
 import pkgutil
@@ -86,7 +87,9 @@ def load(path: str | os.PathLike) -> Artefact:
             warnings.simplefilter("ignore")  # runtimes warn of their own deprecated and experimental parts
             return chosen.load(path)
     except Exception as error:  # runtimes raise errors of many types
-        raise InputError(f"{path} cannot be read as a file of the format {chosen.name}: {str(error)[:300]}") from error
+        damaged = isinstance(error, json.JSONDecodeError | RecursionError)
+        reason = "its metadata are damaged" if damaged else " ".join(str(error).split())[:300]
+        raise InputError(f"{path} cannot be read as a file of the format {chosen.name}: {reason}") from error
 
 
 def export(

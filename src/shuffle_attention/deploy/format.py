@@ -38,6 +38,8 @@ class Artefact(nn.Module):
         content: Callable[[], Iterable[bytes | Tensor]] | None = None,
     ):
         super().__init__()
+        if not isinstance(metadata, Mapping | None):
+            raise InputError("its metadata are damaged")
         self.path, self.run, self.shape, self.metadata = path, run, shape, dict(metadata or {})
         self.content = content
 

@@ -75,6 +75,8 @@ def recipe_of(content: dict[str, Any], path: object, kind: type[R] = Recipe) -> 
         CheckpointError: If it holds no usable recipe, or one of another task.
     """
     recipe, num_classes = content.get("recipe"), content.get("num_classes")
+    if "recipe" in content and not (isinstance(recipe, dict) and isinstance(num_classes, int)):
+        raise CheckpointError(f"{path} has a damaged recipe or number of classes; copy or write it again")
     if not isinstance(recipe, dict) or not isinstance(num_classes, int):
         raise CheckpointError(f"{path} holds weights, not a run of {kind.command}; start from it with --initial")
     actual = content.get("kind", Recipe.kind)  # absent from checkpoints written before detectors existed

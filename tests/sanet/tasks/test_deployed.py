@@ -93,10 +93,16 @@ def test_options_that_do_not_apply_are_refused(deployed):
 
 def test_files_with_wrong_metadata_are_refused(deployed):
     metadata = json.loads(deployed.read_text())
+    for text in ("nothing", "[1]", "[" * 100_000):
+        deployed.write_text(text)
+        with pytest.raises(InputError, match=r"model\.toy cannot be read .*: its metadata are damaged"):
+            restore_network(deployed)
     for change, message in (
         ({"num_classes": 5}, "says that it has 5 classes, and returns 4 logits"),
         ({"classes": ["a"] * 9}, "has 4 classes and names them"),
         ({"kind": "detector"}, "holds a detector, not .*; sanet detect eval, .* and sanet detect export take it"),
+        ({"recipe": None}, "has a damaged recipe or number of classes"),
+        ({"num_classes": "4"}, "has a damaged recipe or number of classes"),
         ({"recipe": {"lr": "high"}}, "holds a recipe that cannot be used"),
         ({"recipe": {"mean": None}}, "does not say how images are prepared for it; give --mean and --std"),
     ):
