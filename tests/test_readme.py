@@ -35,7 +35,7 @@ TABLES = (
     "explain",
     "networks",
 )  # pages with tables from benchmarks/results
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Options that shorten a run from hours to seconds; they follow those of the command.
 SMALL = [
     *"--epochs 1 --batch-size 16 --img-size 32 --workers 0 --device cpu --model sa_resnet18 --warmup-epochs 0".split(),

@@ -43,6 +43,6 @@ def test_the_reference_has_every_command_and_the_layer(site):
 
 
 def test_every_page_of_the_guides_is_in_the_site(site):
-    for page in (ROOT / "docs").glob("*.md"):
-        assert (site / page.stem / "index.html").exists(), page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (site / page.relative_to(ROOT / "docs").with_suffix("") / "index.html").exists(), page.name
     assert ">Two commands" in (site / "index.html").read_text(encoding="utf-8")

@@ -1,18 +1,22 @@
-"""Hooks of the documentation site: the start page is README.md, and the reference is generated from the source."""
+"""Hooks of the documentation site: start page and notebooks from outside docs, a generated reference, and formulas."""
 
 import importlib
 import inspect
 import posixpath
 import re
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 from shuffle_attention.sanet.parser import Parser, collect
 
 ROOT = Path(__file__).parents[1]
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 # The public names of each module, in the order in which a reader meets them.
 MODULES = {
@@ -31,20 +35,27 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not files of ``docs``, and the files outside of it that pages link to."""
     pages = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8")}
     pages |= {"reference/python.md": _python(), "reference/command.md": _command()}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        text, resources = MarkdownExporter().from_filename(str(notebook))
+        for name, image in resources["outputs"].items():
+            text = text.replace(f"({name})", f"({notebook.stem}_{name})")
+            files.append(File.generated(config, f"notebooks/{notebook.stem}_{name}", content=image))
+        pages[f"notebooks/{notebook.stem}.md"] = text
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for _, link, _ in LINK.findall(page.read_text(encoding="utf-8")):
             target = (page.parent / link).resolve()
             name = target.relative_to(ROOT).as_posix()
-            if target.is_file() and not name.startswith("docs/") and name != "README.md" and name not in files.src_uris:
+            known = name.startswith(("docs/", "notebooks/")) or name == "README.md" or name in files.src_uris
+            if target.is_file() and not known:
                 files.append(File.generated(config, name, abs_src_path=str(target)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links of the repository lead to where the site has their targets; a link to a folder becomes text."""
-    if page.file.src_uri.startswith("reference/"):
+    if page.file.src_uri.startswith(("reference/", "notebooks/")):
         return markdown
     source = ROOT / ("README.md" if page.file.src_uri == "index.md" else f"docs/{page.file.src_uri}")
 
@@ -54,15 +65,22 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         name = target.relative_to(ROOT).as_posix()
         if target.is_dir():
             return f"{text} (`{name}`)"
-        name = "index.md" if name == "README.md" else name.removeprefix("docs/")
+        name = "index.md" if name == "README.md" else name.removeprefix("docs/").replace(".ipynb", ".md")
         return f"[{text}]({posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or '.')}{anchor or ''})"
 
     return LINK.sub(moved, markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show the names that docstrings refer to by Sphinx's roles as code."""
+    """Show formulas as MathML, and the names that docstrings refer to by Sphinx's roles as code."""
+    html = FORMULA.sub(_mathml, html)
     return re.sub(r":(?:func|class|meth|mod|attr):<code>[~.]*", "<code>", html)
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    if formula[1] == "span":
+        return convert(unescape(formula[2]))
+    return f'<div class="formula">{convert(unescape(formula[2]), display="block")}</div>'
 
 
 def _python() -> str:
