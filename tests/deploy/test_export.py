@@ -270,6 +270,10 @@ assert not any(name.startswith("shuffle_attention") for name in sys.modules)
 def test_a_file_that_cannot_be_read_is_named(suffix, tmp_path):
     with pytest.raises(InputError, match="no file at"):
         deploy.load(tmp_path / f"missing{suffix}")
+    pointer = tmp_path / f"pointer{suffix}"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(InputError, match="is a Git LFS pointer, not the file it points to; git lfs pull fetches"):
+        deploy.load(pointer)
     (tmp_path / f"broken{suffix}").write_bytes(b"nothing")
     with pytest.raises(InputError, match=f"broken{suffix} cannot be read as a file of the format"):
         deploy.load(tmp_path / f"broken{suffix}")
@@ -345,3 +349,13 @@ def test_with_the_reference_in_use_there_are_no_kernels():
     with use_reference():
         assert not has_kernels(IMAGES)
     assert has_kernels(IMAGES) == before
+
+
+def test_the_end_of_a_long_reason_is_shown(toy, tmp_path, monkeypatch):
+    def load_other(path: Path) -> deploy.Artefact:
+        raise RuntimeError("model.cc:245\n" + "long " * 200 + "opset 99 is not known")
+
+    monkeypatch.setitem(api._formats, "toy", dataclasses.replace(toy, load=load_other))
+    (tmp_path / "model.toy").write_text("")
+    with pytest.raises(InputError, match=r"format toy: model\.cc:245 long .* \.\.\. .*opset 99 is not known$"):
+        deploy.load(tmp_path / "model.toy")

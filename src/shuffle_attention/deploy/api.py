@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checkpoints.reading import NOT_DOWNLOADED
 from ..errors import InputError, require_extra, unknown
 from ..kernels import use_reference
 from .format import Artefact, Comparison, Format, compare
@@ -87,9 +89,24 @@ def load(path: str | os.PathLike) -> Artefact:
             warnings.simplefilter("ignore")  # runtimes warn of their own deprecated and experimental parts
             return chosen.load(path)
     except Exception as error:  # runtimes raise errors of many types
-        damaged = isinstance(error, json.JSONDecodeError | RecursionError)
-        reason = "its metadata are damaged" if damaged else " ".join(str(error).split())[:300]
-        raise InputError(f"{path} cannot be read as a file of the format {chosen.name}: {reason}") from error
+        raise InputError(
+            f"{path} cannot be read as a file of the format {chosen.name}: {_reason(path, error)}"
+        ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return why a file cannot be opened, in bounded length; the end of a runtime's message says most."""
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(256)
+    for start, what, remedy in NOT_DOWNLOADED:
+        if re.match(start, head):
+            return f"it {what}; {remedy}"
+    if isinstance(error, json.JSONDecodeError | RecursionError):
+        return "its metadata are damaged"
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:80]} ... {text[-200:]}"
 
 
 def export(
