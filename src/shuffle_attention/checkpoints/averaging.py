@@ -50,10 +50,10 @@ def average_checkpoints(paths: Sequence[str | os.PathLike], *, ema: bool | None 
             raise CheckpointError(
                 f"{path} has NaN or infinity in {counted(len(faults), 'tensor')}: {listed(faults, 4)}"
             )
-        if not first:
-            first, entries, name = {"content": content}, weights, own_name
+        if not entries:
+            first, entries, name = content, weights, own_name
         else:
-            _require_same_model(entries, weights, first["content"], content, f"{path}", f"{paths[0]}")
+            _require_same_model(entries, weights, first, content, str(path), str(paths[0]))
             if own_name != name:
                 raise CheckpointError(f"{path} has its weights under {own_name!r}, and {paths[0]} under {name!r}")
         for key, value in weights.items():
@@ -79,9 +79,9 @@ def _require_same_model(
     first_path: str,
 ) -> None:
     """Raise CheckpointError if two checkpoints differ in their model; warn if they are of separate trainings."""
-    recipe, other = (each.get("recipe") if isinstance(each.get("recipe"), dict) else {} for each in (content, first))
+    recipe, other = _recipe(content), _recipe(first)
     pairs = [(name, content.get(name), first.get(name)) for name in ("kind", "num_classes", "classes")]
-    pairs += [(name, recipe.get(name), other.get(name)) for name in _MODEL]  # pyright: ignore[reportOptionalMemberAccess]
+    pairs += [(name, recipe.get(name), other.get(name)) for name in _MODEL]
     shared = entries.keys() & weights.keys()
     differing = [key for key in entries if key in shared and weights[key].shape != entries[key].shape]
     unlike = [key for key in shared if kind_of(weights[key]) != kind_of(entries[key]) or weights[key].is_complex()]
@@ -98,9 +98,15 @@ def _require_same_model(
     ]
     if any(faults):
         raise CheckpointError(f"{path} is not of the model of {first_path}: {'; '.join(filter(None, faults))}")
-    separate = [name for name in _TRAINING if recipe.get(name) != other.get(name)]  # pyright: ignore
+    separate = [name for name in _TRAINING if recipe.get(name) != other.get(name)]
     if separate:
         logger.warning(
             "%s and %s are of separate trainings (they differ in %s); their mean is seldom a useful model",
             *(first_path, path, listed(separate)),
         )
+
+
+def _recipe(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the recipe in the content of a checkpoint, empty if it has none."""
+    recipe = content.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
