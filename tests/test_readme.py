@@ -68,6 +68,7 @@ LARGE = {
     "--paper": "resnet18 sa_resnet18",
     "--limit 1000": "--limit 2",
     "--limit 8": "--limit 2",
+    "eval digits.onnx": "eval digits.onnx --data imagenette2",  # the model of the demo is trained on files here
     "profile resnet50 sa_resnet50": "profile resnet18 sa_resnet18",
     "profile resnet50 seresnet50 sa_resnet50": "profile resnet18 sa_resnet18",
 }
@@ -188,13 +189,13 @@ def test_the_options_of_commands_that_are_not_run_exist():
             parse(known[name], words[len(name.split()) :])
 
 
-def test_the_exported_model_of_the_demo_has_the_accuracy_of_its_checkpoint(run, tmp_path, monkeypatch):
+def test_the_exported_model_of_the_demo_has_the_accuracy_of_its_checkpoint(run, shared_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (8, 8), 200).save("digit.png")
     assert sanet_here("export", run / "best.pt", "--format", "onnx", "--output", "digits.onnx") == 0
     shown = {}
     for file in (run / "best.pt", Path("digits.onnx")):
-        assert sanet_here("eval", file, "--json", "scores.json") == 0
+        assert sanet_here("eval", file, "--data", shared_tree, "--json", "scores.json") == 0
         shown[file.suffix] = json.loads(Path("scores.json").read_text())
     first, second = shown.values()
     assert first["top1"] == second["top1"]
