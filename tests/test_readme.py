@@ -52,6 +52,11 @@ SMALL_FOR = {
     "detect eval": DETECT_SMALL,
     "detect predict": ["--device", "cpu"],
     "detect profile": "--arch fcos --size 64 64 --repetitions 1 --device cpu".split(),
+    "detect compare": [
+        *DETECT_SMALL,
+        *"--epochs 1 --batch-size 2 --warmup-epochs 0 --pyramid-channels 32 --seeds 1 --no-report".split(),
+        *("--backbone-args", NARROW[1]),
+    ],
     "train": SMALL,
     # In place of a network that is trained first.
     "demo": "--checkpoint runs/imagenette/best.pt --device cpu --no-browser".split(),

@@ -95,5 +95,7 @@ def load_detector(
             )
     report = load_weights(detector, weights, path, may_differ=_PREDICTORS if may_differ is None else may_differ)
     if report.kept:
-        logger.warning("%s has other classes; new and untrained are %s", path, listed(report.kept, 6))
+        logger.warning(
+            "%s lacks attention or has other classes; new and untrained are %s", path, listed(report.kept, 6)
+        )
     return report

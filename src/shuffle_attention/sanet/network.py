@@ -11,11 +11,9 @@ from ..attach import attach
 from ..checkpoints import CheckpointError
 from ..errors import InputError, asked_for, unknown
 from ..models import set_memory, small_input_stem  # importing it registers all models
-from .recipes.recipe import Recipe, RunRecipe
+from .recipes.recipe import SOURCES_OF_WEIGHTS, Recipe, RunRecipe
 
 R = TypeVar("R", bound=RunRecipe)
-# Arguments of timm.create_model that fetch weights, which a checkpoint replaces.
-_SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
 def require_model(name: str) -> None:
@@ -35,7 +33,7 @@ def create_network(recipe: Recipe, num_classes: int, *, restored: bool = False) 
     args: dict[str, Any] = {name: rate for name, rate in optional.items() if rate}
     args |= {"num_classes": num_classes, "in_chans": recipe.in_chans, **recipe.model_args}
     if restored:
-        args = {name: value for name, value in args.items() if name not in _SOURCES_OF_WEIGHTS}
+        args = {name: value for name, value in args.items() if name not in SOURCES_OF_WEIGHTS}
     with asked_for(model=recipe.model, **args):
         model = timm.create_model(recipe.model, **args)
     if recipe.small_stem:

@@ -18,11 +18,9 @@ from .train import named_recipe
 if TYPE_CHECKING:
     from ..compare.comparison import Comparison, Run
     from ..device import Process
-    from ..profile.costs import Size
+    from ..profile.costs import AnySize
 
 FAILED = 1
-# Settings of the plain model that its attached variants keep, unless they are given.
-_OF_THE_MODEL = ("in_chans", "small_stem", "img_size", "mean", "std", "interpolation", "crop_pct")
 
 
 @dataclass(kw_only=True)
@@ -67,14 +65,15 @@ class Compare(Command):
     def run(self) -> int:
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""
         from ...checkpoints import read_checkpoint
-        from ..compare.comparison import Comparison, count_classes
+        from ..compare.comparison import Comparison
         from ..compare.variants import attached_variants, null_of, variants_of
         from ..console import console
         from ..network import recipe_of
-        from ..tasks.classification.choice import choose_recipe
+        from ..tasks import task_named
 
         overrides, start, names = self.overrides, self.from_, [*self.attention, *self.models]
-        folder = Path(self.output)
+        folder, command = Path(self.output), f"sanet {self.name}"
+        task, network = task_named(self.recipe_type.kind), self.recipe_type.network[0]
         what = [*names, start, self.recipe, self.seeds, *overrides.keys() - {"report", "device"}]
         if self.report_only or (self.plan is not None and not any(each is not None for each in what)):
             given = {
@@ -93,8 +92,10 @@ class Compare(Command):
                 options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
                 raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
             return report_runs(folder, names, overrides, self.plan)
-        if "model" in overrides:
-            raise InputError("sanet compare chooses the model: --attention with --depth, or --models, and not --model")
+        if network in overrides:
+            raise InputError(
+                f"{command} chooses the {network}: --attention with --depth, or --models, and not --{network}"
+            )
         if self.budget is not None and self.until is None:
             raise InputError("--budget would have no effect without --until")
         if self.plan is not None and self.until is not None:
@@ -105,26 +106,25 @@ class Compare(Command):
             raise InputError("--control width widens a plain ResNet that is trained from scratch: --attention none,...")
         self._refuse_unused()
         variants = variants_of(self.attention, self.depth or 18, self.models) if start is None else []
-        recipe = named_recipe(self.recipe, overrides)
+        recipe: Any = named_recipe(self.recipe, overrides, task.Recipe)
         if recipe is None and "data" not in overrides:
-            raise InputError("sanet compare needs images: --data DIR, or --recipe digits, which brings its own")
+            raise InputError(f"{command} needs images: --data DIR, or --recipe digits, which brings its own")
         if recipe is None:
-            given = overrides | ({"model": self.models[0]} if self.models else {})
-            recipe, why = choose_recipe(given, pretrained=False)
+            given = overrides | ({network: self.models[0]} if self.models else {})
+            recipe, why = task.choose_recipe(given, pretrained=False)
             console.print(why)
         if start is not None:
             if recipe.attach:
-                raise InputError("sanet compare --from chooses what is attached: --attention, and not --attach")
-            plain, _ = recipe_of(read_checkpoint(start), start)
+                raise InputError(f"{command} --from chooses what is attached: --attention, and not --attach")
+            plain, _ = recipe_of(read_checkpoint(start), start, task.Recipe)
             variants = attached_variants(self.attention, plain, self.where or "residual", self.preserve or "both")
-            as_trained = {key: getattr(plain, key) for key in _OF_THE_MODEL if key not in overrides}
-            recipe = recipe.replaced(**as_trained, initial=start)
+            recipe = recipe.replaced(**{**plain.as_trained, **overrides, "initial": start})
         if self.null:
             variants = [*variants, null_of(variants, recipe)]
         if recipe.patience:
-            raise InputError("sanet compare trains every model for the same epochs: leave out --patience")
+            raise InputError(f"{command} trains every model for the same epochs: leave out --patience")
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
-        comparison = Comparison(variants, recipe, seeds, folder, count_classes(recipe), self.until)
+        comparison = Comparison(variants, recipe, seeds, folder, task.count_classes(recipe), self.until)
         return run_comparison(
             comparison,
             recipe.device,
@@ -239,28 +239,31 @@ def _announcer(comparison: Comparison, process: Process) -> Callable[[Run, int],
     return announce
 
 
-def _report(comparison: Comparison, sizes: dict[str, Size] | None, failed: dict[str, str], effect: float | None) -> int:
+def _report(
+    comparison: Comparison, sizes: dict[str, AnySize] | None, failed: dict[str, str], effect: float | None
+) -> int:
     from ..compare.findings import findings, write_findings
     from ..compare.planning import plan_table, plans
-    from ..compare.table import findings_table, print_findings
+    from ..compare.table import findings_table, others_table, print_findings
     from ..console import console
     from ..report.comparison import write_comparison_report
     from ..report.html import log_failures
     from ..statistics import POWER
 
     results = findings(comparison, sizes)
-    tables, further = [findings_table(comparison, results)], {}
+    planned, further = [], {}
     if effect is not None:
-        planned = plans(comparison, results, effect)
-        tables.append(plan_table(comparison, planned, effect))
-        further["plan"] = {"effect": effect, "power": POWER, "rows": [asdict(row) for row in planned]}
-    for each in tables:
-        print_findings(each)
+        rows = plans(comparison, results, effect)
+        planned.append(plan_table(comparison, rows, effect))
+        further["plan"] = {"effect": effect, "power": POWER, "rows": [asdict(row) for row in rows]}
+    for each in (findings_table(comparison, results), others_table(comparison, results), *planned):
+        if each is not None:
+            print_findings(each)
     for path in write_findings(comparison, results, failed, **further):
         console.print(f"wrote {path}")
     if comparison.base.report:
         with log_failures(comparison.folder):
-            console.print(f"wrote {write_comparison_report(comparison, results, failed, tables[1:])}")
+            console.print(f"wrote {write_comparison_report(comparison, results, failed, planned)}")
     for folder, reason in failed.items():
         console.print(f"failed: {folder}: {reason}")
     if failed:

@@ -1,4 +1,4 @@
-"""The commands ``sanet detect train``, ``predict``, ``export`` and ``convert``."""
+"""The commands ``sanet detect train``, ``compare``, ``predict``, ``export`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...files import atomic_write, write_json
 from ..recipes.settings import option
 from ..tasks.detection.recipe import DetectionRecipe
 from . import Command
+from .compare import Compare
 from .train import Train
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ class TrainDetector(Train):
     summary = "train a detector, for boxes or for boxes and masks"
     recipe_type = DetectionRecipe
     images = "a folder with images and their annotations, of COCO, YOLO or Pascal VOC"
+
+
+@dataclass(kw_only=True)
+class CompareDetectors(Compare):
+    """Train the same recipe with several backbones and seeds, and compare the AP of the last epoch.
+
+    The same command continues where it was stopped. Every field of the recipe but the backbone is an option as well.
+    """
+
+    name = "detect compare"
+    summary = "train detectors with several backbones alike and compare them"
+    recipe_type = DetectionRecipe
+
+    models: list[str] = option([], "backbones instead of attention layers", metavar="A,B", separator=",")
 
 
 @dataclass(kw_only=True)

@@ -72,7 +72,7 @@ class YoloCompare(Command):
         """Train and compare; the exit code is 1 if a run failed and the others were trained."""
         require_extra("ultralytics", extra="yolo")
         from ..compare.variants import attached_variants, variants_of
-        from ..compare.yolo import YoloComparison, count_classes, recipe_from
+        from ..compare.yolo import Yolo, YoloComparison, recipe_from
         from .compare import report_runs, run_comparison
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -91,7 +91,7 @@ class YoloCompare(Command):
         else:
             variants = attached_variants(self.attention, recipe, self.where or "residual", self.preserve or "yes")
         seeds = [recipe.seed + n for n in range(self.seeds or 3)]
-        return run_comparison(YoloComparison(variants, recipe, seeds, folder, count_classes(recipe)), "cpu")
+        return run_comparison(YoloComparison(variants, recipe, seeds, folder, Yolo.count_classes(recipe)), "cpu")
 
     def _refuse(self, options: list[str], words: list[str], other: str) -> None:
         """Raise an InputError if options or words are given that another option leaves without effect."""

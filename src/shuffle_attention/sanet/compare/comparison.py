@@ -16,33 +16,17 @@ import yaml
 from ...errors import InputError
 from ...files import remove_left_over, write_json, write_text
 from ..device import Process
-from ..network import create_network
-from ..profile.costs import Size, size_of
-from ..recipes.recipe import Recipe
+from ..profile.costs import AnySize
 from ..recipes.settings import read_yaml
-from ..tasks.classification.task import Classification
+from ..tasks import task_named
+from ..tasks.task import Score
 from ..training.loop import train
 from ..training.run_folder import RunFolder, read_rows
 from ..training.run_lock import LOCK, run_lock
 from ..training.signals import Interrupted
 from .variants import FURTHER, Variant
 
-
-@dataclass(frozen=True)
-class Score:
-    """The metric that a comparison compares, in percent.
-
-    Attributes:
-        name: Name in the files.
-        label: Name in texts.
-        column: Column of a run's history.
-        factor: Percent per unit of the column.
-    """
-
-    name: str
-    label: str
-    column: str
-    factor: float = 1.0
+_CLASSIFIERS = "classifiers"  # kind in the folders of version 0.1
 
 
 @dataclass(frozen=True)
@@ -57,8 +41,8 @@ class Run:
     def finished(self) -> bool:
         return self.files.summary.exists()
 
-    def scores(self, score: Score, epochs: int) -> list[float]:
-        """Return the score after each epoch, in percent.
+    def history(self, epochs: int) -> list[dict[str, float]]:
+        """Return the metrics of each epoch.
 
         Raises:
             InputError: If the history cannot be read, or its number of epochs is not ``epochs``.
@@ -70,9 +54,7 @@ class Run:
                 f"{path} has {len(rows)} epochs and the comparison {epochs}; delete {self.files.folder}, and the "
                 f"command that trained it will train it again"
             )
-        if any(score.column not in row for row in rows.values()):
-            raise InputError(f"{path} has no {score.column}; this run is not one of the comparison")
-        return [score.factor * row[score.column] for row in rows.values()]
+        return [*rows.values()]
 
     @property
     def seconds(self) -> float | None:
@@ -87,10 +69,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants, the recipe that they share, the seeds, and the folder of their runs. The runs train classifiers.
+    """Variants, the recipe that they share, the seeds, and the folder of their runs.
 
-    The folder holds ``comparison.yaml`` and ``VARIANT/seed-N`` for each run, as ``sanet train`` leaves it. A comparison
-    of other models is a subclass.
+    The folder holds ``comparison.yaml`` and ``VARIANT/seed-N`` for each run, as the loop of all tasks leaves it. A
+    comparison of models that something else trains is a subclass.
 
     Attributes:
         variants: The models compared; the first is the baseline.
@@ -99,10 +81,6 @@ class Comparison:
         folder: Folder of the runs.
         num_classes: Number of classes.
         until: Least difference of interest, in points, if seeds are trained until all differences are decided.
-        kind: Name of the class in ``comparison.yaml``.
-        command: Command that runs the comparison.
-        score: What is compared.
-        recipe_type: Class of the recipe.
         run_folder: Class of a run's folder.
         may_change: Settings that change the speed of a run, or when it evaluates or saves, but not its results.
     """
@@ -114,12 +92,23 @@ class Comparison:
     num_classes: int
     until: float | None = None
 
-    kind: ClassVar[str] = "classifiers"
-    command: ClassVar[str] = "sanet compare"
-    score: ClassVar[Score] = Score("top1", "top-1", "val_top1")
-    recipe_type: ClassVar[Any] = Recipe
     run_folder: ClassVar[type[RunFolder]] = RunFolder
     may_change: ClassVar[tuple[str, ...]] = ("workers", "check_images", "checkpoint_steps", "report")
+
+    @property
+    def task(self) -> Any:
+        """The task whose models are compared."""
+        return task_named(self.base.kind)
+
+    @property
+    def score(self) -> Score:
+        """What is compared, and decides plans and stopping; the task may compare further metrics."""
+        return self.task.compared[0]
+
+    @property
+    def command(self) -> str:
+        """Command that runs the comparison."""
+        return self.base.command.replace("train", "compare")
 
     @property
     def compared(self) -> list[Variant]:
@@ -158,7 +147,7 @@ class Comparison:
     def _write_settings(self) -> None:
         path = self.folder / "comparison.yaml"
         content: dict[str, Any] = {
-            "kind": self.kind,
+            "kind": self.base.kind,
             "num_classes": self.num_classes,
             "recipe": self.shared_fields(),
             "variants": {variant.name: variant.to_list() for variant in self.variants},
@@ -170,13 +159,15 @@ class Comparison:
         if trained and path.exists():
             before = _read(path)
             other = read_comparison(self.folder)
-            old, new = ({**each.base.defaults(), "kind": each.kind, **each.shared_fields()} for each in (other, self))
+            old, new = (
+                {**each.base.defaults(), "kind": each.base.kind, **each.shared_fields()} for each in (other, self)
+            )
             differences = [
                 f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
                 for name in dict.fromkeys([*new, *old])
                 if name not in self.may_change and old.get(name) != new.get(name)
             ]
-            if other.kind != self.kind:  # and so are all fields
+            if other.base.kind != self.base.kind:  # and so are all fields
                 differences = [text for text in differences if text.startswith("kind ")]
             differences += [
                 f"{name} was {before['variants'][name]} and is {value}"
@@ -192,7 +183,7 @@ class Comparison:
             raise InputError(f"{self.folder} is not empty and holds no comparison; name another --output")
         write_text(path, yaml.safe_dump(content, sort_keys=False))
 
-    def sizes(self) -> dict[str, Size]:
+    def sizes(self) -> dict[str, AnySize]:
         """Return parameters and multiply-adds of each variant.
 
         Raises:
@@ -200,11 +191,9 @@ class Comparison:
         """
         return {variant.name: self.size(variant.recipe(self.base, self.seeds[0])) for variant in self.variants}
 
-    def size(self, recipe: Any) -> Size:
-        """Return parameters and multiply-adds of a model, for which no weights are allocated."""
-        with torch.device("meta"):
-            model = create_network(recipe, self.num_classes, restored=True)
-        return size_of(model, recipe.in_chans, recipe.img_size)
+    def size(self, recipe: Any) -> AnySize:
+        """Return parameters and multiply-adds of a model."""
+        return self.task.size(recipe, self.num_classes)
 
     def train_run(self, run: Run, process: Process, *, checked: bool) -> Signals | None:
         """Train one run, or continue it; return the signal that arrived as it ended, if one did.
@@ -221,7 +210,7 @@ class Comparison:
         if checked:
             recipe = recipe.replaced(check_images=False)
         resume = run.files.last.exists()
-        return train(recipe, run.files.folder, process, task=Classification, resume=resume).stop
+        return train(recipe, run.files.folder, process, task=self.task, resume=resume).stop
 
     def train(self, process: Process, announce: Callable[[Run, int], None]) -> dict[str, str]:
         """Train the runs that are not finished, and return the reasons of those that failed, by folder.
@@ -261,8 +250,9 @@ class Comparison:
         return failed
 
     def shared_fields(self) -> dict[str, Any]:
-        """Return the fields of the recipe that all runs share; ``model_args`` are added to those of each variant."""
-        return {name: value for name, value in self.base.to_dict().items() if name not in ("model", "seed")}
+        """Return the fields of the recipe that all runs share; arguments of the model are added to each variant's."""
+        own = (self.base.network[0], "seed")
+        return {name: value for name, value in self.base.to_dict().items() if name not in own}
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -275,26 +265,20 @@ def read_comparison(folder: Path) -> Comparison:
     if not path.exists():
         raise InputError(f"no comparison in {folder}: there is no {path}")
     content = _read(path)
-    cls = Comparison
-    if content.get("kind") == "yolo":
-        from .yolo import YoloComparison as cls
+    kind, cls, task = content.get("kind", _CLASSIFIERS), Comparison, None
+    if kind == "yolo":
+        from .yolo import Yolo, YoloComparison
+
+        cls, task = YoloComparison, Yolo
+    task: Any = task or task_named("classifier" if kind == _CLASSIFIERS else str(kind))
     try:
-        base = cls.recipe_type().replaced(**{str(name): value for name, value in content["recipe"].items()})
+        base = task.Recipe().replaced(**{str(name): value for name, value in content["recipe"].items()})
     except InputError as error:
         raise InputError(f"{path} holds a recipe that cannot be used: {error}") from error
     variants = [Variant(name, *what[:3], **dict(*what[3:])) for name, what in content["variants"].items()]
-    classes, until = content.get("num_classes") or count_classes(base), content.get("until")
+    classes, until = content.get("num_classes") or task.count_classes(base), content.get("until")
     found = cls(variants, base, [], folder, classes, until if isinstance(until, int | float) else None)
     return replace(found, seeds=found.trained_seeds())
-
-
-def count_classes(recipe: Recipe) -> int:
-    """Return the number of classes of a recipe's data.
-
-    Raises:
-        InputError: If the data cannot be used.
-    """
-    return Classification.open(recipe.replaced(check_images=False), check=False).num_classes
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import torch
 from ...errors import InputError
 from ..console import console
 from ..device import Process, autocast
-from ..network import create_network
 from ..profile.costs import training_step
+from ..tasks.evaluation import to_device
 from ..timing import Times, interleaved
 from .comparison import Comparison, read_comparison
 from .variants import Variant
 
 _CHANNELS = [64, 128, 256, 512]  # of timm's ResNet
 _BATCH = 32  # images of a timed step, at most
-_REPETITIONS = 9
+_REPETITIONS = 15
 _LEAST = 1.02  # a ratio of times below this is noise
 _EXPONENT = 1.5  # time grows with the width at least, and at most with its square
 _CLOSE, _MATCHED, _TRIES = 0.03, 0.1, 6  # errors of the matched time that end the search, and that are accepted
@@ -53,32 +53,31 @@ def _with_control(comparison: Comparison, device: torch.device) -> Comparison:
         return replace(comparison, variants=[*comparison.variants, control])
     costliest = max(times, key=lambda name: times[name][0])
     base, target, ratio = recipes[baseline.name], recipes[costliest], times[costliest][0]
-    wide, match, over = base, 1 / ratio, [1.0] * 3
-    if ratio >= _LEAST:
-        wide, match, over = _widened(base, target, ratio, comparison, device)
-    if abs(match - 1) > _MATCHED:
-        raise InputError(
-            f"no width of {baseline.name} was found whose training step takes as long as that of {costliest}, but one "
-            f"of {match:.2f} of it; if the machine is busy, try again when it is not"
-        )
+    wide = _widened(base, target, ratio, comparison, device) if ratio >= _LEAST else base
     if wide is base:
         console.print(
             f"a training step of {costliest}, the costliest, takes {ratio:.2f} of the time of {baseline.name}, which "
             f"is its own control of width"
         )
         return comparison
-    name, own = f"{baseline.name}-wide", {"channels": wide.model_args["channels"]}
+    name, own = f"{baseline.name}-wide", {"channels": wide.network_args["channels"]}
+    # All are timed in one round, since the load of a machine changes from round to round.
+    times = _over(baseline.name, step_times(recipes | {name: wide}, comparison, device))
+    match = times[name][0] / times[costliest][0]
+    if abs(match - 1) > _MATCHED:
+        raise InputError(
+            f"no width of {baseline.name} was found whose training step takes as long as that of {costliest}, but one "
+            f"of {match:.2f} of it; if the machine is busy, try again when it is not"
+        )
     console.print(
-        f"{name}: channels {', '.join(map(str, own['channels']))}; a training step takes {over[0]:.2f} of the time of "
-        f"{baseline.name}, and {match:.2f} of that of {costliest}"
+        f"{name}: channels {', '.join(map(str, own['channels']))}; a training step takes {times[name][0]:.2f} of the "
+        f"time of {baseline.name}, and {match:.2f} of that of {costliest}"
     )
-    control = replace(baseline, name=name, own_args=own, cost={"like": costliest, "step": times | {name: over}})
+    control = replace(baseline, name=name, own_args=own, cost={"like": costliest, "step": times})
     return replace(comparison, variants=[*comparison.variants, control])
 
 
-def _widened(
-    base: Any, target: Any, ratio: float, comparison: Comparison, device: torch.device
-) -> tuple[Any, float, list[float]]:
+def _widened(base: Any, target: Any, ratio: float, comparison: Comparison, device: torch.device) -> Any:
     """Return the recipe of the width whose training step takes as long as that of another recipe.
 
     Args:
@@ -87,23 +86,20 @@ def _widened(
         ratio: Time of its step over that of the plain network.
         comparison: The comparison.
         device: Device to measure on.
-
-    Returns:
-        The recipe, the time of its step over that of the other one, and over that of the plain network with quartiles.
     """
-    channels = base.model_args.get("channels", _CHANNELS)
-    best, tried, factor = (base, 1 / ratio, [1.0] * 3), [channels], ratio ** (1 / _EXPONENT)
+    channels = base.network_args.get("channels", _CHANNELS)
+    best, tried, factor = (base, 1 / ratio), [channels], ratio ** (1 / _EXPONENT)
     while abs(best[1] - 1) > _CLOSE and len(tried) <= _TRIES:
         width = [round(factor * each) for each in channels]
         if width in tried:
             break
         tried.append(width)
-        wide = base.replaced(model_args=base.model_args | {"channels": width})
-        times = step_times({"plain": base, "target": target, "wide": wide}, comparison, device)
+        wide = base.replaced(**{base.network[1]: base.network_args | {"channels": width}})
+        times = step_times({"target": target, "wide": wide}, comparison, device)
         match = times["wide"].over(times["target"])[0]
-        best = min(best, (wide, match, list(times["wide"].over(times["plain"]))), key=lambda each: abs(each[1] - 1))
+        best = min(best, (wide, match), key=lambda each: abs(each[1] - 1))
         factor *= match ** (-1 / _EXPONENT)
-    return best
+    return best[0]
 
 
 def _stored(comparison: Comparison) -> Variant | None:
@@ -122,12 +118,10 @@ def step_times(recipes: Mapping[str, Any], comparison: Comparison, device: torch
     """Return the times of training steps of models, in the precision and memory format of their recipe."""
     process, steps = Process(device), {}
     for name, recipe in recipes.items():
-        model = create_network(recipe, comparison.num_classes, restored=True)
+        model = comparison.task.untrained(recipe, comparison.num_classes)
+        inputs = comparison.task.step_inputs(recipe, model, min(recipe.batch_size, _BATCH))
         model = process.to_device(model, channels_last=recipe.channels_last)
-        images = torch.randn(min(recipe.batch_size, _BATCH), recipe.in_chans, recipe.img_size, recipe.img_size)
-        if recipe.channels_last:
-            images = images.to(memory_format=torch.channels_last)
-        steps[name] = training_step(model, images.to(device))
+        steps[name] = training_step(model, *to_device(inputs, device))
     with autocast(process, comparison.base.precision):
         times = interleaved(steps, _REPETITIONS)
     steps.clear()

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from ...errors import InputError, counted
 from ...files import write_csv, write_json
 from ..charts import Bar, Circle, Curve, draw_accuracy, draw_differences, draw_steps
 from ..environment import environment
-from ..profile.costs import Size
+from ..profile.costs import AnySize
 from ..statistics import (
     Deviation,
     PairedDifference,
@@ -23,8 +23,11 @@ from ..statistics import (
     simultaneous,
     summary,
 )
+from ..tasks.task import Score
 from .comparison import Comparison
 
+# By variant and seed, the value after each epoch, in percent.
+Histories = Mapping[str, Mapping[int, list[float]]]
 Verdict = Literal["better", "worse", "small", "open"]
 
 
@@ -48,7 +51,7 @@ class Finding:
     """
 
     name: str
-    size: Size
+    size: AnySize
     scores: dict[int, float]
     best: dict[int, float]
     mean: Summary | None
@@ -81,23 +84,27 @@ class Findings:
     """The results of a comparison.
 
     Attributes:
+        score: What is compared.
         variants: Results of each variant, the baseline first.
         chance: What chance does, if a null was trained.
         deviation: Deviation of a paired difference, pooled over the variants.
         detectable: True difference that the seeds detect with a power of 80 %, and its range.
+        others: Results of the further metrics that the runs have.
     """
 
+    score: Score
     variants: list[Finding]
     chance: Chance | None = None
     deviation: Deviation | None = None
     detectable: tuple[float, float, float] | None = None
+    others: Sequence["Findings"] = ()
 
     @property
     def baseline(self) -> Finding:
         return self.variants[0]
 
 
-def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) -> Findings:
+def findings(comparison: Comparison, sizes: Mapping[str, AnySize] | None = None) -> Findings:
     """Return the results of the finished runs of a comparison, in the order of its variants.
 
     Args:
@@ -110,10 +117,23 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) ->
     if not comparison.seeds:
         raise InputError(f"{comparison.folder} has no run yet")
     sizes = sizes or comparison.sizes()
-    histories: dict[str, dict[int, list[float]]] = {variant.name: {} for variant in comparison.variants}
-    for run in comparison.runs:
-        if run.finished:
-            histories[run.variant.name][run.seed] = run.scores(comparison.score, comparison.base.epochs)
+    finished = [(run, run.history(comparison.base.epochs)) for run in comparison.runs if run.finished]
+    results = []
+    for score in comparison.task.compared:
+        without = [run for run, rows in finished if any(score.column not in row for row in rows)]
+        if results and without:
+            continue  # such as the AP of masks of a detector without masks
+        if without:
+            raise InputError(f"{without[0].files.metrics} has no {score.column}; this run is not one of the comparison")
+        histories: dict[str, dict[int, list[float]]] = {variant.name: {} for variant in comparison.variants}
+        for run, rows in finished:
+            histories[run.variant.name][run.seed] = [score.factor * row[score.column] for row in rows]
+        results.append(_findings(comparison, sizes, score, histories))
+    return replace(results[0], others=results[1:])
+
+
+def _findings(comparison: Comparison, sizes: Mapping[str, AnySize], score: Score, histories: Histories) -> Findings:
+    """Return the results of one metric."""
     last = {name: {seed: scores[-1] for seed, scores in runs.items()} for name, runs in histories.items()}
     baseline = comparison.variants[0].name
     compared = [variant.name for variant in comparison.compared]
@@ -133,14 +153,14 @@ def findings(comparison: Comparison, sizes: Mapping[str, Size] | None = None) ->
     # How many seeds there are then depends on their scores, and intervals for a fixed number do not hold.
     together = simultaneous([last[baseline], *(last[name] for name in compared if last[name])])
     if comparison.until is not None or together is None:
-        return Findings(results, chance)
+        return Findings(score, results, chance)
     for index, each in enumerate(results):
         if each.difference and each.name in compared:
             middle = statistics.fmean(each.difference.by_seed[seed] for seed in together.seeds)
             results[index] = replace(each, simultaneous=(middle - together.half_width, middle + together.half_width))
     spread, seeds = together.deviation, len(together.seeds)
     detected = [detectable(value, seeds) for value in (spread.value, spread.low, spread.high)]
-    return Findings(results, chance, spread, (detected[0], detected[1], detected[2]))
+    return Findings(score, results, chance, spread, (detected[0], detected[1], detected[2]))
 
 
 def _against_control(
@@ -198,19 +218,14 @@ def write_findings(comparison: Comparison, results: Findings, failed: Mapping[st
 
     ``comparison.png`` needs a finished run, ``differences.png`` two seeds, ``curves.png`` evaluations within epochs.
     """
-    base, score, folder = comparison.base, comparison.score, comparison.folder
+    base, score, folder = comparison.base, results.score, comparison.folder
     content: dict[str, Any] = {
         "baseline": results.baseline.name,
         "data": base.data,
         "recipe": comparison.shared_fields(),
         "seeds": comparison.seeds,
-        "figure": f"{score.label} on the validation images after the last epoch, in percent",
-        "variants": [
-            {score.name if k == "scores" else k: v for k, v in asdict(each).items()} for each in results.variants
-        ],
-        "chance": results.chance and asdict(results.chance),
-        "deviation": results.deviation and asdict(results.deviation),
-        "detectable": results.detectable,
+        **_content(results),
+        "others": [_content(each) for each in results.others],
         "until": comparison.until,
         "curves": _curves(comparison),
         "control": next(({"name": v.name, **v.cost} for v in comparison.variants if v.cost), None),
@@ -222,7 +237,8 @@ def write_findings(comparison: Comparison, results: Findings, failed: Mapping[st
     written = [folder / "comparison.json", folder / "comparison.csv"]
     write_json(written[0], content)
     columns = ("variant", "seed", score.name, f"best_{score.name}", "over_baseline", "parameters", "multiply_adds")
-    write_csv(written[1], [dict(zip(columns, row, strict=True)) for row in _rows(results.variants)], columns)
+    columns += tuple(each.score.name for each in results.others)
+    write_csv(written[1], [dict(zip(columns, row, strict=True)) for row in _rows(results)], columns)
     data, axis = Path(base.data).name, f"{score.label}, %"
     if curves := content["curves"]:
         written.append(folder / "curves.png")
@@ -254,6 +270,21 @@ def write_findings(comparison: Comparison, results: Findings, failed: Mapping[st
     return written
 
 
+def _content(results: Findings) -> dict[str, Any]:
+    """Return the results of one metric for ``comparison.json``."""
+    score = results.score
+    return {
+        "score": score.name,
+        "figure": f"{score.label} on the validation images after the last epoch, in percent",
+        "variants": [
+            {score.name if k == "scores" else k: v for k, v in asdict(each).items()} for each in results.variants
+        ],
+        "chance": results.chance and asdict(results.chance),
+        "deviation": results.deviation and asdict(results.deviation),
+        "detectable": results.detectable,
+    }
+
+
 def trained_on(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the distinct environments of the finished runs: machine, software and commit."""
     records = []
@@ -272,17 +303,17 @@ def _runs_in_words(results: list[Finding]) -> str:
 
 def _curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
     """Return the mean score of each variant at the steps at which all its finished runs were evaluated."""
-    curves, column = {}, comparison.score.column
+    curves, score = {}, comparison.score
     for variant in comparison.variants:
         runs = [run.curve() for run in comparison.runs if run.variant == variant and run.finished]
-        by_step = [{row["step"]: row[column] for row in rows} for rows in runs if rows]
+        by_step = [{row["step"]: score.factor * row[score.column] for row in rows} for rows in runs if rows]
         shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
         if shared:
             curves[variant.name] = [(step, sum(run[step] for run in by_step) / len(by_step)) for step in shared]
     return curves
 
 
-def _rows(results: list[Finding]) -> list[tuple[Any, ...]]:
+def _rows(results: Findings) -> list[tuple[Any, ...]]:
     """Return the rows of ``comparison.csv``, one per finished run."""
     return [
         (
@@ -293,7 +324,8 @@ def _rows(results: list[Finding]) -> list[tuple[Any, ...]]:
             finding.difference.by_seed.get(seed, "") if finding.difference else "",
             finding.size.parameters,
             finding.size.multiply_adds,
+            *(each.variants[number].scores[seed] for each in results.others),
         )
-        for finding in results
+        for number, finding in enumerate(results.variants)
         for seed, score in finding.scores.items()
     ]

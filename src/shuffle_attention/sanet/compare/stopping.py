@@ -1,14 +1,14 @@
 """Train seed after seed until the differences are decided."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 
 from ...errors import counted
 from ..console import console, duration
 from ..device import Process
-from ..profile.costs import Size
+from ..profile.costs import AnySize
 from .comparison import Comparison, Run
 from .findings import Findings, findings
 from .planning import hours_of_runs
@@ -17,7 +17,7 @@ from .table import interval_text
 
 def train_until(
     comparison: Comparison,
-    sizes: dict[str, Size],
+    sizes: Mapping[str, AnySize],
     process: Process,
     announcer: Callable[[Comparison], Callable[[Run, int], None]],
     *,
@@ -58,7 +58,7 @@ def train_until(
 
 
 def _next(
-    comparison: Comparison, sizes: dict[str, Size], hours: float, most: int | None, budget: float | None
+    comparison: Comparison, sizes: Mapping[str, AnySize], hours: float, most: int | None, budget: float | None
 ) -> tuple[list[str], int] | None:
     """Print what is decided after some hours; return the variants to train and their seed, or None to stop."""
     results, first = findings(comparison, sizes), comparison.base.seed

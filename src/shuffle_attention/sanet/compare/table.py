@@ -30,7 +30,7 @@ class FindingsTable:
 
 def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
     """Return the table: without deviations and intervals if one seed is finished, with counts if runs are missing."""
-    label, seeds = comparison.score.label, len(comparison.seeds)
+    label, seeds = results.score.label, len(comparison.seeds)
     incomplete = any(len(finding.scores) < seeds for finding in results.variants)
     several = any(len(finding.scores) > 1 for finding in results.variants)
     together = sum(finding.simultaneous is not None for finding in results.variants) > 1
@@ -74,6 +74,30 @@ def findings_table(comparison: Comparison, results: Findings) -> FindingsTable:
     return FindingsTable([name for name, show in columns.items() if show], rows, _notes(comparison, results, together))
 
 
+def others_table(comparison: Comparison, results: Findings) -> FindingsTable | None:
+    """Return the table of the further metrics, one below the other, or None without any."""
+    interval = "95 %\ninterval" if comparison.until is None else "95 % at\nany time"
+    columns = ["", "", "\n%", "\nstd", f"over\n{results.baseline.name}", interval, "all at\nonce"]
+    rows = []
+    for each in results.others:
+        for number, finding in enumerate(each.variants):
+            mean, together = finding.mean, finding.simultaneous
+            rows.append(
+                [
+                    "" if number else each.score.label,
+                    finding.name,
+                    "-" if mean is None else f"{mean.mean:.2f}",
+                    "-" if mean is None or mean.deviation is None else f"{mean.deviation:.2f}",
+                    *_difference_cells(finding.difference),
+                    "" if together is None else interval_text(*together),
+                ]
+            )
+        if each.chance:
+            rows.append(["", "chance", "", "", *_difference_cells(each.chance.difference), ""])
+    note = f"Intervals are for one metric each. What is planned and decided is {results.score.label}."
+    return FindingsTable(columns, rows, [note]) if rows else None
+
+
 def _difference_cells(difference: PairedDifference | None) -> list[str]:
     if difference is None:
         return ["", ""]
@@ -90,7 +114,7 @@ def _notes(comparison: Comparison, results: Findings, together: bool) -> list[st
     incomplete = any(len(finding.scores) < seeds for finding in results.variants)
     several = any(len(finding.scores) > 1 for finding in results.variants)
     each = "" if incomplete else f"{counted(seeds, 'seed')} each; "
-    notes = [f"{each}{comparison.score.label} after the last epoch. "]
+    notes = [f"{each}{results.score.label} after the last epoch. "]
     if comparison.until is not None:
         notes[0] += (
             "Differences are paired by seed. Their intervals are those of a confidence sequence: they hold at any "

@@ -10,9 +10,6 @@ from ...attention.spec import Attention
 from ...errors import InputError
 from ...models.attention_resnet import resnet_with
 
-# Arguments of a model that give it weights, whose channels have an order.
-_SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -41,12 +38,15 @@ class Variant:
 
     def recipe(self, base: Any, seed: int) -> Any:
         """Return the recipe of the run with a seed."""
-        own: dict[str, Any] = {"attach": self.attach} if self.attach else {}
+        name, arguments = base.network
+        own: dict[str, Any] = {name: self.model, "seed": seed}
+        if self.attach:
+            own["attach"] = self.attach
         if self.model_args or self.own_args:
-            own["model_args"] = self.model_args | base.model_args | self.own_args
+            own[arguments] = self.model_args | base.network_args | self.own_args
         if self.redrawn:
             own["init_seed"] = ((base.init_seed or seed) + 2**31) % 2**32
-        return base.replaced(model=self.model, seed=seed, **own)
+        return base.replaced(**own)
 
     def to_list(self) -> list[Any]:
         """Return all but the name as plain values: model, its arguments, attention, and fields that are not empty."""
@@ -67,14 +67,14 @@ def null_of(variants: Sequence[Variant], base: Any) -> Variant:
         InputError: If the models do not start from random weights.
     """
     recipe = variants[0].recipe(base, 0)
-    if recipe.initial or any(recipe.model_args.get(name) for name in _SOURCES_OF_WEIGHTS):
+    if recipe.starts_trained:
         raise InputError(
             "--null needs models that start from random weights: those of trained models are in an order of channels "
             "that a shuffle destroys"
         )
     for variant in variants:
         if variant.model.startswith("sa_resnet") and not recipe.attach:
-            options = (variant.model_args | base.model_args).get("attention_options") or {}
+            options = (variant.model_args | base.network_args).get("attention_options") or {}
             other = {**options, "shuffle": not options.get("shuffle", True)}
             return replace(
                 variant, name=f"{variant.name}-null", own_args={"attention_options": other}, twin=variant.name
@@ -114,17 +114,17 @@ def attached_variants(attentions: Sequence[Attention], plain: Any, where: str, p
     if plain.attach:
         raise InputError(f"the model has attention attached already ({plain.attach}); start from a plain one")
     names = [_registered(attention) for attention in attentions]
-    variants = []
+    model, arguments, variants = getattr(plain, plain.network[0]), plain.network_args, []
     for name in names:
         if name == "none":
-            variants.append(Variant(name, plain.model, plain.model_args))
+            variants.append(Variant(name, model, arguments))
             continue
         for keep in {"yes": [True], "no": [False], "both": [True, False]}[preserve]:
             options: dict[str, Any] = {"name": name, "where": where, "preserve": keep}
             if get_spec(name).group_parts is not None:
                 options["groups"] = "auto"
             label = f"{name}-{'preserved' if keep else 'unpreserved'}"
-            variants.append(Variant(label, plain.model, plain.model_args, options))
+            variants.append(Variant(label, model, arguments, options))
     if len(variants) < 2 or len({v.name for v in variants}) < len(variants):
         raise InputError(f"a comparison needs two or more, each once; --attention gave {', '.join(names) or 'nothing'}")
     return variants

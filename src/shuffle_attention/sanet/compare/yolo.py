@@ -20,8 +20,9 @@ from ..device import Process
 from ..environment import environment
 from ..profile.costs import Size, size_of
 from ..recipes.settings import Settings, option
+from ..tasks.task import Score
 from ..training.run_folder import RunFolder
-from .comparison import Comparison, Run, Score
+from .comparison import Comparison, Run
 
 # What the comparison sets itself: the last epoch of every run is compared.
 _SET_HERE = "mode task project name exist_ok resume save save_dir val patience time pretrained cfg seed".split()
@@ -35,7 +36,10 @@ class YoloRecipe(Settings):
         InputError: If ultralytics has no such setting, or cannot use its value.
     """
 
-    model_args: ClassVar[dict[str, Any]] = {}  # there are none beside the file
+    kind = "yolo"
+    command = "sanet yolo train"
+    network = ("model", "")
+    network_args: ClassVar[dict[str, Any]] = {}  # the file has all
 
     model: str = option("yolo11n.pt", "model of ultralytics, a .pt or .yaml file", "model")
     attach: dict[str, Any] = option({}, "attention attached to the model", "model")
@@ -80,6 +84,41 @@ class YoloFolder(RunFolder):
         self.config, self.metrics = folder / "args.yaml", folder / "results.csv"
 
 
+class Yolo:
+    """What :class:`Comparison` needs of a task; ultralytics does the rest."""
+
+    Recipe = YoloRecipe
+    compared = (
+        Score("map50_95", "mAP50-95", "metrics/mAP50-95(B)", 100.0),
+        Score("map50", "mAP50", "metrics/mAP50(B)", 100.0),
+        Score("mask_map50_95", "mask mAP50-95", "metrics/mAP50-95(M)", 100.0),
+    )
+
+    @staticmethod
+    def count_classes(recipe: YoloRecipe) -> int:
+        """Return the number of classes of the data, which ultralytics downloads if it knows where from.
+
+        Raises:
+            InputError: If the data cannot be used.
+        """
+        try:
+            return check_det_dataset(recipe.data)["nc"]
+        except (SyntaxError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{recipe.data} cannot be used: {error}") from error
+
+    @staticmethod
+    def size(recipe: YoloRecipe, num_classes: int) -> Size:
+        """Return parameters and multiply-adds of a model with so many classes."""
+        model = _model(recipe).model
+        twin = type(model)(model.yaml, nc=num_classes, verbose=False)
+        _attach(twin, recipe)
+        try:
+            side: Any = check_imgsz({**DEFAULT_CFG_DICT, **recipe.settings}["imgsz"], max_dim=1)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"imgsz={recipe.settings['imgsz']} cannot be used: {error}") from error
+        return size_of(twin, 3, side)
+
+
 class YoloComparison(Comparison):
     """A comparison whose runs are trained by ultralytics, in ``VARIANT/seed-N`` as ``yolo train`` leaves it.
 
@@ -87,23 +126,12 @@ class YoloComparison(Comparison):
     with the seed.
     """
 
-    kind = "yolo"
-    command = "sanet yolo compare"
-    score = Score("map50_95", "mAP50-95", "metrics/mAP50-95(B)", 100.0)
-    recipe_type = YoloRecipe
     run_folder = YoloFolder
     may_change = ("workers", "device", "cache", "plots", "verbose", "save_period", "report")
 
-    def size(self, recipe: YoloRecipe) -> Size:
-        """Return parameters and multiply-adds of a model with as many classes as the data have."""
-        model = _model(recipe).model
-        twin = type(model)(model.yaml, nc=self.num_classes, verbose=False)
-        _attach(twin, recipe)
-        try:
-            side: Any = check_imgsz({**DEFAULT_CFG_DICT, **recipe.settings}["imgsz"], max_dim=1)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"imgsz={recipe.settings['imgsz']} cannot be used: {error}") from error
-        return size_of(twin, 3, side)
+    @property
+    def task(self) -> type[Yolo]:
+        return Yolo
 
     def train_run(self, run: Run, process: Process, *, checked: bool) -> Signals | None:
         files, recipe = run.files, run.variant.recipe(self.base, run.seed)
@@ -150,18 +178,6 @@ def recipe_from(words: list[str]) -> YoloRecipe:
         if name not in settings:
             raise InputError(f"give {name}=..., as for yolo train")
     return YoloRecipe().replaced(**settings)
-
-
-def count_classes(recipe: YoloRecipe) -> int:
-    """Return the number of classes of the data, which ultralytics downloads if it knows where from.
-
-    Raises:
-        InputError: If the data cannot be used.
-    """
-    try:
-        return check_det_dataset(recipe.data)["nc"]
-    except (SyntaxError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{recipe.data} cannot be used: {error}") from error
 
 
 def _model(recipe: YoloRecipe) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from ...deploy import Artefact
 from ..charts import draw_bars
 from ..console import console, table
 from ..timing import Times, interleaved, wait_for
-
-if TYPE_CHECKING:
-    from .detectors import DetectorSize
 
 # Multiply-adds for each value read, as ptflops counts them; FlopCounterMode leaves them out.
 _POINTWISE = {nn.BatchNorm2d: 2, nn.ReLU: 1, nn.MaxPool2d: 1}
@@ -53,6 +50,32 @@ class Size:
 
 
 @dataclass(frozen=True)
+class DetectorSize:
+    """Parameters and multiply-adds of a detector.
+
+    Attributes:
+        parameters: Number of all parameters.
+        trainable: Number of those that have gradients.
+        macs: Multiply-adds of convolutions and matrix products for one image; the field's "GFLOPs" for detectors
+            are these, in units of 1e9.
+        by_part: The same for each part: ``backbone.body``, ``backbone.fpn``, and the heads.
+    """
+
+    parameters: int
+    trainable: int
+    macs: int
+    by_part: dict[str, int]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Return ``macs`` under the name that classifiers use."""
+        return self.macs
+
+
+AnySize = Size | DetectorSize
+
+
+@dataclass(frozen=True)
 class Profile:
     """Measured costs of a model.
 
@@ -67,7 +90,7 @@ class Profile:
     """
 
     name: str
-    size: Size | DetectorSize | None
+    size: AnySize | None
     kept: int | None
     forward: Times
     step: Times | None
@@ -153,7 +176,7 @@ def kept_for_backward(model: nn.Module, *inputs: Any) -> int:
 
 def profile(
     models: Mapping[str, nn.Module],
-    sizes: Mapping[str, Size | DetectorSize],
+    sizes: Mapping[str, AnySize],
     images: Any,
     repetitions: int,
     *targets: Any,

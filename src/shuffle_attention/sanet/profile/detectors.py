@@ -1,7 +1,6 @@
 """Parameters and multiply-adds of a detector at a given size of image."""
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,31 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from ...models.pyramid import PyramidBackbone
+from .costs import DetectorSize
 
 _OBJECTS = 8  # per image of a training step
-
-
-@dataclass(frozen=True)
-class DetectorSize:
-    """Parameters and multiply-adds of a detector.
-
-    Attributes:
-        parameters: Number of all parameters.
-        trainable: Number of those that have gradients.
-        macs: Multiply-adds of convolutions and matrix products for one image; the field's "GFLOPs" for detectors
-            are these, in units of 1e9.
-        by_part: The same for each part: ``backbone.body``, ``backbone.fpn``, and the heads.
-    """
-
-    parameters: int
-    trainable: int
-    macs: int
-    by_part: dict[str, int]
-
-    @property
-    def multiply_adds(self) -> int:
-        """Return ``macs`` under the name that classifiers use."""
-        return self.macs
 
 
 @torch.inference_mode()

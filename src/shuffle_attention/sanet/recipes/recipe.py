@@ -21,6 +21,8 @@ R = TypeVar("R", bound="RunRecipe")
 NAMED = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")  # beginnings of the names of timm's data sets
 _LOCATIONS = {"data_dir", "train_annotations", "train_images", "val_annotations", "val_images"}
 _LARGEST = 100_000  # bytes of a file; the shipped recipes have fewer than 2,000
+# Arguments of timm.create_model that fetch weights, which a checkpoint replaces.
+SOURCES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,7 @@ class RunRecipe(Settings):
     command: ClassVar[str]  # that trains the model
     shipped: ClassVar[str]  # folder of the shipped recipes
     needs_data: ClassVar[bool] = False  # whether the data must be named
+    network: ClassVar[tuple[str, str]] = ("model", "model_args")  # fields of timm's name and of further arguments
 
     data: str = option("digits", "folder with images, or 'digits'", "data", first=True, metavar="DIR")
     val_fraction: float | None = option(
@@ -143,6 +146,21 @@ class RunRecipe(Settings):
     def peak_lr(self) -> float:
         """The learning rate at the batch size of the run."""
         return self.lr * self.batch_size / (self.lr_base_size or self.batch_size)
+
+    @property
+    def network_args(self) -> dict[str, Any]:
+        """Further arguments of ``timm.create_model``."""
+        return getattr(self, self.network[1])
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the network, or a part of it, starts from trained weights."""
+        return self.initial is not None or any(self.network_args.get(name) for name in SOURCES_OF_WEIGHTS)
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        """Settings that a network trained with this recipe keeps in another recipe, beside those of :attr:`network`."""
+        return {}
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -286,6 +304,11 @@ class Recipe(RunRecipe):
         require(
             not own, "model_args", f"without {', '.join(own)} (num_classes and in_chans are fields)", self.model_args
         )
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        names = ("in_chans", "small_stem", "img_size", "mean", "std", "interpolation", "crop_pct")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def reading(self) -> dict[str, Any]:

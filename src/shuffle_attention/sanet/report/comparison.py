@@ -7,13 +7,12 @@ from urllib.parse import quote
 
 from ..compare.comparison import Comparison
 from ..compare.findings import Findings, trained_on
-from ..compare.table import FindingsTable, findings_table
+from ..compare.table import FindingsTable, findings_table, others_table
 from ..training.run_folder import REPORT
 from .html import embedded_file, write_page
 from .run import changed_fields, fields_by_group
 
 _NAMED = 4  # variants in the heading
-_NOT_SHARED = ("model", "seed")
 
 
 def write_comparison_report(
@@ -28,13 +27,17 @@ def write_comparison_report(
         plans: Tables of the seeds that detect a difference.
     """
     base, folder = comparison.base, comparison.folder
-    tables = [("Results", findings_table(comparison, results)), *(("How many seeds", each) for each in plans)]
+    tables = [("Results", findings_table(comparison, results))]
+    if others := others_table(comparison, results):
+        tables.append(("Further metrics", others))
+    tables += [("How many seeds", each) for each in plans]
+    not_shared = (base.network[0], "seed")
     images = [
         (title, embedded_file(folder / name))
         for name, title in (
             ("differences.png", "Differences beside what chance does"),
-            ("comparison.png", "Accuracy and size"),
-            ("curves.png", "Accuracy over the steps"),
+            ("comparison.png", f"{results.score.label} and size"),
+            ("curves.png", f"{results.score.label} over the steps"),
         )
         if (folder / name).exists()
     ]
@@ -43,7 +46,7 @@ def write_comparison_report(
     values: dict[str, Any] = {
         "title": f"{compared} on {Path(base.data).name}",
         "kind": f"comparison by {comparison.command}",
-        "score": comparison.score.label,
+        "score": results.score.label,
         "epochs": base.epochs,
         "seeds": len(comparison.seeds),
         "tables": [
@@ -53,9 +56,9 @@ def write_comparison_report(
         "images": images,
         "runs": _runs(comparison, results),
         "failed": failed,
-        "changed": [row for row in changed_fields(base) if row[0] not in _NOT_SHARED],
+        "changed": [row for row in changed_fields(base) if row[0] not in not_shared],
         "settings": [
-            (group, [row for row in rows if row[0] not in _NOT_SHARED]) for group, rows in fields_by_group(base)
+            (group, [row for row in rows if row[0] not in not_shared]) for group, rows in fields_by_group(base)
         ],
         "machines": trained_on(comparison),
     }

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from PIL import Image
 from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 
+from ...attach.insert import CHILD
 from ...checkpoints import load_checkpoint
 from ...errors import InputError, brief, listed
 from ..data.loading import TrainingBatches
@@ -21,6 +22,9 @@ from ..device import Process
 from ..recipes.recipe import RunRecipe, recipe_names
 from .evaluation import Scores, held_out_batches
 from .predictor import Predictor
+
+if TYPE_CHECKING:
+    from ..profile.costs import AnySize
 
 R = TypeVar("R", bound=RunRecipe)
 logger = logging.getLogger(__name__)
@@ -50,6 +54,23 @@ class Metric:
     def is_loss(self) -> bool:
         """Whether NaN in it means that the model is broken; a score may be undefined for some data."""
         return self.better == "lower" or self.name.endswith("loss")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric that a comparison of models compares, in percent.
+
+    Attributes:
+        name: Name in the files.
+        label: Name in texts.
+        column: Column of a run's history.
+        factor: Percent per unit of the column.
+    """
+
+    name: str
+    label: str
+    column: str
+    factor: float = 1.0
 
 
 def progress_text(metrics: Sequence[Metric], row: Mapping[str, float]) -> str:
@@ -115,6 +136,8 @@ class Task(ABC, Generic[R]):
     Attributes:
         Recipe: Class of the settings; its ``kind`` is the name of the task in checkpoints.
         metric: Column of the history that chooses the best epoch.
+        compared: What a comparison of models compares, the metric that decides first. The others are compared if the
+            runs have them.
         compiles: Whether the model is compiled.
         averages: Columns whose sums :meth:`loss` returns, with the factor of each mean: 100 for percent, NaN for
             a column without a value.
@@ -125,6 +148,7 @@ class Task(ABC, Generic[R]):
 
     Recipe: ClassVar[type[RunRecipe]]
     metric: ClassVar[str]
+    compared: ClassVar[Sequence[Score]] = ()
     compiles: bool = False
     averages: Mapping[str, float]
     metrics: Sequence[Metric]
@@ -135,11 +159,12 @@ class Task(ABC, Generic[R]):
         self.recipe, self.training, self.validation = recipe, training, validation
 
     @classmethod
-    def choose_recipe(cls, given: dict[str, Any]) -> tuple[RunRecipe, str]:
+    def choose_recipe(cls, given: dict[str, Any], *, pretrained: bool = True) -> tuple[RunRecipe, str]:
         """Return a recipe for the data where none is named, and a line that says why.
 
         Args:
             given: Fields that are given, ``data`` among them.
+            pretrained: Whether to start from pretrained weights if they can be had.
 
         Raises:
             InputError: If the task does not choose, or the data cannot be used.
@@ -164,6 +189,15 @@ class Task(ABC, Generic[R]):
         Raises:
             InputError: If the data cannot be used.
         """
+
+    @classmethod
+    def count_classes(cls, recipe: Any) -> int:
+        """Return the number of classes of a recipe's data, whose images are not read.
+
+        Raises:
+            InputError: If the data cannot be used.
+        """
+        return cls.open(recipe.replaced(check_images=False), check=False).num_classes
 
     @classmethod
     @abstractmethod
@@ -221,6 +255,25 @@ class Task(ABC, Generic[R]):
         """Return the metrics of a model over the batches of :meth:`held_out`, named without ``val_``."""
 
     @classmethod
+    def untrained(cls, recipe: Any, num_classes: int) -> nn.Module:
+        """Return the model of a recipe on the default device, to be measured or filled from a checkpoint."""
+        raise NotImplementedError
+
+    @classmethod
+    def size(cls, recipe: Any, num_classes: int) -> "AnySize":
+        """Return parameters and multiply-adds of the model of a recipe.
+
+        Raises:
+            InputError: If the model cannot be created.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def step_inputs(cls, recipe: Any, model: nn.Module, count: int) -> tuple[Any, ...]:
+        """Return inputs of a training step on at most ``count`` random images, on the CPU, to time a model with."""
+        raise NotImplementedError
+
+    @classmethod
     def examples(cls, predictor: Any, most: int) -> list[tuple[str | Image.Image, str]]:
         """Return at most ``most`` validation images of a model's data, or their files, with names for the demo.
 
@@ -232,10 +285,20 @@ class Task(ABC, Generic[R]):
     def try_once(self, model: nn.Module, count: int) -> None:
         """Run ``count`` images of zeros through a copy of the model; raise InputError if that fails."""
 
+    @property
+    def may_differ(self) -> list[str]:
+        """Patterns of entries that the checkpoint need not have that the recipe starts from.
+
+        The weights of a plain model have no values for attention that does not start as the identity.
+        """
+        attach = self.recipe.attach
+        published = attach.get("start") == "published" or not attach.get("preserve", True)
+        return [*self.recipe.may_differ, *(f"*.{child}.*" for child in {*CHILD.values()} if published)]
+
     def load_initial(self, model: nn.Module) -> None:
         """Load the checkpoint that the recipe starts from, if it names one."""
         if self.recipe.initial is not None:
-            load_checkpoint(model, self.recipe.initial, may_differ=self.recipe.may_differ)
+            load_checkpoint(model, self.recipe.initial, may_differ=self.may_differ)
 
     def batches(self, process: Process) -> TrainingBatches:
         """Return the batches to train on."""

@@ -16,17 +16,17 @@ from timm.task import ClassificationTask, TrainingTask
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor, nn
 
-from ....attach.insert import CHILD
 from ....checkpoints import find_state_dict, load_weights, read_checkpoint
 from ....errors import DataError, asked_for, listed
 from ...data.datasets import Samples, list_images, open_split
 from ...data.loading import TrainingBatches, evaluation_batches, training_batches
 from ...device import Process
 from ...network import create_network, require_model, with_normalisation
+from ...profile.costs import Size, size_of
 from ...recipes.recipe import Recipe
 from ..evaluation import Scores, run_model
 from ..predictor import readable
-from ..task import Metric, Section, Task
+from ..task import Metric, Score, Section, Task
 from .distillation import distillation, open_teacher, require_teacher
 from .predictor import Classifier, restore_network
 
@@ -41,6 +41,7 @@ class Classification(Task[Recipe]):
 
     Recipe = Recipe
     metric = "val_top1"
+    compared = (Score("top1", "top-1", "val_top1"),)
     metrics = (
         Metric("train_loss", "loss", panel=_LOSS),
         Metric("train_top1", "training top-1", "{:.1f} %", _ACCURACY),
@@ -61,10 +62,10 @@ class Classification(Task[Recipe]):
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
 
     @classmethod
-    def choose_recipe(cls, given: dict[str, Any]) -> tuple[Recipe, str]:
+    def choose_recipe(cls, given: dict[str, Any], *, pretrained: bool = True) -> tuple[Recipe, str]:
         from .choice import choose_recipe
 
-        return choose_recipe(given)
+        return choose_recipe(given, pretrained=pretrained)
 
     @classmethod
     def check_recipe(cls, recipe: Recipe) -> None:
@@ -119,6 +120,21 @@ class Classification(Task[Recipe]):
         return cls(recipe, None, data, classes, predictor.num_classes)
 
     @classmethod
+    def untrained(cls, recipe: Recipe, num_classes: int) -> nn.Module:
+        return create_network(recipe, num_classes, restored=True)
+
+    @classmethod
+    def size(cls, recipe: Recipe, num_classes: int) -> Size:
+        with torch.device("meta"):  # no weights are allocated
+            model = cls.untrained(recipe, num_classes)
+        return size_of(model, recipe.in_chans, recipe.img_size)
+
+    @classmethod
+    def step_inputs(cls, recipe: Recipe, model: nn.Module, count: int) -> tuple[Tensor]:
+        images = torch.randn(count, recipe.in_chans, recipe.img_size, recipe.img_size)
+        return (images.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format),)
+
+    @classmethod
     def examples(cls, predictor: Classifier, most: int) -> list[tuple[str | Image.Image, str]]:
         data = open_split(predictor.recipe.replaced(check_images=False), "val", predictor.classes)
         if not isinstance(data, Samples) or not isinstance(data.source, list):  # a stream
@@ -147,11 +163,7 @@ class Classification(Task[Recipe]):
             content = read_checkpoint(recipe.initial)
             self.keep_classes(content.get("classes"))
             weights, name = find_state_dict(content, path=recipe.initial)
-            # The weights of a plain model have no values for attention that does not start as the identity.
-            published = recipe.attach.get("start") == "published" or not recipe.attach.get("preserve", True)
-            new = [f"*.{child}.*" for child in set(CHILD.values())] if published else []
-            may_differ = [*recipe.may_differ, *new]
-            report = load_weights(model, weights, recipe.initial, name=name, may_differ=may_differ)
+            report = load_weights(model, weights, recipe.initial, name=name, may_differ=self.may_differ)
             self.compare_classes(content.get("classes"), recipe.initial, report.kept)
 
     def batches(self, process: Process) -> TrainingBatches:

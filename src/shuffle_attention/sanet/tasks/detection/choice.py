@@ -21,11 +21,12 @@ _LEVELS = 5
 _STEPS = 3000
 
 
-def choose_recipe(given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
+def choose_recipe(given: dict[str, Any], *, pretrained: bool = True) -> tuple[DetectionRecipe, str]:
     """Return a recipe for the number and sizes of the images and objects, and a line that says why.
 
     Args:
         given: Fields that are given, ``data`` among them; they are kept.
+        pretrained: Whether to start from pretrained weights if they can be had.
 
     Raises:
         InputError: If the data cannot be used.
@@ -52,7 +53,7 @@ def choose_recipe(given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
         **drawn,
     }
     start = ""
-    if not {"weights", "pretrained", "initial", "backbone_args"} & given.keys():
+    if pretrained and not {"weights", "pretrained", "initial", "backbone_args"} & given.keys():
         why_not = why_not_pretrained(given.get("backbone", recipe.backbone))
         chosen["pretrained"] = not why_not
         start = f", from scratch ({why_not})" if why_not else ", from pretrained weights"

@@ -20,7 +20,7 @@ from ....deploy import load, onnx
 from ....deploy.detectors import DetectorFile
 from ....errors import DataError, InputError, listed
 from ....models.branch import set_memory
-from ....models.detectors import ARCHITECTURES, WITH_WEIGHTS_TRAINABLE, create_detector, require_arguments
+from ....models.detectors import ARCHITECTURES, create_detector, require_arguments
 from ...data.coco import CocoData
 from ...data.formats import Location, find_data, read_data, require_data
 from ...device import autocast
@@ -40,10 +40,6 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
     Raises:
         InputError: If there is no such detector or backbone, or it does not take these arguments.
     """
-    # Weights that are not loaded again must still count in what is frozen because of them.
-    trainable_layers, frozen_norm = recipe.trainable_layers, recipe.frozen_norm
-    if trainable_layers is None and recipe.has_weights:
-        trainable_layers = WITH_WEIGHTS_TRAINABLE
     if recipe.anchor_sizes and ARCHITECTURES[recipe.arch].anchors is None:
         raise InputError(f"{recipe.arch} has no anchors, and the recipe gives some: --anchor-sizes without values")
     try:
@@ -57,8 +53,7 @@ def detector_of(recipe: DetectionRecipe, num_classes: int, *, restored: bool = F
         weights=None if restored else recipe.weights,
         norm_eps=recipe.norm_eps,
         pretrained=recipe.pretrained and not restored,
-        trainable_layers=trainable_layers,
-        frozen_norm=recipe.has_weights if frozen_norm is None else frozen_norm,
+        **recipe.trained_part,  # weights that are not loaded again still count in what is frozen because of them
         min_size=recipe.min_size,
         max_size=recipe.max_size,
         anchor_sizes=recipe.anchor_sizes or None,

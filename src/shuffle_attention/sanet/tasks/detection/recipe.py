@@ -27,6 +27,7 @@ class DetectionRecipe(RunRecipe):
     shipped = "tasks/detection/recipes"
     needs_data = True
     refused = dict.fromkeys(("teacher", "distill_alpha", "distill_temperature"), _NO_TEACHER)
+    network = ("backbone", "backbone_args")
 
     data: str = option(
         "digits", "folder of COCO, YOLO (or its data.yaml) or Pascal VOC, or 'digits'", "data", first=True
@@ -92,6 +93,26 @@ class DetectionRecipe(RunRecipe):
     def has_weights(self) -> bool:
         """Whether the backbone starts from pretrained weights."""
         return self.pretrained or self.weights is not None
+
+    @property
+    def starts_trained(self) -> bool:
+        return self.has_weights or super().starts_trained
+
+    @property
+    def trained_part(self) -> dict[str, Any]:
+        """``trainable_layers`` and ``frozen_norm``, whose defaults depend on whether the backbone has weights."""
+        from ....models.detectors import WITH_WEIGHTS_TRAINABLE
+
+        layers, frozen = self.trainable_layers, self.frozen_norm
+        return {
+            "trainable_layers": WITH_WEIGHTS_TRAINABLE if layers is None and self.has_weights else layers,
+            "frozen_norm": self.has_weights if frozen is None else frozen,
+        }
+
+    @property
+    def as_trained(self) -> dict[str, Any]:
+        names = ("arch", "min_size", "max_size", "anchor_sizes", "pyramid_channels", "detector_args")
+        return {**{name: getattr(self, name) for name in names}, **self.trained_part}
 
     @property
     def title(self) -> str:

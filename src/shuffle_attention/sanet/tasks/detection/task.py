@@ -17,8 +17,10 @@ from ....models.detectors import ARCHITECTURES
 from ...data.coco import CocoData
 from ...data.loading import TrainingBatches
 from ...device import Process
+from ...profile.costs import DetectorSize
+from ...profile.detectors import detector_cost, random_objects, work_alike
 from ..evaluation import Scores, held_out_batches, to_device
-from ..task import Metric, Section, Task
+from ..task import Metric, Score, Section, Task
 from .coco_scores import COCO_SCORES, evaluate_detector
 from .predictor import Detector, detector_of, open_coco, restore_detector
 from .recipe import DetectionRecipe
@@ -27,6 +29,7 @@ from .samples import CocoSamples, collate, detection_transform, training_transfo
 _LOSS = "training loss"
 _BY_SIZE = ("APs", "APm", "APl")
 _REPORT_BATCH = 2  # images at a time
+_TIMED = 4  # images of a timed step, at most
 _TRIED_SIZE = 128  # pixels; enough for every level of a pyramid
 
 
@@ -35,6 +38,10 @@ class Detection(Task[DetectionRecipe]):
 
     Recipe = DetectionRecipe
     metric = "val_box_AP"
+    compared = tuple(
+        Score(f"{kind}_{name}", f"{kind} {name}", f"val_{kind}_{name}", 100.0)
+        for kind, name in (("box", "AP"), ("box", "AP50"), ("mask", "AP"))
+    )
     training: CocoSamples
     validation: CocoSamples
 
@@ -58,10 +65,10 @@ class Detection(Task[DetectionRecipe]):
         super().__init__(recipe, samples, held_out)
 
     @classmethod
-    def choose_recipe(cls, given: dict[str, Any]) -> tuple[DetectionRecipe, str]:
+    def choose_recipe(cls, given: dict[str, Any], *, pretrained: bool = True) -> tuple[DetectionRecipe, str]:
         from .choice import choose_recipe
 
-        return choose_recipe(given)
+        return choose_recipe(given, pretrained=pretrained)
 
     @classmethod
     def open(cls, recipe: DetectionRecipe, *, check: bool) -> "Detection":
@@ -79,6 +86,20 @@ class Detection(Task[DetectionRecipe]):
         recipe = predictor.recipe
         opened = open_coco(recipe, "val", categories=predictor.categories, check=recipe.check_images)
         return cls(recipe, None, *opened)
+
+    @classmethod
+    def untrained(cls, recipe: DetectionRecipe, num_classes: int) -> nn.Module:
+        return detector_of(recipe, num_classes, restored=True)
+
+    @classmethod
+    def size(cls, recipe: DetectionRecipe, num_classes: int) -> DetectorSize:
+        return detector_cost(cls.untrained(recipe, num_classes), recipe.min_size[-1], recipe.max_size)
+
+    @classmethod
+    def step_inputs(cls, recipe: DetectionRecipe, model: nn.Module, count: int) -> tuple[Any, ...]:
+        size, count = (recipe.min_size[-1], recipe.max_size), min(count, _TIMED)
+        work_alike(model, size)
+        return [*torch.rand(count, 3, *size)], random_objects(size, count, masks=ARCHITECTURES[recipe.arch].masks)
 
     @classmethod
     def examples(cls, predictor: Detector, most: int) -> list[tuple[str | Image.Image, str]]:
@@ -105,7 +126,7 @@ class Detection(Task[DetectionRecipe]):
         if recipe.initial is not None:
             content = read_checkpoint(recipe.initial)
             weights, _ = find_state_dict(content, path=recipe.initial)
-            options = {"may_differ": recipe.may_differ, "norm_eps": recipe.norm_eps}
+            options = {"may_differ": self.may_differ, "norm_eps": recipe.norm_eps}
             report = load_detector(model, recipe.arch, weights, recipe.initial, **options)
             self.compare_classes(content.get("classes"), recipe.initial, report.kept)
 
