@@ -136,6 +136,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(compared, shared_tree, 
 
 def test_a_report_needs_no_training(compared, capsys, monkeypatch):
     monkeypatch.setattr(comparing, "train", None)
+    settings = compared / "comparison.yaml"  # of version 0.1
+    settings.write_text(settings.read_text().replace("kind: classifier\n", "kind: classifiers\n"))
     assert sanet_here("compare", "--output", compared, "--report-only", "--attention", "shuffle,none") == 0
     assert "over" in capsys.readouterr().out
     assert sanet_here("compare", "--output", compared, "--report-only", "--epochs", 9, "--depth", 18, "--seeds", 3) == 2

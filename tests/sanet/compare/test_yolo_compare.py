@@ -81,7 +81,7 @@ def test_it_is_stopped_continued_and_reported(words, monkeypatch, capsys):
     message = "out holds another comparison: lr0 was 0.01 and is 0.02; mosaic was 0 and is 1.0\n"
     assert message in capsys.readouterr().err
     assert sanet_here("compare", "--recipe", "digits", "--attention", "none,shuffle", "--output", "out") == 2
-    assert "holds another comparison: kind was 'yolo' and is 'classifiers'" in capsys.readouterr().err
+    assert "holds another comparison: kind was 'yolo' and is 'classifier'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
