@@ -53,8 +53,11 @@ def build_kernels(source_distribution: Path, processor: str, folder: Path) -> No
     names = zipfile.ZipFile(wheel).namelist()
     if "shuffle_attention/kernels/_C.so" not in names:  # an installation goes on without kernels, a release does not
         sys.exit(f"{wheel.name} has no kernels: the compiler failed")
-    # It names the oldest system that the symbols allow, and fails if that is not one of its list.
-    python("auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--only-plat", "-w", DIST, wheel)
+    # It fails if the symbols need a newer system. They allow an older one, on which PyTorch does not run.
+    platform_tag = f"manylinux_{GLIBC.replace('.', '_')}_{processor}"
+    python(
+        "auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--plat", platform_tag, "--only-plat", "-w", DIST, wheel
+    )
 
 
 def main() -> None:
