@@ -99,7 +99,7 @@ class TestEachBlock:
             assert [row.name for row in report.layers] == [
                 n for n, m in model.named_modules() if isinstance(m, ShuffleAttention)
             ]
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
                 assert difference(output(model), expected) < EXACT
             calls = {event.key: event.count for event in profile.key_averages()}
             blocks = [model.get_submodule(row.name.removesuffix(".sa")) for row in report.layers]
@@ -330,7 +330,7 @@ def test_attached_none_fuses_a_plain_model_and_leaves_nothing_behind(name):
         for module in each.train().modules():
             if isinstance(module, DropPath):
                 module.eval()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         y = output(model)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["shuffle_attention::block_tail"] > 2 * len(report.layers)
