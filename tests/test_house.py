@@ -1,6 +1,8 @@
 """The layout of the package: a library, a workbench on top of it, and imports that only go down."""
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +65,12 @@ def test_a_file_imports_only_from_its_own_floor_and_lower_ones(path):
 def test_the_top_folder_has_few_entries():
     entries = sorted(path.name for path in PACKAGE.iterdir() if path.name not in ("py.typed", "__pycache__"))
     assert len(entries) <= MOST_ENTRIES, entries
+
+
+def test_the_changelog_names_each_change_once():
+    """Merges of two branches leave entries twice, or the marks of a conflict."""
+    text = (PACKAGE.parents[1] / "CHANGELOG.md").read_text()
+    assert not re.findall(r"^(?:<{7}|={7}|>{7}).*", text, re.MULTILINE)
+    entries = re.findall(r"^- .*(?:\n  .*)*", text.partition("\n## 0.")[0], re.MULTILINE)
+    assert len(entries) > 10
+    assert not [entry for entry, count in Counter(entries).items() if count > 1]
