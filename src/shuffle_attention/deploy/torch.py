@@ -20,7 +20,7 @@ def write(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, 
     """Write an exported program with a free batch size."""
     free = (dict.fromkeys(free_sizes(dynamic_size), torch.export.Dim.DYNAMIC),)
     # Without this, PyTorch 2.11 exports max pooling for odd or for even sizes only; later releases divide like this.
-    with mock.patch("torch._meta_registrations.div_rtn", operator.floordiv):
+    with mock.patch("torch._meta_registrations.div_rtn", operator.floordiv, create=True):
         program = torch.export.export(model, (example,), dynamic_shapes=free)
     torch.export.save(program, path, extra_files=described(metadata, _content(program)))
 
