@@ -240,7 +240,7 @@ def test_the_tables_of_a_page_are_those_of_the_files(name, monkeypatch):
 def test_installed_without_a_compiler_it_has_all_but_the_kernels_and_says_so_once(tmp_path):
     """``pip install .`` where there is no compiler, without the dependencies, which are here already."""
     # A tree in which nothing has been built before.
-    built = shutil.ignore_patterns(".git", ".venv", "build", "runs", "node_modules", "*.so", "*.egg-info")
+    built = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "node_modules", "*.so", "*.egg-info")
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=built)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
     bare = {**os.environ, "PATH": str(tmp_path)}
