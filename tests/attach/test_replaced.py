@@ -88,7 +88,10 @@ def test_lost_attention_is_an_error_in_every_use(loss):
     action, message = LOSSES[loss]
     model = attended()
     action(model)
-    for use in USES.values() if loss == "frozen" else list(USES.values())[:2]:
+    names = list(USES) if loss == "frozen" else ["forward", "state_dict"]
+    if torch.__version__ < "2.12" and "compiled" in names:  # whose compiler replaces errors that it traces by its own
+        names.remove("compiled")
+    for use in (USES[name] for name in names):
         with torch.no_grad(), pytest.raises(InputError, match=message):
             use(model)
     torch.compiler.reset()

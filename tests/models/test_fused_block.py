@@ -253,10 +253,16 @@ def test_under_autocast_types_are_those_of_the_modules(network, fused):
 
 
 def test_compiled_whole_it_is_still_one_op(network, fused):
-    x = images()
+    x, calls = images(), []
     expected = one_by_one(network)(x)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+
+    def recording(graph: torch.fx.GraphModule, inputs):
+        calls.extend(str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(network, fullgraph=True, backend=recording)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    assert sum("shuffle_attention.block_tail" in call for call in calls) == 2 * BLOCKS + 3  # both norms, downsamples
 
 
 def test_a_block_keeps_what_a_plain_one_keeps(network):

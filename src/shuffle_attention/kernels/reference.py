@@ -30,6 +30,12 @@ from torch.nn import functional
 in_use = False
 
 
+def is_exporting() -> bool:
+    """Return whether ``torch.export`` traces. PyTorch 2.11's own function returns True whenever it compiles, too."""
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
+
+
 @contextmanager
 def use_reference() -> Iterator[None]:
     """Run the layer and the end of a block as PyTorch's own operators, as exporters need them, and without kernels."""

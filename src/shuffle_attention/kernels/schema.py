@@ -302,7 +302,7 @@ def shuffle_attention(
             f"of n = {n} values, got {tuple(x.shape)}"
         )
     # Traces, exported programs and ONNX run elsewhere, where this package may not exist.
-    if reference.in_use or torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if reference.in_use or torch.jit.is_tracing() or reference.is_exporting() or torch.onnx.is_in_onnx_export():
         if groups == 1 and not shuffle:
             return reference.halves(x, *parameters, eps, gain)
         return reference.shuffle_attention(x, *parameters, eps, shuffle, gain)

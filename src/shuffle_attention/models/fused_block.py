@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attention.shuffle import ShuffleAttention
 from ..errors import InputError
-from ..kernels import has_kernels
+from ..kernels import has_kernels, reference
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -49,7 +49,7 @@ def obstacle(
     drop: nn.Module | None,
 ) -> str:
     """Return why :func:`can_fuse` does not hold, empty if it does."""
-    if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if isinstance(u, torch.fx.Proxy) or torch.jit.is_tracing() or reference.is_exporting():
         return "the graph must show its modules"
     if not fusable(norm, attention, act):
         kinds = ", ".join(type(module).__name__ for module in (norm, attention, act) if not _is_absent(module))
