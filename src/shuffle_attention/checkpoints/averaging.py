@@ -14,7 +14,7 @@ from .reading import CheckpointError, read_checkpoint
 from .weights import fault, find_state_dict, kind_of, not_finite, unwrapped
 
 logger = logging.getLogger(__name__)
-# What a checkpoint of a run says of its model and data. The rest belongs to one point of the training.
+# Entries of a checkpoint about its model and data. All others belong to one point of the training.
 _ABOUT = ("kind", "recipe", "num_classes", "classes", "categories", "epoch")
 # Fields of a recipe on which the meaning of weights depends.
 _MODEL = ("model", "model_args", "small_stem", "attach", "in_chans", "mean", "std")

@@ -23,12 +23,12 @@ _SEALED = re.compile(re.escape(_SEAL) + rb"([0-9a-f]{8})\Z")
 _LEGACY = re.compile(rb"(?s)\x80.(\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.")  # how torch.save began before 1.6
 _WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 _RESAVE = "load it where it was made, and save its weights: torch.save(model.state_dict(), 'weights.pth')"
-# What is often downloaded in place of a file: the first bytes, what it is, and what would help.
+# Files often downloaded in place of a checkpoint: their first bytes, their kind and the remedy.
 NOT_DOWNLOADED: tuple[tuple[bytes, str, str], ...] = (
     (rb"version https://git-lfs", "is a Git LFS pointer, not the file it points to", "git lfs pull fetches that file"),
     (rb"(?i)\s*(<!doctype html|<html|<head|<body)", "is a web page", "download the file itself, not the page about it"),
 )
-# What is often taken for a checkpoint: the first bytes, what the file is, and what would help.
+# Files often taken for a checkpoint: their first bytes, their kind and the remedy.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     *NOT_DOWNLOADED,
     (rb"\s*<\?xml", "is an XML document, perhaps a server's error", "download the file again"),

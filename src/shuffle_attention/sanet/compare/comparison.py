@@ -102,7 +102,7 @@ class Comparison:
 
     @property
     def score(self) -> Score:
-        """What is compared, and decides plans and stopping; the task may compare further metrics."""
+        """The metric that decides plans and stopping; the task may compare further ones."""
         return self.task.compared[0]
 
     @property
