@@ -85,7 +85,7 @@ class YoloFolder(RunFolder):
 
 
 class Yolo:
-    """What :class:`Comparison` needs of a task; ultralytics does the rest."""
+    """The part of a task that :class:`Comparison` needs; ultralytics does the rest."""
 
     Recipe = YoloRecipe
     compared = (

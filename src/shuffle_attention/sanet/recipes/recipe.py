@@ -176,7 +176,7 @@ class RunRecipe(Settings):
         """Return the recipe for a file that other machines read: names of data and weights, without their paths."""
         values: dict[str, Any] = dict.fromkeys(_LOCATIONS & self.options().keys())
         if not self.data.startswith(NAMED):
-            values["data"] = PureWindowsPath(self.data).name  # of paths with either slash
+            values["data"] = PureWindowsPath(self.data).name  # splits at both kinds of slash
         for name in {"initial", "weights"} & self.options().keys():
             value = getattr(self, name)
             values[name] = value and PureWindowsPath(value).name
@@ -274,7 +274,7 @@ class Recipe(RunRecipe):
         0.5, "weight of the teacher in the loss; that of the labels is 1 minus it", "optimisation", minimum=0, maximum=1
     )
     distill_temperature: float = option(4.0, "temperature of the softmax of teacher and model", "optimisation", above=0)
-    teacher_digest: str = ""  # of the teacher's weights, by which a run knows it again
+    teacher_digest: str = ""  # identifies the teacher's weights when a run is resumed
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: each class counts alike in the loss ce, however many images it has", "optimisation"
     )

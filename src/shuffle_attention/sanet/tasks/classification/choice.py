@@ -82,7 +82,7 @@ def why_not_pretrained(model: str) -> str:
             return f"{constants.ENDPOINT} cannot be reached for pretrained weights"
     try:
         timm.create_model(model, pretrained=True)
-    except Exception as error:  # of any kind: networks, hubs and files fail in many ways
+    except Exception as error:  # networks, hubs and files fail in many ways
         return f"no pretrained weights: {(str(error) or type(error).__name__).splitlines()[0][:160]}"
     return ""
 

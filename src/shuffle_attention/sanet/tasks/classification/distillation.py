@@ -69,7 +69,7 @@ def open_teacher(recipe: Recipe, classes: list[str] | None, num_classes: int) ->
         else:
             try:
                 model: Any = timm.create_model(name, pretrained=True, in_chans=recipe.in_chans)
-            except Exception as error:  # of any kind: networks, hubs and files fail in many ways
+            except Exception as error:  # networks, hubs and files fail in many ways
                 reason = brief(str(error) or type(error).__name__, quoted=False)
                 raise InputError(f"teacher {name}: its pretrained weights cannot be had: {reason}") from error
             view = with_normalisation(Recipe(model=name, in_chans=recipe.in_chans), model)
