@@ -33,7 +33,7 @@ def by_modules(u: Tensor, shortcut: Tensor, norm: nn.BatchNorm2d, attention: Shu
 
 
 def random_modules(channels: int) -> tuple[nn.BatchNorm2d, ShuffleAttention]:
-    norm, attention = nn.BatchNorm2d(channels), ShuffleAttention(channels)
+    norm, attention = nn.BatchNorm2d(channels), ShuffleAttention(channels, groups=min(64, channels // 2))
     with torch.no_grad():
         for parameter in [*norm.parameters(), *attention.parameters()]:
             parameter.normal_()

@@ -65,7 +65,7 @@ def main() -> None:
     (ROOT / DIST).mkdir(exist_ok=True)
     for old in (ROOT / DIST).glob("shuffle_attention-*"):
         old.unlink()
-    python("build", "--sdist", "--no-isolation", "--outdir", DIST)
+    python("build", "--quiet", "--sdist", "--no-isolation", "--outdir", DIST)
     (source,) = (ROOT / DIST).glob("*.tar.gz")
     for processor in PROCESSORS:
         with tempfile.TemporaryDirectory() as folder:

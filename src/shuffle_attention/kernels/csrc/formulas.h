@@ -149,8 +149,8 @@ struct Planes {
   }
   SIMD_INLINE V at(const A* values) const {
     if (Full || c + Lanes<A>::count <= o.map.channels) return load(values + c);
-    A padded[Lanes<A>::count] = {};
-    for (int64_t i = 0; i < count; ++i) padded[i] = values[c + i];
+    A padded[Lanes<A>::count];
+    load_first<A>(padded, values + c, count);
     return load(padded);
   }
   SIMD_INLINE V row(void* array, int r) const { return at(row_of<A>(array, o, r)); }

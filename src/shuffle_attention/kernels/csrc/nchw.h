@@ -130,24 +130,17 @@ SIMD_INLINE A guess_mean(const T* x, int64_t size) {
 
 // ---- A map ----
 
-// Where a vector is read from or written to in place of a plane that is smaller.
-template <class T>
-struct Padded {
-  static constexpr int64_t W = Lanes<Accumulator<T>>::count;
-  T at[W];
-};
-
 // A plane of a map, which may be null.
 template <int N, class T>
 struct Readable {
-  Padded<T> padded;
+  Values<T> padded;  // in place of a plane that is smaller than a vector
   const T* at;
   SIMD_INLINE Readable(const void* map, int64_t offset, int64_t size) : at(static_cast<const T*>(map)) {
     if (!at) return;
     at += offset;
-    if (N != 1 || size == Padded<T>::W) return;
-    for (int64_t i = 0; i < Padded<T>::W; ++i) padded.at[i] = i < size ? at[i] : T{};
-    at = padded.at;
+    if (N != 1 || size == Lanes<Accumulator<T>>::count) return;
+    load_first<T>(padded, at, size);
+    at = padded;
   }
 };
 
@@ -158,11 +151,11 @@ struct Writable : Readable<N, T> {
   int64_t size;
   SIMD_INLINE Writable(void* map, int64_t offset, int64_t size)
       : Readable<N, T>(map, offset, size), at(const_cast<T*>(Readable<N, T>::at)), target(nullptr), size(size) {
-    if (N == 1 && at == this->padded.at) target = static_cast<T*>(map) + offset;
+    if (N == 1 && at == this->padded) target = static_cast<T*>(map) + offset;
   }
   SIMD_INLINE ~Writable() {
     if (N != 1 || !target) return;
-    for (int64_t i = 0; i < size; ++i) target[i] = at[i];
+    store_first<T>(target, this->padded, size);
   }
 };
 

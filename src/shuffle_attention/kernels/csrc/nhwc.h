@@ -34,11 +34,12 @@ struct Tile {
   int64_t row, channel[2][K], lanes[2][K];  // [Side]
 
   SIMD_INLINE Tile(const Map& map, int64_t first, int64_t count) : shuffle(map.shuffle), row(map.channels) {
+    const int64_t more = 2 * count > W ? 2 * count - W : 0;  // than a vector, after the shuffle
     for (int k = 0; k < K; ++k) {
       channel[kBefore][k] = k / U * (map.channels / parts_of(kOp)) + first + k % U * W;
       channel[kAfter][k] = shuffle ? 2 * first + k * W : channel[kBefore][k];
       lanes[kBefore][k] = count;
-      lanes[kAfter][k] = shuffle ? 2 * count - k * W : count;
+      lanes[kAfter][k] = !shuffle ? count : k ? more : 2 * count - more;
     }
   }
 
@@ -47,10 +48,8 @@ struct Tile {
   SIMD_INLINE V load(const M* image, int64_t pixel, Side side, int k) const {
     const M* const at = image + pixel * row + channel[side][k];
     if constexpr (Full) return Memory<M>::load(at);
-    M padded[W] = {};
-    for (int64_t i = 0; i < W; ++i) {
-      if (i < lanes[side][k]) padded[i] = at[i];
-    }
+    M padded[W];
+    load_first<M>(padded, at, lanes[side][k]);
     return Memory<M>::load(padded);
   }
 
@@ -60,9 +59,7 @@ struct Tile {
     if constexpr (Full) return Memory<M>::store(at, v);
     M padded[W];
     Memory<M>::store(padded, v);
-    for (int64_t i = 0; i < W; ++i) {
-      if (i < lanes[side][k]) at[i] = padded[i];
-    }
+    store_first<M>(at, padded, lanes[side][k]);
   }
 
   // Adds to a row of values per channel; the first sum is stored.

@@ -213,5 +213,55 @@ SIMD_INLINE void store(T* p, Vec<Accumulator<T>> v) {
   Memory<T>::store(p, v);
 }
 
+// ---- The first `count` values of a vector: the others are 0, or stay in memory as they are ----
+
+template <class T>
+using Values = T[Lanes<Accumulator<T>>::count];
+
+#if defined(SIMD_AVX512)
+SIMD_INLINE uint32_t first_lanes(int64_t count) { return (uint32_t(1) << count) - 1; }
+#elif defined(SIMD_AVX2)  // for two bytes it has no masks
+template <class A>
+SIMD_INLINE __m256i first_lanes(int64_t count) {
+  return (__m256i)(lane_numbers<A>(LaneIndices<A>{}) < static_cast<int>(count));
+}
+#endif
+
+template <class T>
+SIMD_INLINE void load_first(Values<T>& to, const T* from, int64_t count) {
+#if defined(SIMD_AVX512)
+  const uint32_t lanes = first_lanes(count);
+  if constexpr (sizeof(T) == 2) return _mm256_storeu_si256((__m256i*)to, _mm256_maskz_loadu_epi16(lanes, from));
+  if constexpr (sizeof(T) == 4) return _mm512_storeu_si512(to, _mm512_maskz_loadu_epi32(lanes, from));
+  if constexpr (sizeof(T) == 8) return _mm512_storeu_si512(to, _mm512_maskz_loadu_epi64(lanes, from));
+#elif defined(SIMD_AVX2)
+  __m256i* const all = (__m256i*)to;
+  if constexpr (sizeof(T) == 4)
+    return _mm256_storeu_si256(all, _mm256_maskload_epi32((const int*)from, first_lanes<float>(count)));
+  if constexpr (sizeof(T) == 8)
+    return _mm256_storeu_si256(all, _mm256_maskload_epi64((const long long*)from, first_lanes<double>(count)));
+#endif
+  for (int64_t i = 0; i < Lanes<Accumulator<T>>::count; ++i) to[i] = i < count ? from[i] : T{};
+}
+
+template <class T>
+SIMD_INLINE void store_first(T* to, const Values<T>& from, int64_t count) {
+#if defined(SIMD_AVX512)
+  const uint32_t lanes = first_lanes(count);
+  if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(to, lanes, _mm256_loadu_si256((const __m256i*)from));
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_epi32(to, lanes, _mm512_loadu_si512(from));
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_epi64(to, lanes, _mm512_loadu_si512(from));
+#elif defined(SIMD_AVX2)
+  const __m256i* const all = (const __m256i*)from;
+  if constexpr (sizeof(T) == 4)
+    return _mm256_maskstore_epi32((int*)to, first_lanes<float>(count), _mm256_loadu_si256(all));
+  if constexpr (sizeof(T) == 8)
+    return _mm256_maskstore_epi64((long long*)to, first_lanes<double>(count), _mm256_loadu_si256(all));
+#endif
+  for (int64_t i = 0; i < Lanes<Accumulator<T>>::count; ++i) {
+    if (i < count) to[i] = from[i];
+  }
+}
+
 }  // namespace SIMD_NAMESPACE
 }  // namespace shuffle_attention
