@@ -1,6 +1,7 @@
 """Folders for the Hugging Face Hub: timm and sanet load them, and both compute what the checkpoint computes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_the_folder_is_evaluated_like_the_checkpoint(run, packed, tmp_path):
         assert sanet_here("eval", path, "--data", data, "--json", tmp_path / f"{path.name}.json") == 0
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("best.pt", "digits-model"))
     assert all(first[name] == second[name] for name in ("top1", "loss", "images", "classes"))
+
+
+def test_data_that_the_folder_only_names_have_to_be_given(packed, tmp_path, monkeypatch, capsys):
+    config = json.loads((packed / "config.json").read_text())
+    config["shuffle_attention"]["recipe"]["data"] = "photos"
+    shutil.copytree(packed, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "photos").mkdir()  # may hold other images
+    monkeypatch.chdir(tmp_path)
+    assert sanet_here("eval", "model") == 2
+    assert "does not say where photos is, which its model was trained on; name images by" in capsys.readouterr().err
 
 
 def test_the_card_names_data_licence_metrics_machine_and_use(run, packed):

@@ -199,7 +199,7 @@ def restore_network(
         source=str(path),
         label=_label(recipe),
         weights=report.weights,
-        knows_data=knows_data,
+        knows_data=knows_data and (recipe.has_data or not Path(path).is_dir()),  # folders are for other machines
     )
 
 
