@@ -6,6 +6,7 @@ call PyTorch by its stable C interface only: for linking, an empty library in it
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -53,11 +54,16 @@ def build_kernels(source_distribution: Path, processor: str, folder: Path) -> No
     names = zipfile.ZipFile(wheel).namelist()
     if "shuffle_attention/kernels/_C.so" not in names:  # an installation goes on without kernels, a release does not
         sys.exit(f"{wheel.name} has no kernels: the compiler failed")
-    # It fails if the symbols need a newer system. They allow an older one, on which PyTorch does not run.
-    platform_tag = f"manylinux_{GLIBC.replace('.', '_')}_{processor}"
-    python(
-        "auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--plat", platform_tag, "--only-plat", "-w", DIST, wheel
-    )
+    # auditwheel names the oldest systems with the symbols. PyTorch runs on GLIBC and newer ones.
+    python("auditwheel", "repair", "--exclude", "libtorch_cpu.so", "--only-plat", "-w", folder / "checked", wheel)
+    (checked,) = (folder / "checked").glob("*.whl")
+    needed = re.search(r"manylinux_(\d+)_(\d+)_", checked.name)
+    if needed is None or tuple(map(int, needed.groups())) > tuple(map(int, GLIBC.split("."))):
+        sys.exit(f"{checked.name} needs a newer system than glibc {GLIBC}")
+    tag = f"manylinux_{GLIBC.replace('.', '_')}_{processor}"
+    python("wheel", "tags", "--remove", "--platform-tag", tag, checked)
+    (tagged,) = (folder / "checked").glob("*.whl")
+    shutil.move(tagged, ROOT / DIST)
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Device, memory format, precision and distributed rank of this process."""
 
+import ctypes
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -73,11 +75,13 @@ class Process:
 
 
 @contextmanager
-def open_process(device: str) -> Iterator[Process]:
+def open_process(device: str, *, keep_memory: bool = True) -> Iterator[Process]:
     """Join the processes that torchrun or SLURM started, if any did, and leave them at the end.
 
     Args:
         device: Device as PyTorch names it; ``auto`` takes the accelerator where there is one.
+        keep_memory: On a CPU, keep freed memory for the next step (:func:`keep_freed_memory`); a server would hold that
+            of its largest request.
 
     Raises:
         InputError: If PyTorch cannot use the device.
@@ -89,6 +93,8 @@ def open_process(device: str) -> Iterator[Process]:
         torch.zeros(1, device=device).item()  # meta has no values
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if keep_memory and torch.device(device).type == "cpu":
+        keep_freed_memory()
     settings = init_distributed_device_so(device)
     process = Process(torch.device(settings["device"]), int(settings["global_rank"]), int(settings["world_size"]))
     if process.rank != 0:
@@ -101,6 +107,21 @@ def open_process(device: str) -> Iterator[Process]:
     finally:
         if process.world_size > 1:
             distributed.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that is freed for what is allocated next; another C library does as before.
+
+    glibc may give the maps of a training step back to the system, and the next step then waits for the same pages to be
+    cleared. Variables of its own (``GLIBC_TUNABLES``, ``MALLOC_...``) are left to decide.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+    """
+    chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not chosen:
+        library = ctypes.CDLL(None)
+        for threshold in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            library.mallopt(threshold, 2**31 - 1)
 
 
 def require_one_process(command: str) -> None:

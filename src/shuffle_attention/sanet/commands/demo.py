@@ -65,7 +65,11 @@ class Demo(Command):
                 f"--host {self.host} is neither an IPv4 address of this machine nor a name of one"
             ) from error
         hosts = Hosts(self.host, self.allow_host)
-        with open_process(self.device) as process, upload_folder() as folder, gradio_environment(folder):
+        with (
+            open_process(self.device, keep_memory=False) as process,
+            upload_folder() as folder,
+            gradio_environment(folder),
+        ):
             finished = self.checkpoint or ([str(FOLDER / "best.pt")] if is_finished(FOLDER) else [])
             networks = open_networks(finished, process, self.device)
             try:
