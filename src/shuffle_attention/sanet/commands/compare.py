@@ -46,7 +46,9 @@ class Compare(Command):
         None, "attach so that the model computes what it did before (both)"
     )
     null: bool = option(False, "add a model of the same distribution as another one: what chance does")
-    control: Literal["width"] | None = option(None, "add a wider plain network that takes as long to train")
+    control: Literal["width"] | None = option(
+        None, "add a wider plain network that takes as long to train; with --report-only, time the steps again"
+    )
     plan: float | None = option(
         None,
         "print how many seeds detect a difference of so many points, by the finished runs",
@@ -79,7 +81,7 @@ class Compare(Command):
             given = {
                 "from": start,
                 "null": self.null or None,
-                "control": self.control,
+                "control": None if self.report_only else self.control,
                 "until": self.until,
                 "budget": self.budget,
                 **{key: getattr(self, key) for key in ("recipe", "where", "preserve", "depth", "seeds")},
@@ -91,7 +93,7 @@ class Compare(Command):
             if unread:
                 options = ", ".join("--" + key.replace("_", "-") for key in sorted(unread))
                 raise InputError(f"{options} would have no effect with --report-only, which trains nothing")
-            return report_runs(folder, names, overrides, self.plan)
+            return report_runs(folder, names, overrides, self.plan, time_again=self.control is not None)
         if network in overrides:
             raise InputError(
                 f"{command} chooses the {network}: --attention with --depth, or --models, and not --{network}"
@@ -198,12 +200,29 @@ def run_comparison(
             return stopped.exit_code
 
 
-def report_runs(folder: Path, names: list[str], overrides: dict[str, Any], plan: float | None = None) -> int:
-    """Report the finished runs in a folder, of all variants or of those that are named."""
+def report_runs(
+    folder: Path, names: list[str], overrides: dict[str, Any], plan: float | None = None, *, time_again: bool = False
+) -> int:
+    """Report the finished runs in a folder, of all variants or of those that are named.
+
+    Args:
+        folder: Folder of the comparison.
+        names: Variants; all if empty.
+        overrides: Fields of the recipe to replace.
+        plan: Difference to plan further seeds for, in points.
+        time_again: Whether to time the training steps of a comparison with a control of width anew.
+    """
     from ..compare.comparison import read_comparison
+    from ..compare.control import timed_again
+    from ..device import open_process
 
     comparison = read_comparison(folder)
     comparison = replace(comparison, base=comparison.base.replaced(**overrides))
+    if time_again:
+        with open_process(comparison.base.device) as process, comparison.begun():
+            comparison = timed_again(comparison, process.device)
+        with comparison.begun():  # keeps the times
+            pass
     return _report(_only(comparison, names) if names else comparison, None, {}, plan)
 
 

@@ -77,6 +77,20 @@ def _with_control(comparison: Comparison, device: torch.device) -> Comparison:
     return replace(comparison, variants=[*comparison.variants, control])
 
 
+def timed_again(comparison: Comparison, device: torch.device) -> Comparison:
+    """Return the comparison with the training steps of all models timed again, in one round.
+
+    Raises:
+        InputError: If it has no control of width.
+    """
+    if (stored := _stored(comparison)) is None:
+        raise InputError(f"{comparison.folder} has no control of width, whose comparison needs the times of steps")
+    recipes = {v.name: v.recipe(comparison.base, comparison.base.seed) for v in comparison.variants if not v.twin}
+    times = _over(comparison.variants[0].name, step_times(recipes, comparison, device))
+    control = replace(stored, cost=stored.cost | {"step": times})
+    return replace(comparison, variants=[control if v.cost else v for v in comparison.variants])
+
+
 def _widened(base: Any, target: Any, ratio: float, comparison: Comparison, device: torch.device) -> Any:
     """Return the recipe of the width whose training step takes as long as that of another recipe.
 
