@@ -320,6 +320,21 @@ def ten_seeds() -> str:
     return comparison("imagenette-ten-seeds")
 
 
+def ten_seeds_plan() -> str:
+    """Return what the seeds detect of each attention, by the deviation of its own difference."""
+    comparison = content("imagenette-ten-seeds")
+    lines = []
+    for row in comparison["plan"]["rows"]:
+        if not row["name"]:  # all of them, pooled
+            continue
+        spread, (seeds, least, most) = row["deviation"], row["seeds"]
+        found = detectable(spread["value"], len(comparison["seeds"]))
+        ranges = f"{spread['low']:.2f} to {spread['high']:.2f}", f"{seeds} ({least} to {most})"
+        lines.append([row["name"], f"{spread['value']:.2f}", ranges[0], f"{found:.2f}", ranges[1]])
+    header = "compared with none | deviation of the difference | 95 % range | detectable | seeds for 0.5 points"
+    return table(header, lines, words=1)
+
+
 def power() -> str:
     """Return what the seeds of each comparison can detect, and how many it would take."""
     lines = []
@@ -487,7 +502,7 @@ PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [summary],
     "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
     "docs/deploy.md": [quantised, deploy_times, deploy_files],
-    "docs/results.md": [power, ten_seeds, costs, cifar10, finetune, imagenette, full],
+    "docs/results.md": [power, ten_seeds, ten_seeds_plan, costs, cifar10, finetune, imagenette, full],
     "docs/detection.md": [nuclei, nuclei_seeds],
     "docs/explain.md": [twins, maps, gates],
     "docs/networks.md": [models, layers],
