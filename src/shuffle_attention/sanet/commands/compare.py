@@ -219,9 +219,9 @@ def report_runs(
     comparison = read_comparison(folder)
     comparison = replace(comparison, base=comparison.base.replaced(**overrides))
     if time_again:
-        with open_process(comparison.base.device) as process, comparison.begun():
+        with open_process(comparison.base.device) as process:
             comparison = timed_again(comparison, process.device)
-        with comparison.begun():  # keeps the times
+        with comparison.begun():  # writes the times, unless another process works in the folder
             pass
     return _report(_only(comparison, names) if names else comparison, None, {}, plan)
 
