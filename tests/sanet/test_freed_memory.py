@@ -1,4 +1,4 @@
-"""The process that a command computes in."""
+"""Memory that commands keep for the next step."""
 
 import os
 import platform
