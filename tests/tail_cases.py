@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,7 @@ CASES = [
     Case((3, 7, 5, 3), 0, normalised=False),
     Case((2, 7, 6, 5), 0, channels_last, normalised=False),
 ]
+SINGLE_AND_HALF = (torch.float32, torch.bfloat16)
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -168,34 +170,34 @@ def check_zero_weight_and_values_that_are_not_finite(layout, device: str = "cpu"
     torch.testing.assert_close(y, expected, equal_nan=True)
 
 
-def check_infinite_and_huge_values(value: float, layout, device: str = "cpu") -> None:
+def check_infinite_and_huge_values(value: float, layout, device: str = "cpu", *, types=SINGLE_AND_HALF) -> None:
     """Check that both ops equal the reference wherever that is finite: saturated gates, an overflowing variance."""
     ops = torch.ops.shuffle_attention
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-        for size in (2, 7, 20):
-            case = Case((2, 16, size, size), 2, layout)
-            norm, attention = (m.requires_grad_(False).to(device) for m in case.modules(torch.float32))
-            u, shortcut, grad = (t.to(device) for t in case.maps(dtype))
-            u[0, :, 1, 0] = value
-            six, settings = list(attention.parameters()), (1e-5, True)
-            pairs = [
-                (ops.shuffle_attention(u, *six, *settings), reference.shuffle_attention(u.float(), *six, *settings)),
-                (
-                    ops.shuffle_attention_backward(grad, u, *six, *settings)[0],
-                    reference.shuffle_attention_backward(grad.float(), u.float(), *six, *settings)[0],
-                ),
-            ]
-            for statistics in ((None, None), (norm.running_mean, norm.running_var)):
-                parameters = (norm.weight, norm.bias, *statistics, *six, 1e-5, *settings, True)
-                y, of_planes, _ = ops.block_tail(u, shortcut, *parameters)
-                expected, _, _ = block_reference.block_tail(u.float(), shortcut.float(), *parameters)
-                du, *_ = ops.block_tail_backward(grad, u, y, of_planes, *parameters)
-                wanted, *_ = block_reference.block_tail_backward(grad.float(), u.float(), y, of_planes, *parameters)
-                pairs += [(y, expected), (du, wanted)]
-            for got, want in pairs:
-                finite = want.isfinite()
-                finite[0, :, 1, 0] &= abs(value) < torch.inf  # an infinite value itself may become NaN
-                torch.testing.assert_close(got.float()[finite], want[finite], rtol=tolerance, atol=tolerance)
+    for dtype, size in product(types, (2, 7, 20)):
+        tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+        case = Case((2, 16, size, size), 2, layout)
+        norm, attention = (m.requires_grad_(False).to(device) for m in case.modules(torch.float32))
+        u, shortcut, grad = (t.to(device) for t in case.maps(dtype))
+        u[0, :, 1, 0] = value
+        six, settings = list(attention.parameters()), (1e-5, True)
+        pairs = [
+            (ops.shuffle_attention(u, *six, *settings), reference.shuffle_attention(u.float(), *six, *settings)),
+            (
+                ops.shuffle_attention_backward(grad, u, *six, *settings)[0],
+                reference.shuffle_attention_backward(grad.float(), u.float(), *six, *settings)[0],
+            ),
+        ]
+        for statistics in ((None, None), (norm.running_mean, norm.running_var)):
+            parameters = (norm.weight, norm.bias, *statistics, *six, 1e-5, *settings, True)
+            y, of_planes, _ = ops.block_tail(u, shortcut, *parameters)
+            expected, _, _ = block_reference.block_tail(u.float(), shortcut.float(), *parameters)
+            du, *_ = ops.block_tail_backward(grad, u, y, of_planes, *parameters)
+            wanted, *_ = block_reference.block_tail_backward(grad.float(), u.float(), y, of_planes, *parameters)
+            pairs += [(y, expected), (du, wanted)]
+        for got, want in pairs:
+            finite = want.isfinite()
+            finite[0, :, 1, 0] &= abs(value) < torch.inf  # an infinite value itself may become NaN
+            torch.testing.assert_close(got.float()[finite], want[finite], rtol=tolerance, atol=tolerance)
 
 
 def check_kept_tensors(with_shortcut: bool, groups: int = 2) -> None:

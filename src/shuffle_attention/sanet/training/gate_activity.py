@@ -63,11 +63,14 @@ def means(row: Mapping[str, float]) -> dict[str, float]:
     return {m.name: sum(values[m.name] for values in layers) / len(layers) for m in METRICS} if layers else {}
 
 
+def constant_layers(row: Mapping[str, float]) -> list[str]:
+    """Return the names of the layers whose gates vary neither over images nor over positions."""
+    return [name for name, values in by_layer(row).items() if all(values[m.name] < CONSTANT for m in METRICS[:2])]
+
+
 def verdict(row: Mapping[str, float]) -> str:
     """Return a sentence that says whether the attention attends."""
-    layers = by_layer(row)
-    varying = METRICS[:2]
-    constant = [name for name, values in layers.items() if all(values[m.name] < CONSTANT for m in varying)]
+    layers, constant = by_layer(row), constant_layers(row)
     rule = f"over images and over positions they vary by less than {CONSTANT:g}"
     if len(constant) == len(layers):
         return (
