@@ -17,6 +17,7 @@ from shuffle_attention.attention import attention_names, get_spec
 from shuffle_attention.explain.maps import TITLES
 from shuffle_attention.models.attention_resnet import resnet_with
 from shuffle_attention.sanet.statistics import detectable, paired_difference, seeds_needed, simultaneous
+from shuffle_attention.sanet.training.gate_activity import by_layer, constant_layers
 
 ROOT = Path(__file__).parents[1]
 Rows = Callable[[str], list[Row]]  # the rows of a benchmark by its name, for one instruction set
@@ -284,8 +285,6 @@ def compared(results: dict[str, Any]) -> list[dict[int, float]]:
 
 def comparison(name: str) -> str:
     """Return the table of a comparison: a copy of its ``comparison.json`` in results/."""
-    if not (RESULTS / f"{name}.json").exists():
-        return "*Not measured yet.*\n"
     results = content(name)
     control, chance, together = results.get("control"), results.get("chance"), simultaneous(compared(results))
     assert together
@@ -344,8 +343,6 @@ def power() -> str:
         ("Imagenette, full width, 20 epochs", "imagenette-full"),
         ("CIFAR-10, one epoch", "cifar10"),
     ):
-        if not (RESULTS / f"{name}.json").exists():
-            continue
         together, chance = simultaneous(compared(content(name))), content(name).get("chance")
         assert together
         spread, count = together.deviation, len(together.seeds)
@@ -385,19 +382,61 @@ def finetune() -> str:
     return table(header, lines, words=1) + where(results["machine"])
 
 
-def nuclei() -> str:
-    results = content("nuclei")
-    names = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
-    lines = [
-        [row["backbone"], row["seed"], *(f"{row['figures'][name]:.3f}" for name in names)] for row in results["rows"]
-    ]
-    return table("backbone | seed | box AP | AP50 | mask AP | AP50", lines) + where(results["machine"])
+def finetune_seeds() -> str:
+    return comparison("imagenette-finetune")
+
+
+def attention_lr() -> str:
+    """Return accuracy and activity of the gates for each factor of the learning rate."""
+    results = content("attention_lr")
+    runs: dict[float, list[dict[str, Any]]] = {}
+    for run in results["runs"]:
+        runs.setdefault(run["factor"], []).append(run)
+    together = simultaneous([{run["seed"]: run["top1"] for run in each} for each in runs.values()])
+    assert together
+    lines = []
+    for factor, each in runs.items():
+        top1, over = (results["factors"][f"{factor:g}"][name] for name in ("top1", "difference"))
+        line = [f"{factor:g}", len(each), f"{top1['mean']:.2f} %", f"{top1['deviation']:.2f}"]
+        if factor == next(iter(runs)):
+            line += [""] * 3
+        else:
+            line += [*difference(over), span(over["mean"] - together.half_width, over["mean"] + together.half_width)]
+        for name in ("gates_over_images", "gates_over_positions", "gates_from_start"):
+            line.append(f"{sum(run[name] for run in each) / len(each):.3f}")
+        constant = [len(constant_layers(run["layers"])) for run in each]
+        lines.append([*line, f"{sum(constant) / len(constant):.1f} of {len(by_layer(each[0]['layers']))}"])
+    header = "factor | seeds | top-1 | deviation | over factor 1 | 95 % interval | all at once"
+    gates = "over images | over positions | from the start | constant"
+    return table(f"{header} | {gates}", lines, words=1) + where(results)
+
+
+def rank() -> str:
+    """Return the trainings with attention at the best and at other positions, by seed."""
+    results = content("rank")
+    by_seed: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        by_seed.setdefault(row["seed"], {})[row.get("variant", "ranking")] = row
+    lines: list[list[object]] = []
+    for seed, rows in by_seed.items():
+        line: list[object] = [str(seed), *(", ".join(f"`{n}`" for n in rows[name]["where"]) for name in RANKED[:2])]
+        for metric, form in (("val_top1", ".2f"), ("val_loss", ".4f")):
+            line += [f"{rows[name][metric]:{form}}" for name in RANKED]
+        lines.append(line)
+    line = ["less those of random", "", ""]
+    for metric, form in (("val_top1", "+.2f"), ("val_loss", "+.4f")):
+        for name in RANKED:
+            over = results["difference"][metric].get(name)
+            line.append(f"{over['mean']:{form}} ({over['low']:{form}} to {over['high']:{form}})" if over else "")
+    header = "seed | best three | three at random | top-1: best | random | none | loss: best | random | none"
+    return table(header, [*lines, line], words=3) + where(results)
+
+
+RANKED = ("best", "random", "none")
 
 
 def nuclei_seeds() -> str:
     """Return the table of a comparison of detectors with a block of rows for each metric."""
-    if not (RESULTS / "nuclei-seeds.json").exists():
-        return "*Not measured yet.*\n"
     results = content("nuclei-seeds")
     lines = []
     for each in (results, *results["others"]):
@@ -411,9 +450,11 @@ def nuclei_seeds() -> str:
     header = (
         f"metric | attention | seeds | mean, % | deviation | over {results['baseline']} | 95 % interval | all at once"
     )
-    found = results["detectable"]
+    scores = {row["name"]: {int(seed): ap for seed, ap in row[results["score"]].items()} for row in results["variants"]}
+    over = paired_difference(scores["shuffle"], scores["constant"])
     note = (
-        f"\nThese seeds detect a true difference of {found[0]:.2f} points of box AP with 80 % power.\n" if found else ""
+        f"\nBox AP of shuffle over constant: {over.mean:+.2f} ({over.low:+.2f} to {over.high:+.2f}). These seeds "
+        f"detect a true difference of {results['detectable'][0]:.2f} points with 80 % power.\n"
     )
     return table(header, lines) + note + where(results["machine"])
 
@@ -502,8 +543,11 @@ PAGES: dict[str, list[Callable[[], str]]] = {
     "README.md": [summary],
     "docs/kernels.md": [figures, layer, call, tail, network, memory, follow],
     "docs/deploy.md": [quantised, deploy_times, deploy_files],
-    "docs/results.md": [power, ten_seeds, ten_seeds_plan, costs, cifar10, finetune, imagenette, full],
-    "docs/detection.md": [nuclei, nuclei_seeds],
+    "docs/results.md": [
+        *(power, ten_seeds, ten_seeds_plan, attention_lr, finetune_seeds, rank),
+        *(costs, cifar10, finetune, imagenette, full),
+    ],
+    "docs/detection.md": [nuclei_seeds],
     "docs/explain.md": [twins, maps, gates],
     "docs/networks.md": [models, layers],
 }

@@ -102,7 +102,7 @@ def desk(tmp_path_factory, run) -> Path:
         write_tree(folder / name)
     shutil.move(write_tree(folder / "undivided") / "train", folder / "photos")
     write_tree(folder / "imagenet", 8, ("n01440764", "n02979186", "n03888257"))
-    for name, split in product(("coco", "coco-small", "nuclei"), ("train", "val")):
+    for name, split in product(("coco", "coco-small"), ("train", "val")):
         digits_coco(split, 2, size=64).write(folder / name, split)
     shutil.copy(folder / "coco/val/00001.png", folder / "photo.jpg")
     for name in ("sa_resnet18", "sa_resnet50"):

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from shuffle_attention import ShuffleAttention
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -138,3 +140,9 @@ def test_figures_pool_the_repetitions_of_processes(load, results, monkeypatch, c
     assert measured["ratio"] == [2.0, 2.0, 2.0]
     assert measured["repetitions"] == 3
     assert "MISSED" in capsys.readouterr().out
+
+
+def test_the_constant_attention_is_shuffle_attention_before_its_gates_move(load):
+    x = torch.randn(2, 16, 5, 5)
+    start = ShuffleAttention(16, 4, shuffle=False)
+    torch.testing.assert_close(load("constant_attention").Constant()(x), start(x), rtol=1e-6, atol=1e-6)
