@@ -232,11 +232,11 @@ def test_links_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_figures_of_the_pages_are_those_of_the_files():
+def test_the_figures_of_a_run_are_those_of_its_file():
     figures = json.loads((ROOT / "benchmarks/results/imagenette-64.json").read_text())
-    for page in (ROOT / "README.md", ROOT / "docs/training.md"):
-        assert f"{figures['top1']:.2f} %" in page.read_text()
-        assert f"{figures['top5']:.2f} %" in page.read_text()
+    page = (ROOT / "docs/training.md").read_text()
+    assert f"{figures['top1']:.2f} %" in page
+    assert f"{figures['top5']:.2f} %" in page
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{page}.md" for page in TABLES)])
