@@ -408,7 +408,9 @@ def attention_lr() -> str:
         lines.append([*line, f"{sum(constant) / len(constant):.1f} of {len(by_layer(each[0]['layers']))}"])
     header = "factor | seeds | top-1 | deviation | over factor 1 | 95 % interval | all at once"
     gates = "over images | over positions | from the start | constant"
-    return table(f"{header} | {gates}", lines, words=1) + where(results)
+    found = detectable(together.deviation.value, len(together.seeds))
+    note = f"\nThese seeds detect a true difference of {found:.2f} points with 80 % power.\n"
+    return table(f"{header} | {gates}", lines, words=1) + note + where(results)
 
 
 def rank() -> str:
