@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shuffle_attention.attention import AttentionSpec, register_attention
 from shuffle_attention.sanet.cli import main
 
-FACTOR = torch.sigmoid(torch.ones(())).item()  # of a weight of 0 and a bias of 1
+FACTOR = torch.sigmoid(torch.ones(())).item()  # gates start with weight 0 and bias 1
 
 
 class Constant(nn.Module):
