@@ -184,6 +184,7 @@ def models(depth: int, device: str) -> dict[str, tuple[str, Callable[[], nn.Modu
     }
     if has_kernels(torch.empty(0, device=device), whole=False):  # elsewhere nothing is rebuilt
         made["rebuild"] = "plain", lambda: create("shuffle", memory="rebuild")
+        made["rebuild-all"] = "plain", lambda: create("shuffle", memory="rebuild-all")
     return made
 
 
@@ -218,8 +219,9 @@ def measure_models(clock: Clock, how: str, job: str, dtype: str, dry_run: bool) 
     half = dtype == "bfloat16"
     images = torch.randn(batch, 3, size, size, device=clock.device).to(memory_format=torch.channels_last)
     made = models(18 if dry_run else 50, clock.device)
-    skipped = {"inference": "rebuild", "training step": "rewritten"}[job]  # differ from "sa" in the other job alone
-    names = [name for name in made if name != skipped] if how == "eager" else ["plain", "sa"]
+    # These differ from "sa" in the other job alone.
+    skipped = {"inference": ("rebuild", "rebuild-all"), "training step": ("rewritten",)}[job]
+    names = [name for name in made if name not in skipped] if how == "eager" else ["plain", "sa"]
     row: dict[str, Any] = {"how": how, "model_job": job, "dtype": dtype, "batch": batch, "size": size}
     row |= {"target": NETWORK_TARGETS[how], "peak_bytes": {}, "kept_bytes": {}, "ms": {}, "over_baseline": {}}
     calls = {}

@@ -48,6 +48,8 @@ FIGURES = [
     Figure('plain attached "none" / plain', "training step", "plain with none", "plain"),
     Figure("SA rebuild / SA", "training step", "sa rebuild", "sa", 1.03),
     Figure("SA rebuild / plain", "kept", "sa rebuild", "plain", 0.82),
+    Figure("SA rebuild-all / SA", "training step", "sa rebuild-all", "sa"),
+    Figure("SA rebuild-all / plain", "kept", "sa rebuild-all", "plain"),
     Figure("SA / plain", "kept", "sa", "plain"),
     Figure("block end, 28²", "block end", "fused", "plain", 0.9, sizes=(28,), layouts=LAST),
     Figure("block end, 14²", "block end", "fused", "plain", 1.1, sizes=(14,), layouts=LAST),

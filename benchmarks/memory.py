@@ -18,7 +18,7 @@ from timing import FORMATS, judged, options, write
 
 from shuffle_attention.sanet.profile.costs import kept_for_backward
 
-MODELS = ("plain", "sa", "sa rebuild", "sa by modules", "se", "eca")
+MODELS = ("plain", "sa", "sa rebuild", "sa rebuild-all", "sa by modules", "se", "eca")
 TARGETS = {("sa", "kept"): 1.0, ("sa rebuild", "kept"): 0.82}
 
 

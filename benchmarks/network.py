@@ -52,6 +52,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "sa by modules": lambda: by_modules(resnet50("shuffle")),
     "sa rewritten": lambda: rewrite(resnet50("shuffle"))[0],
     "sa rebuild": lambda: resnet50("shuffle", memory="rebuild"),
+    "sa rebuild-all": lambda: resnet50("shuffle", memory="rebuild-all"),
     "se": lambda: resnet50("se"),
     "eca": lambda: resnet50("eca"),
     "torchvision": torchvision.models.resnet50,

@@ -185,7 +185,7 @@ def tail() -> str:
 
 
 def memory() -> str:
-    names = ("sa", "sa rebuild", "sa by modules", "se", "eca")
+    names = ("sa", "sa rebuild", "sa rebuild-all", "sa by modules", "se", "eca")
     targets = {("kept", "sa"): 1.0, ("kept", "sa rebuild"): 0.82}
 
     def lines_of(rows: Rows) -> list[list[str]]:
@@ -198,7 +198,8 @@ def memory() -> str:
             lines.append(line)
         return lines
 
-    return per_set("memory", "bytes | layout | SA | SA rebuild | SA by modules | SE | ECA", lines_of, 2)
+    header = "bytes | layout | SA | SA rebuild | SA rebuild-all | SA by modules | SE | ECA"
+    return per_set("memory", header, lines_of, 2)
 
 
 def follow() -> str:

@@ -1,4 +1,4 @@
-"""``memory="rebuild"``: the same numbers to the bit, fewer of them kept, and when it steps aside."""
+"""``memory``: what is rebuilt has the same values to the bit, less is kept, and when it steps aside."""
 
 import copy
 from typing import Any
@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shuffle_attention import attach
 from shuffle_attention.errors import InputError
@@ -21,13 +22,14 @@ from shuffle_attention.sanet.profile.costs import kept_for_backward
 
 pytestmark = pytest.mark.skipif(not cpu.loaded, reason="the CPU kernels were not built")
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-REBUILT = 9  # maps of a network of `small`: two of each of four blocks, and that of the stem
+MODES = ["rebuild", "rebuild-all"]
+REBUILT = 11  # maps of a network of `small`: two of each of five blocks, and that of the stem
 
 
 def small(**options) -> Any:
     torch.manual_seed(0)
     block: Any = SABottleneck
-    return SAResNet(block, (1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=3, **options)
+    return SAResNet(block, (2, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=3, **options)
 
 
 def attached() -> nn.Module:
@@ -41,9 +43,9 @@ def images() -> Tensor:
     return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def twins(model: Any) -> tuple[Any, Any]:
+def twins(model: Any, memory: Any = "rebuild-all") -> tuple[Any, Any]:
     other = copy.deepcopy(model)
-    set_memory(other, "rebuild")
+    set_memory(other, memory)
     return model, other
 
 
@@ -64,9 +66,9 @@ def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.fixture
 def counted(monkeypatch) -> list[bool]:
-    """An entry for each map that is to be rebuilt."""
-    calls, original = [], rebuild.rebuilt
-    monkeypatch.setattr("shuffle_attention.models.branch.rebuilt", lambda *a: calls.append(True) or original(*a))
+    """An entry for each map between norm and consumer that is to be rebuilt."""
+    calls, original = [], rebuild.norm_relu_consume
+    monkeypatch.setattr(rebuild, "norm_relu_consume", lambda *a: calls.append(True) or original(*a))
     return calls
 
 
@@ -95,11 +97,12 @@ CHANGES = {
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-def test_gradients_and_statistics_are_the_same_to_the_bit(counted, layout, change, autocast):
+@pytest.mark.parametrize("memory", MODES)
+def test_gradients_and_statistics_are_the_same_to_the_bit(counted, layout, change, autocast, memory):
     model = small(**({"stem_type": "deep", "stem_width": 8} if change == "deep-stem" else {}))
     model = model.to(memory_format=layout)
     CHANGES[change](model)
-    model, other = twins(model)
+    model, other = twins(model, memory)
     x = images().contiguous(memory_format=layout)
     expected = step(model, x, autocast=autocast)
     assert not counted
@@ -115,7 +118,7 @@ def test_attached_blocks_rebuild_too(counted, layout):
     assert len(counted) == 4
     with pytest.raises(InputError, match="ResNet has no such block"):
         set_memory(timm.create_model("resnet18"), "rebuild")
-    with pytest.raises(InputError, match="must be 'keep' or 'rebuild', got 'all'"):
+    with pytest.raises(InputError, match="must be 'keep', 'rebuild' or 'rebuild-all', got 'all'"):
         set_memory(other, "all")  # pyright: ignore[reportArgumentType]
 
 
@@ -123,14 +126,67 @@ def test_less_is_kept_than_by_a_plain_network():
     x = torch.randn(2, 3, 96, 96)
     plain, model = timm.create_model("resnet50"), timm.create_model("sa_resnet50", memory="rebuild")
     assert kept_for_backward(model, x) < 0.82 * kept_for_backward(plain, x)
+    set_memory(model, "rebuild-all")
+    assert kept_for_backward(model, x) < 0.58 * kept_for_backward(plain, x)
     set_memory(model, "keep")
     assert kept_for_backward(model, x) > 0.99 * kept_for_backward(plain, x)
 
 
-@pytest.mark.parametrize("name", ["layer1.0.conv2", "layer1.0.bn1", "bn1"])
-def test_a_parameter_changed_before_the_backward_pass_is_an_error(name):
+class Tails(TorchDispatchMode):
+    """Counts the calls of the op ``block_tail``."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.ops.shuffle_attention.block_tail.default
+        return func(*args, **(kwargs or {}))
+
+
+# Rebuilt are two maps of each block, the ends of five blocks and four norms of shortcuts; the stem's map has no reader.
+@pytest.mark.parametrize(("memory", "count"), [("keep", 0), ("rebuild", 10), ("rebuild-all", 10 + 5 + 4)])
+def test_every_map_is_rebuilt_once(memory, count):
     model = small()
-    set_memory(model, "rebuild")
+    set_memory(model, memory)
+    loss = model(images()).sum()
+    with Tails() as tails:
+        loss.backward()
+    assert tails.calls == count
+
+
+def test_a_checkpoint_that_rebuilds_does_not_rebuild_blocks():
+    model = small()
+    model.set_grad_checkpointing()
+    set_memory(model, "rebuild-all")
+    loss = model(images()).sum()
+    with Tails() as tails:
+        loss.backward()
+    assert tails.calls == 10 + 10 + 5 + 4  # the last 19 are those of the forward pass, computed again
+
+
+def test_features_that_others_read_have_the_same_gradients():
+    options: Any = {"features_only": True, "channels": (8, 8, 16, 16)}
+    model, other = twins(timm.create_model("sa_resnet34", **options))
+    results = []
+    for each in (model, other):
+        x = images().requires_grad_()
+        sum(feature.square().sum() for feature in each(x)).backward()
+        results.append([x.grad, *(p.grad for p in each.parameters() if p.grad is not None)])
+    assert_same(*results)
+
+
+def test_a_second_backward_pass_gives_the_same():
+    model = small()
+    set_memory(model, "rebuild-all")
+    loss, parameters = model(images()).square().sum(), [*model.parameters()]
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    assert_same([*torch.autograd.grad(loss, parameters)], [*first])
+
+
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("name", ["layer1.0.conv2", "layer1.0.bn1", "layer1.0.bn3", "layer1.1.conv1", "bn1"])
+def test_a_parameter_changed_before_the_backward_pass_is_an_error(name, memory):
+    model = small()
+    set_memory(model, memory)
     y = model(images())
     with torch.no_grad():
         model.get_submodule(name).weight.mul_(2)
@@ -158,14 +214,27 @@ ASIDE = {
 }
 
 
+@pytest.mark.parametrize("memory", MODES)
 @pytest.mark.parametrize("reason", ASIDE)
-def test_it_steps_aside(counted, reason):
+def test_it_steps_aside(counted, reason, memory):
     model = small()
-    set_memory(model, "rebuild")
+    set_memory(model, memory)
     with torch.enable_grad():  # restores the mode
         expected = ASIDE[reason](model) or 0
         model(images())
     assert len(counted) == expected
+
+
+HOOKED = ["layer1.0", "layer1.0.bn3", "layer1.0.sa", "layer1.0.downsample.1", "layer1.1.conv1", "layer2.0.downsample.0"]
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize("name", HOOKED)
+def test_blocks_whose_parts_are_observed_have_the_same_gradients(name, kind):
+    model = small()
+    getattr(model.get_submodule(name), kind)(hook)
+    model, other = twins(model)
+    assert_same(step(other, images()), step(model, images()))
 
 
 def test_without_kernels_everything_is_kept_and_a_warning_says_so(counted, caplog):
@@ -214,6 +283,19 @@ def test_gradients_of_gradients(consumer, training):
 
     assert torch.autograd.gradcheck(call, (x, *weights.values()), fast_mode=True)
     assert torch.autograd.gradgradcheck(call, (x, *weights.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_gradients_of_gradients_of_a_network(training):
+    x = torch.randn(2, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    results = []
+    for model in twins(small().double().train(training)):
+        inputs, parameters = x.clone().requires_grad_(), [*model.parameters()]
+        gradients = torch.autograd.grad(model(inputs).square().sum(), [inputs, *parameters], create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in gradients)
+        results.append(torch.autograd.grad(penalty, [inputs, *parameters]))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
 def test_distributed_it_computes_the_same(counted):

@@ -93,7 +93,7 @@ def attach(
     where: Where = "residual",
     start: Start = "identity",
     example: Example | None = None,
-    memory: Literal["keep", "rebuild"] = "keep",
+    memory: Literal["keep", "rebuild", "rebuild-all"] = "keep",
     **options: Any,
 ) -> AttachReport:
     """Insert attention layers into a model, in place, and return what was inserted where.
@@ -119,7 +119,8 @@ def attach(
         start: ``"identity"`` or ``"published"``.
         example: Input for finding the places, if the model does not run on one image of 64 pixels: a tensor,
             a tuple of positional inputs or a dict of inputs by name.
-        memory: ``"rebuild"`` recomputes relu(norm(u)) of residual blocks in the backward pass instead of keeping it.
+        memory: ``"rebuild"`` recomputes relu(norm(u)) of residual blocks in the backward pass instead of keeping it,
+            ``"rebuild-all"`` the outputs of the blocks as well.
         **options: Options of the layer, as :func:`create_attention` takes them. ``groups`` is ``"auto"`` by default.
 
     Raises:

@@ -283,8 +283,8 @@ def _forward_of(block: Block) -> Any:
         else:
             branch = [_get(self, name) for name in before]
             u, conv = run_branch(x, branch, self.memory), branch[-1]
-        shortcut = x if downsample is None else run_branch(x, (downsample,))
-        return block_end(u, shortcut, norm, self.sa, act, drop_path, conv=conv)
+        shortcut = x if downsample is None else run_branch(x, (downsample,), self.memory)
+        return block_end(u, shortcut, norm, self.sa, act, drop_path, conv=conv, memory=self.memory)
 
     return forward
 

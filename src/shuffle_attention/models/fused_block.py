@@ -1,6 +1,6 @@
 """BatchNorm and what follows it in a residual block as one op instead of several modules, and when that is possible."""
 
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attention.shuffle import ShuffleAttention
 from ..errors import InputError
 from ..kernels import has_kernels, reference
+from . import rebuild
+
+Memory = Literal["keep", "rebuild", "rebuild-all"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -107,7 +110,13 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def norm_act(
-    u: Tensor, norm: nn.Module, act: nn.Module | None, drop: nn.Module | None = None, *, conv: nn.Module | None = None
+    u: Tensor,
+    norm: nn.Module,
+    act: nn.Module | None,
+    drop: nn.Module | None = None,
+    *,
+    conv: nn.Module | None = None,
+    memory: Memory = "keep",
 ) -> Tensor:
     """Return ``act(drop(norm(u)))``, as one op where :func:`can_fuse` allows it.
 
@@ -118,9 +127,10 @@ def norm_act(
         drop: DropBlock, or None.
         conv: The module that has just computed ``u``, if nothing else uses ``u``. The result may then be written over
             ``u`` where no gradient is recorded.
+        memory: With ``"rebuild-all"`` the result is rebuilt in the backward pass and not kept.
     """
     if can_fuse(u, None, norm, None, act, drop):
-        return _fused(u, None, norm, None, act, conv)
+        return _fused(u, None, norm, None, act, conv, memory)
     y = norm(u)
     if drop is not None:
         y = drop(y)
@@ -136,6 +146,7 @@ def block_end(
     drop_path: nn.Module | None,
     *,
     conv: nn.Module | None = None,
+    memory: Memory = "keep",
 ) -> Tensor:
     """Return ``act(drop_path(attention(norm(u))) + shortcut)``, as one op where :func:`can_fuse` allows it.
 
@@ -148,9 +159,10 @@ def block_end(
         drop_path: Stochastic depth of the branch, or None.
         conv: The module that has just computed ``u``, if nothing else uses ``u``. The result may then be written over
             ``u`` where no gradient is recorded.
+        memory: With ``"rebuild-all"`` the result is rebuilt in the backward pass and not kept.
     """
     if can_fuse(u, shortcut, norm, attention, act, drop_path):
-        return _fused(u, shortcut, norm, attention, act, conv)
+        return _fused(u, shortcut, norm, attention, act, conv, memory)
     y = u
     for module in (norm, attention, drop_path):
         if module is not None:
@@ -159,10 +171,12 @@ def block_end(
     return y if act is None else act(y)
 
 
-def _fused(u: Tensor, shortcut: Tensor | None, norm: Any, attention: Any, act: Any, conv: nn.Module | None) -> Tensor:
+def _fused(
+    u: Tensor, shortcut: Tensor | None, norm: Any, attention: Any, act: Any, conv: nn.Module | None, memory: Memory
+) -> Tensor:
     plain = type(conv) is nn.Conv2d or getattr(type(conv), "writes_new_map", False)
     owned = conv is not None and plain and not is_hooked(conv)
-    return block_tail(u, shortcut, norm, attention, relu=not _is_absent(act), over=owned)
+    return block_tail(u, shortcut, norm, attention, relu=not _is_absent(act), over=owned, memory=memory)
 
 
 def block_tail(
@@ -173,6 +187,7 @@ def block_tail(
     *,
     relu: bool = True,
     over: bool = False,
+    memory: Memory = "keep",
 ) -> Tensor:
     """Return ``relu(attention(norm(u)) + shortcut)``, to rounding what the modules compute one by one.
 
@@ -189,6 +204,8 @@ def block_tail(
         over: Whether the result may be written over ``u``, which nothing else uses. It is where that saves memory and
             changes no value: if no gradient is recorded, the statistics of ``norm`` are given, and the attention does
             not shuffle.
+        memory: With ``"rebuild-all"`` the result is rebuilt in the backward pass and not kept. ReLU of a norm alone
+            keeps nothing anyway.
 
     Returns:
         Map of the shape, type and memory format of ``u``.
@@ -206,25 +223,32 @@ def block_tail(
     six: tuple[Tensor | None, ...] = (None,) * 6
     by_batch, norm_eps, eps, shuffle, gain, values = False, 0.0, 0.0, False, 1.0, u.numel() // max(u.shape[1], 1)
     if norm is not None:
-        weight, bias, mean, var, norm_eps = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
-        by_batch = norm.training or mean is None or var is None
+        of_norm, norm_eps = parameters_of(norm, u), norm.eps
+        by_batch = of_norm[2] is None
         if by_batch and values == 1:
             raise InputError(f"batch statistics need more than 1 value per channel in training, got {tuple(u.shape)}")
-        weight = u.new_ones(norm.num_features) if weight is None else weight
-        bias = u.new_zeros(norm.num_features) if bias is None else bias
-        of_norm = (weight, bias, None, None) if by_batch else (weight, bias, mean, var)
     if attention is not None:
         six, eps = attention.op_parameters(), attention.gn.eps
         shuffle, gain = attention.shuffle, attention.gain_value
     if over and not (by_batch or shuffle or torch.is_grad_enabled() or _is_transformed()):
         torch.ops.shuffle_attention.block_tail_(u, shortcut, *of_norm, *six, norm_eps, eps, relu, gain)
         return u
-    out, _, moments = torch.ops.shuffle_attention.block_tail(
-        u, shortcut, *of_norm, *six, norm_eps, eps, shuffle, relu, gain
-    )
-    if norm is not None and norm.training and norm.track_running_stats:
+    op: Any = torch.ops.shuffle_attention.block_tail
+    if memory == "rebuild-all" and (shortcut is not None or not relu) and rebuild.is_possible(u):
+        op = rebuild.block_tail
+    out, _, moments = op(u, shortcut, *of_norm, *six, norm_eps, eps, shuffle, relu, gain)
+    if norm is not None:
         update_running_statistics(norm, moments, values)
     return out
+
+
+def parameters_of(norm: _BatchNorm, u: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the weight, bias, mean and variance that the op takes; the last two are None for those of the batch."""
+    mean, var = norm.running_mean, norm.running_var
+    weight = u.new_ones(norm.num_features) if norm.weight is None else norm.weight
+    bias = u.new_zeros(norm.num_features) if norm.bias is None else norm.bias
+    by_batch = norm.training or mean is None or var is None
+    return (weight, bias, None, None) if by_batch else (weight, bias, mean, var)
 
 
 def _is_transformed() -> bool:
@@ -257,7 +281,7 @@ def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm | None, attentio
 def update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
     """Update the running statistics as BatchNorm does in training; the running variance is the unbiased one."""
     running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if running_mean is None or running_var is None:
+    if not (norm.training and norm.track_running_stats) or running_mean is None or running_var is None:
         return
     if count is not None:
         count.add_(1)

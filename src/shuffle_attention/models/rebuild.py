@@ -1,11 +1,20 @@
-"""ReLU(BatchNorm(u)) and its only consumer as one step of autograd, which keeps ``u`` and not the map between them.
+"""Steps of autograd that keep the inputs of BatchNorm and rebuild the maps after them in the backward pass.
 
-A plain model keeps both: ``u`` for BatchNorm, and relu(norm(u)) for the convolution after it. Here the backward pass
-computes the second from the first once more, by the same op on the same numbers, so that the gradients are the same to
-the bit. Max pooling needs the positions of its maxima and the shape of its input alone.
+A plain model keeps ``u``, the input of BatchNorm, and what follows from it: relu(norm(u)) for the convolution after it,
+and the output of the block for the next block and as ReLU's mask. Here the backward pass computes them from ``u`` once
+more, by the same op on the same numbers, so that the gradients are the same to the bit.
+
+- :func:`norm_relu_consume` is relu(norm(u)) and its only consumer, a convolution or max pooling. Max pooling needs the
+  positions of its maxima and the shape of its input alone.
+- :func:`block_tail` is the op of this name. Its output is rebuilt from ``u`` and the shortcut. The shortcut is the
+  output of the block before, or a norm of another map, and if such a step computed it, it is rebuilt as well: the
+  outputs of a stage are a chain that starts at its first block.
+- :func:`convolve` is a convolution that reads such an output, and keeps the step that rebuilds it.
+
+An output is rebuilt once, for its first reader in the backward pass, and is there until its own step has run.
 
 Autograd itself keeps the tensors: changing one in place before the backward pass is an error, and hooks of saved
-tensors, gradient checkpointing among them, see them.
+tensors see them.
 """
 
 import functools
@@ -18,17 +27,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ..kernels import has_kernels
-from .fused_block import can_fuse, is_hooked, update_running_statistics
 
 logger = logging.getLogger(__name__)
 _tail = torch.ops.shuffle_attention
 _NO_ATTENTION = (None,) * 6
 
 
-def can_rebuild(u: Tensor, norm: nn.Module, act: nn.Module | None, consumer: nn.Module) -> bool:
-    """Return whether the input of ``consumer``, ``act(norm(u))``, can be rebuilt in the backward pass.
+def is_possible(u: Tensor) -> bool:
+    """Return whether a map after ``u`` can be rebuilt.
 
-    It can if norm and ReLU run as one op, and nothing observes or replaces the consumer, a convolution or max pooling.
     Without gradients nothing is kept. Compilers and the transforms of ``torch.func`` need to see the ops.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -36,13 +43,13 @@ def can_rebuild(u: Tensor, norm: nn.Module, act: nn.Module | None, consumer: nn.
     if not has_kernels(u, whole=False):
         _warn_of_missing_kernels(u.device.type, u.dtype)
         return False
-    if act is None or forward_ad._current_level >= 0 or not can_fuse(u, None, norm, None, act, None):
-        return False
-    if u.numel() <= u.shape[1] or is_hooked(consumer) or "forward" in vars(consumer):
-        return False
-    if type(consumer) is nn.Conv2d:
-        return consumer.padding_mode == "zeros" and not isinstance(consumer.padding, str)
-    return type(consumer) is nn.MaxPool2d and not consumer.return_indices
+    return forward_ad._current_level < 0
+
+
+def _is_checkpointed() -> bool:
+    """Return whether gradient checkpointing is to compute this part of the model a second time, from its input."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 @functools.cache
@@ -55,26 +62,22 @@ def _warn_of_missing_kernels(device: str, dtype: torch.dtype) -> None:
     )
 
 
-def rebuilt(u: Tensor, norm: nn.BatchNorm2d, consumer: nn.Conv2d | nn.MaxPool2d) -> Tensor:
-    """Return ``consumer(relu(norm(u)))``, and update the running statistics as the norm does in training.
+def norm_relu_consume(
+    u: Tensor, of_norm: tuple[Tensor | None, ...], eps: float, consumer: nn.Conv2d | nn.MaxPool2d
+) -> tuple[Tensor, Tensor]:
+    """Return ``consumer(relu(norm(u)))``, and the moments of the norm.
 
     Args:
         u: Input of the norm, (B, C, H, W).
-        norm: The norm; a ReLU follows it.
+        of_norm: Weight, bias, running mean and variance of the norm; the last two are None for those of the batch.
+        eps: Added to the variance.
         consumer: The only module that uses the result.
     """
-    scale = u.new_ones(norm.num_features) if norm.weight is None else norm.weight
-    shift = u.new_zeros(norm.num_features) if norm.bias is None else norm.bias
-    by_batch = norm.training or norm.running_mean is None or norm.running_var is None
-    given = (None, None) if by_batch else (norm.running_mean, norm.running_var)
     parameters = map(_cast, (consumer.weight, consumer.bias)) if isinstance(consumer, nn.Conv2d) else ()
-    out, moments = cast(Any, _Rebuilt.apply(consumer, norm.eps, u, scale, shift, *given, *parameters))
-    if norm.training and norm.track_running_stats:
-        update_running_statistics(norm, moments, u.numel() // norm.num_features)
-    return out
+    return cast(Any, _NormReluConsume.apply(consumer, eps, u, *of_norm, *parameters))
 
 
-class _Rebuilt(torch.autograd.Function):
+class _NormReluConsume(torch.autograd.Function):
     @staticmethod
     def forward(ctx, consumer, eps, *tensors):  # pyright: ignore[reportIncompatibleMethodOverride]
         y, _, moments = _tail.block_tail(tensors[0], None, *tensors[1:5], *_NO_ATTENTION, eps, 0.0, False, True)
@@ -93,8 +96,7 @@ class _Rebuilt(torch.autograd.Function):
         if torch.is_grad_enabled():  # for gradients of gradients: autograd goes through what is computed once more
             y, *_ = _tail.block_tail(u, None, scale, shift, *given, *_NO_ATTENTION, *eps, True)
             out, *_ = _consume(consumer, y.to(grad.dtype), *parameters)
-            gradients = iter(torch.autograd.grad(out, [*compress(tensors, needed)], grad, create_graph=True))
-            return None, None, *(next(gradients) if need else None for need in needed)
+            return None, None, *_gradients(out, grad, tensors, needed)
         y, through = u, any(needed[:3])
         if any(needed[5:]):
             y, *_ = _tail.block_tail(u, None, scale, shift, *moments, *_NO_ATTENTION, *eps, True)
@@ -106,6 +108,108 @@ class _Rebuilt(torch.autograd.Function):
             )
             of_norm = du, *of_norm[:2]
         return None, None, *of_norm, None, None, *of_parameters
+
+
+def block_tail(u: Tensor, shortcut: Tensor | None, *inputs: Any) -> tuple[Tensor, None, Tensor]:
+    """Return what the op ``block_tail`` returns, without the statistics of the planes.
+
+    Under gradient checkpointing it is the op itself: what a checkpoint computes again is rebuilt already.
+    """
+    if _is_checkpointed():
+        out, _, moments = _tail.block_tail(u, shortcut, *inputs)
+    else:
+        out, moments = cast(Any, _BlockTail.apply(inputs[10:], u, shortcut, *inputs[:10]))
+    return out, None, moments
+
+
+class _BlockTail(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, settings, u, shortcut, *parameters):  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, statistics, moments = _tail.block_tail(u, shortcut, *parameters, *settings)
+        ctx.settings, ctx.source, ctx.out, ctx.adds = settings, _source(shortcut), None, shortcut is not None
+        ctx.save_for_backward(u, None if ctx.source else shortcut, statistics, moments, *parameters)
+        ctx.mark_non_differentiable(moments)
+        return out, moments
+
+    @staticmethod
+    def backward(ctx, grad, _):  # pyright: ignore[reportIncompatibleMethodOverride]
+        u, shortcut, statistics, moments, *parameters = ctx.saved_tensors
+        norm_eps, eps, shuffle, relu, gain = ctx.settings
+        if torch.is_grad_enabled():  # as above; the shortcut decides what ReLU lets through, and no more
+            if ctx.source:
+                shortcut = _rebuilt(ctx.source)
+            shortcut = shortcut.detach().requires_grad_() if ctx.adds else None
+            out, *_ = _tail.block_tail(u, shortcut, *parameters, *ctx.settings)
+            needed = [ctx.needs_input_grad[1], ctx.adds, *ctx.needs_input_grad[3:]]
+            return None, *_gradients(out, grad, [u, shortcut, *parameters], needed)
+        out, ctx.out = _rebuilt(ctx) if relu else None, None
+        kept = statistics if parameters[4] is not None else moments
+        du, dshortcut, *rest = _tail.block_tail_backward(
+            *(grad, u, out, kept, *parameters, norm_eps, eps, shuffle, ctx.adds, gain)
+        )
+        dshortcut = (dshortcut if relu else grad) if ctx.adds else None
+        rest[2:2] = None, None  # of the running statistics
+        return None, du, dshortcut, *(None if p is None else d for p, d in zip(parameters, rest, strict=True))
+
+
+def _source(x: Tensor | None) -> Any:
+    """Return the step that has computed ``x`` and can rebuild it, or None."""
+    node = None if x is None else x.grad_fn
+    return node if isinstance(node, cast(Any, _BlockTail)._backward_cls) else None
+
+
+def _rebuilt(step: Any) -> Tensor:
+    """Return the output of a step: for gradients of gradients connected to what it was computed from."""
+    steps = [step]
+    while steps[-1].out is None and steps[-1].source:
+        steps.append(steps[-1].source)
+    y = None
+    for step in reversed(steps):
+        if step.out is not None:
+            y = step.out
+            continue
+        u, shortcut, _, moments, weight, bias, *parameters = step.saved_tensors
+        shortcut = y if step.source else shortcut
+        if torch.is_grad_enabled():
+            y, *_ = _tail.block_tail(u, shortcut, weight, bias, *parameters, *step.settings)
+            continue
+        parameters[:2] = (None, None) if weight is None else moments
+        y, *_ = _tail.block_tail(u, shortcut, weight, bias, *parameters, *step.settings)
+        if step.settings[3]:  # the output of a block, which its own step needs too
+            step.out = y
+    return cast(Tensor, y)
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return ``conv(x)``; where a step can rebuild ``x``, it is not kept."""
+    source = None if _is_checkpointed() else _source(x)
+    if source is None:
+        return conv(x)
+    return cast(Any, _Convolve.apply(conv, source, x, _cast(conv.weight), _cast(conv.bias)))
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, conv, source, x, *parameters):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.conv, ctx.source = conv, source
+        ctx.save_for_backward(*parameters)
+        return _consume(conv, x, *parameters)[0]
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        needed, parameters = ctx.needs_input_grad[2:], ctx.saved_tensors
+        y = _rebuilt(ctx.source)
+        if torch.is_grad_enabled():
+            out, *_ = _consume(ctx.conv, y.to(grad.dtype), *parameters)
+            return None, None, *_gradients(out, grad, [y, *parameters], needed)
+        dy, *of_parameters = _consumer_backward(ctx.conv, grad, y, parameters, (), [*needed])
+        return None, None, dy, *of_parameters
+
+
+def _gradients(out: Tensor, grad: Tensor, tensors: Any, needed: Any) -> list[Tensor | None]:
+    """Return the gradients of the tensors that need one, by autograd, which can differentiate them again."""
+    gradients = iter(torch.autograd.grad(out, [*compress(tensors, needed)], grad, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
 
 
 def _consume(consumer: nn.Module, y: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:

@@ -95,8 +95,8 @@ class _SABlock(nn.Module):
 
     def _run(self, x: Tensor, branch: Sequence[nn.Module], norm: nn.Module, act: nn.Module) -> Tensor:
         u = run_branch(x, branch, self.memory)
-        shortcut = x if self.downsample is None else run_branch(x, (self.downsample,))
-        return block_end(u, shortcut, norm, self.sa, act, self.drop_path, conv=branch[-1])
+        shortcut = x if self.downsample is None else run_branch(x, (self.downsample,), self.memory)
+        return block_end(u, shortcut, norm, self.sa, act, self.drop_path, conv=branch[-1], memory=self.memory)
 
 
 class SABasicBlock(_SABlock, BasicBlock):

@@ -118,8 +118,11 @@ class RunRecipe(Settings):
         None, "seed of the initial weights (that of the run)", "machine", minimum=0, below=2**32
     )
     channels_last: bool = option(False, "NHWC memory format", "machine")
-    memory: Literal["keep", "rebuild"] = option(
-        "keep", "rebuild: recompute normalised maps in the backward pass, which keeps a fifth less memory", "machine"
+    memory: Literal["keep", "rebuild", "rebuild-all"] = option(
+        "keep",
+        "rebuild: recompute normalised maps in the backward pass, which keeps a fifth less memory; rebuild-all: the "
+        "outputs of blocks as well, which keeps two fifths less",
+        "machine",
     )
     eval_steps: int = option(0, "steps between evaluations, into curve.csv; 0 for none", "machine", minimum=0)
     checkpoint_steps: int = option(1000, "steps between checkpoints within an epoch; 0 for none", "machine", minimum=0)
