@@ -1,5 +1,6 @@
 """Shared fixtures: real images in ImageNet's layout, and a small model trained on them."""
 
+import getpass
 import os
 import signal
 import subprocess
@@ -25,6 +26,10 @@ for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERA
 # One thread: results and times do not depend on the machine, and `make test` has a process for each core.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Inductor's cache does not tell instruction sets apart, and gives to one what was compiled for another.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}")
+)
 # ultralytics writes its settings where it is told to, or into the home folder.
 YOLO_SETTINGS = tempfile.TemporaryDirectory(prefix="yolo-settings-")
 os.environ.setdefault("YOLO_CONFIG_DIR", YOLO_SETTINGS.name)

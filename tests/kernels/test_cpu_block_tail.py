@@ -211,7 +211,7 @@ def test_keeps_the_map_and_the_output_alone(with_shortcut: bool, groups: int):
 
 @ends
 @dtypes
-@pytest.mark.parametrize("case", [c for c in small_maps if c.groups == 0 and c.normalised], ids=str)
+@pytest.mark.parametrize("case", [c for c in small_maps if c.normalised], ids=str)
 def test_statistics_of_the_batch_given_back_lead_to_the_same_bits(case: Case, dtype, with_shortcut: bool, relu: bool):
     forward, _ = arguments(case, dtype, True, with_shortcut, relu)
     out, _, moments = FORWARD(*forward)

@@ -109,10 +109,12 @@ struct Plan {
     const auto whole = [&](int64_t count) { return (count + kernels.width - 1) / kernels.width * kernels.width; };
     column_width = 0;
     if (*layout == kNCHW) {
-      // As many planes as stay in the nearer caches together.
+      // As many planes as stay in the nearest caches together, but enough for a vector of what each has one of.
       const int64_t bytes = parts_of(op) * std::max<int64_t>(plane, 1) * like.element_size();
       const auto planes = [&](int64_t most) { return most > kernels.width / 2 ? std::min(whole(most), part()) : most; };
-      width = planes(std::clamp<int64_t>((1 << 16) / bytes, 1, part()));
+      const int64_t filled = (1 << 15) / bytes / kernels.width * kernels.width;
+      const int64_t few = std::min<int64_t>((1 << 16) / bytes, kernels.width);
+      width = planes(std::clamp<int64_t>(std::max(filled, few), 1, part()));
       const int64_t fit = std::clamp<int64_t>((1 << 18) / (bytes * std::max<int64_t>(map.batch, 1)), 1, part());
       const int64_t columns = ((part() + fit - 1) / fit + threads - 1) / threads * threads;  // as many for every thread
       if (columns <= part()) column_width = planes((part() + columns - 1) / columns);
