@@ -1,8 +1,10 @@
 """Maps in every layout that a kernel may meet, and what a case of a table of maps is."""
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
@@ -33,6 +35,12 @@ UNTRACED = ("test_schema", "test_autograd_registration", "test_faketensor")
 def opcheck(op: OpOverload, arguments: tuple[Any, ...], *, traced: bool) -> None:
     """Check the registration of an op, with tracing of forward and backward if ``traced``."""
     torch.library.opcheck(op, arguments, test_utils=(*UNTRACED, *(["test_aot_dispatch_dynamic"] if traced else [])))
+
+
+def in_turn(cases: list[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test by cases, each with one of the types: it checks shapes and types, which are apart."""
+    types = torch.float32, torch.bfloat16, torch.float64, torch.float16
+    return pytest.mark.parametrize(("case", "dtype"), list(zip(cases, cycle(types), strict=False)), ids=str)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maps import channels_last, contiguous, opcheck
+from maps import channels_last, contiguous, in_turn, opcheck
 from shuffle_attention.models.fused_block import block_tail
 from tail_cases import (
     CASES,
@@ -31,6 +31,7 @@ BACKWARD = torch.ops.shuffle_attention.block_tail_backward.default
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 small_maps = [case for case in CASES if torch.Size(case.shape).numel() < 3_000]
 small_cases = pytest.mark.parametrize("case", small_maps, ids=str)
+straight = [case for case in small_maps if not case.shuffle or case.groups == 0]
 dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d)[6:])
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
 ends = pytest.mark.parametrize(
@@ -150,15 +151,10 @@ def arguments(case: Case, dtype: torch.dtype, training: bool, with_shortcut: boo
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
 @ends
 @modes
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5), (3, 7, 5, 3)} or c.shape == (2, 16, 7, 7)],
-    ids=str,
-)
+@in_turn([c for c in CASES if c.shape in {(3, 12, 5, 3), (2, 8, 6, 5), (3, 7, 5, 3), (2, 16, 7, 7)}])
 def test_opcheck(case: Case, dtype, training: bool, with_shortcut: bool, relu: bool):
     forward, backward = arguments(case, dtype, training, with_shortcut, relu)
-    traced = dtype == torch.float32 and case.shape in {(3, 12, 5, 3), (3, 7, 5, 3)}
+    traced = case.shape in {(3, 12, 5, 3), (3, 7, 5, 3)}
     opcheck(FORWARD, (forward[0].requires_grad_(), *forward[1:]), traced=traced)
     opcheck(BACKWARD, (backward[0], backward[1].detach(), *backward[2:]), traced=traced)
 
@@ -219,18 +215,28 @@ def test_statistics_of_the_batch_given_back_lead_to_the_same_bits(case: Case, dt
     assert torch.equal(out, again)
 
 
+def arguments_over(case: Case, dtype, with_shortcut: bool, relu: bool):
+    """Arguments of the op that writes over the map."""
+    (*maps_and_parameters, norm_eps, eps, _, relu, gain), _ = arguments(case, dtype, False, with_shortcut, relu)
+    return *maps_and_parameters, norm_eps, eps, relu, gain
+
+
+@ends
+@in_turn(straight)
+def test_opcheck_of_writing_over_the_map(case: Case, dtype, with_shortcut: bool, relu: bool):
+    opcheck(OVER, arguments_over(case, dtype, with_shortcut, relu), traced=True)
+
+
 @ends
 @dtypes
-@pytest.mark.parametrize("case", [c for c in small_maps if not c.shuffle or c.groups == 0], ids=str)
+@pytest.mark.parametrize("case", straight, ids=str)
 def test_written_over_the_map_it_is_the_same(case: Case, dtype, with_shortcut: bool, relu: bool):
-    (u, shortcut, *rest), _ = arguments(case, dtype, False, with_shortcut, relu)
-    of_norm_and_attention, (norm_eps, eps, _, *last) = rest[:10], rest[10:]
-    expected, _, _ = FORWARD(u, shortcut, *of_norm_and_attention, norm_eps, eps, False, *last)
-    inputs = (*of_norm_and_attention, norm_eps, eps, *last)
-    opcheck(OVER, (u.clone(), shortcut, *inputs), traced=dtype == torch.float32)
+    u, shortcut, *inputs = arguments_over(case, dtype, with_shortcut, relu)
+    *rest, last_relu, gain = inputs
+    expected, _, _ = FORWARD(u, shortcut, *rest, False, last_relu, gain)
     for added in (shortcut, u):  # the map itself may be added
         if added is u:
-            expected, _, _ = FORWARD(u, u, *of_norm_and_attention, norm_eps, eps, False, *last)
+            expected, _, _ = FORWARD(u, u, *rest, False, last_relu, gain)
         target = case.layout(u.clone())
         version = target._version
         OVER(target, target if added is u else added, *inputs)
