@@ -65,7 +65,8 @@ def _is_plain_conv(module: nn.Module) -> bool:
 
 def _norm_relu_consume(u: Tensor, norm: nn.BatchNorm2d, consumer: nn.Conv2d | nn.MaxPool2d) -> Tensor:
     out, moments = rebuild.norm_relu_consume(u, parameters_of(norm, u), norm.eps, consumer)
-    update_running_statistics(norm, moments, u.numel() // norm.num_features)
+    if norm.training and norm.track_running_stats:
+        update_running_statistics(norm, moments, u.numel() // norm.num_features)
     return out
 
 

@@ -237,7 +237,7 @@ def block_tail(
     if memory == "rebuild-all" and (shortcut is not None or not relu) and rebuild.is_possible(u):
         op = rebuild.block_tail
     out, _, moments = op(u, shortcut, *of_norm, *six, norm_eps, eps, shuffle, relu, gain)
-    if norm is not None:
+    if norm is not None and norm.training and norm.track_running_stats:
         update_running_statistics(norm, moments, values)
     return out
 
@@ -281,7 +281,7 @@ def _check(u: Tensor, shortcut: Tensor | None, norm: _BatchNorm | None, attentio
 def update_running_statistics(norm: _BatchNorm, moments: Tensor, values: int) -> None:
     """Update the running statistics as BatchNorm does in training; the running variance is the unbiased one."""
     running_mean, running_var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if not (norm.training and norm.track_running_stats) or running_mean is None or running_var is None:
+    if running_mean is None or running_var is None:
         return
     if count is not None:
         count.add_(1)
