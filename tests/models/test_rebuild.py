@@ -250,6 +250,14 @@ def test_without_kernels_everything_is_kept_and_a_warning_says_so(counted, caplo
     ]
 
 
+@pytest.mark.parametrize("memory", MODES)
+def test_traced_it_steps_aside(counted, memory):
+    model, other = twins(small().eval(), memory)
+    traced = torch.fx.symbolic_trace(other)
+    assert not counted
+    torch.testing.assert_close(traced(images()), model(images()))
+
+
 def test_compiled_and_transformed_it_steps_aside(counted):
     branch = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3)).eval()
 

@@ -36,14 +36,16 @@ _NO_ATTENTION = (None,) * 6
 def is_possible(u: Tensor) -> bool:
     """Return whether a map after ``u`` can be rebuilt.
 
-    Without gradients nothing is kept. Compilers and the transforms of ``torch.func`` need to see the ops.
+    Without gradients nothing is kept. Tracers, compilers and the transforms of ``torch.func`` need to see the ops.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if isinstance(u, torch.fx.Proxy) or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if not has_kernels(u, whole=False):
         _warn_of_missing_kernels(u.device.type, u.dtype)
         return False
-    return forward_ad._current_level < 0
+    return True
 
 
 def _is_checkpointed() -> bool:
