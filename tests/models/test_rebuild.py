@@ -169,7 +169,7 @@ def test_features_that_others_read_have_the_same_gradients():
     results = []
     for each in (model, other):
         x = images().requires_grad_()
-        sum(feature.square().sum() for feature in each(x)).backward()
+        torch.stack([feature.square().sum() for feature in each(x)]).sum().backward()
         results.append([x.grad, *(p.grad for p in each.parameters() if p.grad is not None)])
     assert_same(*results)
 
@@ -300,7 +300,7 @@ def test_gradients_of_gradients_of_a_network(training):
     for model in twins(small().double().train(training)):
         inputs, parameters = x.clone().requires_grad_(), [*model.parameters()]
         gradients = torch.autograd.grad(model(inputs).square().sum(), [inputs, *parameters], create_graph=True)
-        penalty = sum(gradient.square().sum() for gradient in gradients)
+        penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
         results.append(torch.autograd.grad(penalty, [inputs, *parameters]))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
