@@ -294,12 +294,16 @@ def test_gradients_of_gradients(consumer, training):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_gradients_of_gradients_of_a_network(training):
+@pytest.mark.parametrize("before", [False, True], ids=["first", "after-a-pass-that-ends-early"])
+def test_gradients_of_gradients_of_a_network(training, before):
     x = torch.randn(2, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     results = []
     for model in twins(small().double().train(training)):
         inputs, parameters = x.clone().requires_grad_(), [*model.parameters()]
-        gradients = torch.autograd.grad(model(inputs).square().sum(), [inputs, *parameters], create_graph=True)
+        loss = model(inputs).square().sum()
+        if before:  # it rebuilds the output of a block, whose own step it does not come to
+            torch.autograd.grad(loss, [*model.layer1[1].conv1.parameters()], retain_graph=True)
+        gradients = torch.autograd.grad(loss, [inputs, *parameters], create_graph=True)
         penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
         results.append(torch.autograd.grad(penalty, [inputs, *parameters]))
     for got, expected in zip(*results, strict=True):

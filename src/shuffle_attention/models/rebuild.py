@@ -161,23 +161,17 @@ def _source(x: Tensor | None) -> Any:
 
 
 def _rebuilt(step: Any) -> Tensor:
-    """Return the output of a step: for gradients of gradients connected to what it was computed from."""
-    steps = [step]
-    while steps[-1].out is None and steps[-1].source:
+    """Return the output of a step: for gradients of gradients, connected to what it was computed from."""
+    connected, steps = torch.is_grad_enabled(), [step]
+    while steps[-1].source and (connected or steps[-1].out is None):
         steps.append(steps[-1].source)
-    y = None
-    for step in reversed(steps):
-        if step.out is not None:
-            y = step.out
-            continue
+    y = None if connected else steps[-1].out
+    for step in reversed(steps if y is None else steps[:-1]):
         u, shortcut, _, moments, weight, bias, *parameters = step.saved_tensors
-        shortcut = y if step.source else shortcut
-        if torch.is_grad_enabled():
-            y, *_ = _tail.block_tail(u, shortcut, weight, bias, *parameters, *step.settings)
-            continue
-        parameters[:2] = (None, None) if weight is None else moments
-        y, *_ = _tail.block_tail(u, shortcut, weight, bias, *parameters, *step.settings)
-        if step.settings[3]:  # the output of a block, which its own step needs too
+        if not connected and weight is not None:
+            parameters[:2] = moments
+        y, *_ = _tail.block_tail(u, y if step.source else shortcut, weight, bias, *parameters, *step.settings)
+        if not connected and step.settings[3]:  # the output of a block, which its own step needs too
             step.out = y
     return cast(Tensor, y)
 
