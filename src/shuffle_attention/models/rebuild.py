@@ -150,7 +150,7 @@ class _BlockTail(torch.autograd.Function):
             *(grad, u, out, kept, *parameters, norm_eps, eps, shuffle, ctx.adds, gain)
         )
         dshortcut = (dshortcut if relu else grad) if ctx.adds else None
-        rest[2:2] = None, None  # of the running statistics
+        rest[2:2] = None, None  # the running statistics have no gradient
         return None, du, dshortcut, *(None if p is None else d for p, d in zip(parameters, rest, strict=True))
 
 
